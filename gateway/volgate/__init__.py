@@ -1,0 +1,1 @@
+"""Volgate: a storage gateway for KVM/libvirt hosts."""

@@ -1,0 +1,52 @@
+"""The plugin API: all that an author of a backend imports, besides the values in `volgate.model` and `volgate.errors`."""
+
+from volgate.backend.facets import (
+    Adopts,
+    Backend,
+    Clones,
+    DataPath,
+    Extent,
+    Foreign,
+    Measures,
+    Overlay,
+    Overlays,
+    PathsSeen,
+    PoolCheck,
+    Relabels,
+    Resizes,
+    Reverts,
+    Snapshots,
+    SnapshotSpec,
+    VolumeId,
+    capabilities,
+)
+from volgate.backend.hooks import AdmitRequest, BackendType, DiskContext, FinishedRecord, PoolContext, hookimpl
+from volgate.backend.traits import Traits
+
+__all__ = [
+    "AdmitRequest",
+    "Adopts",
+    "Backend",
+    "BackendType",
+    "Clones",
+    "DataPath",
+    "DiskContext",
+    "Extent",
+    "FinishedRecord",
+    "Foreign",
+    "Measures",
+    "Overlay",
+    "Overlays",
+    "PathsSeen",
+    "PoolCheck",
+    "PoolContext",
+    "Relabels",
+    "Resizes",
+    "Reverts",
+    "SnapshotSpec",
+    "Snapshots",
+    "Traits",
+    "VolumeId",
+    "capabilities",
+    "hookimpl",
+]

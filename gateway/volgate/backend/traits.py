@@ -1,0 +1,32 @@
+"""Facts about a backend that no method can show."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from volgate.model import Format
+
+__all__ = ["Traits"]
+
+
+@dataclass(frozen=True, slots=True)
+class Traits:
+    """Facts about one open pool.
+
+    `formats`: what it can create, its default first. `grain`: sizes round up to a multiple, bytes. `minimum` and `maximum`: sizes, bytes.
+    `shared`: reachable from several hosts. `independent_clones`: children survive their parent's deletion.
+    `online_snapshots`: how a snapshot of an attached volume is cut: "native" (by the storage), "overlay" (a new top layer that
+    the host switches QEMU to) or "" (refused).
+    `max_depth`: layers below the writable one, at most. `carrier`: where the owner tag lives. `notes`: reasons for what is off.
+    """
+
+    formats: tuple[Format, ...]
+    grain: int = 512
+    minimum: int = 512
+    maximum: int = 1 << 50
+    shared: bool = False
+    independent_clones: bool = False
+    online_snapshots: str = ""
+    max_depth: int = 0
+    carrier: str = "file"
+    notes: tuple[str, ...] = ()

@@ -1,0 +1,1 @@
+"""The host interface and its implementations: this machine (`local`), later another one (`remote`)."""

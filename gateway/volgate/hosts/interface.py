@@ -1,0 +1,192 @@
+"""What the controller asks of a host: frozen values in and out, blocking calls, each bounded by `timeout` seconds.
+
+Every call is idempotent. Errors are those of :mod:`volgate.errors`: NotFound (domain), Unreachable (libvirt down, nothing
+changed), InDoubt (libvirt died during the call), InUse, Precondition, OutOfSpace (no free slot).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+from volgate.connection import Connection
+from volgate.model import DiskOptions, Path
+
+__all__ = ["AttachPlan", "AttachedDisk", "DetachOutcome", "Domain", "EventKind", "Finding", "Host", "HostEvent", "HostInfo", "Presence"]
+
+
+@dataclass(frozen=True, slots=True)
+class HostInfo:
+    """Facts about a host, probed. `boot_id` changes with every boot. `features` are words such as `iothreads`, `io_uring`."""
+
+    name: str
+    machine_id: str
+    boot_id: str
+    uri: str
+    connected: bool
+    libvirt_version: str = ""
+    qemu_version: str = ""
+    features: tuple[str, ...] = ()
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Domain:
+    """A libvirt domain. `boot` changes whenever the domain is started anew (libvirt's id of the running domain; "" when off)."""
+
+    uuid: str
+    name: str
+    active: bool
+    persistent: bool
+    boot: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class AttachPlan:
+    """One attach attempt: `alias` (`ua-vg-...`) was drawn in the journal's first commit and is used by this attempt alone."""
+
+    attachment: str
+    alias: str
+    domain: str
+    connection: Connection
+    options: DiskOptions
+    volume: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class AttachedDisk:
+    """What was attached, from libvirt's own answer: enough to detach without looking at what devices are like then.
+
+    `target` is libvirt's name (vdb, sda), `address` the guest's bus address, `source` the path or name libvirt has,
+    `live` and `config` say where it is, `xml` is the disk element as sent.
+    """
+
+    domain: str
+    domain_name: str
+    alias: str
+    target: str
+    address: str
+    source: str
+    live: bool
+    config: bool
+    xml: str
+    boot_id: str
+
+
+class DetachOutcome(StrEnum):
+    """How a detach stands."""
+
+    GONE = "gone"
+    PENDING = "pending"
+
+
+@dataclass(frozen=True, slots=True)
+class Presence:
+    """Where a disk with a given alias or source is found now. `qemu` counts QEMU's own nodes and devices."""
+
+    domain_exists: bool
+    active: bool
+    live: bool
+    config: bool
+    qemu: bool
+    source: str = ""
+    boot: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """An inconsistency of a domain's disks: an orphan in QEMU, a foreign holder. `repaired` says what was done."""
+
+    domain: str
+    alias: str
+    source: str
+    problem: str
+    repaired: bool
+
+
+class EventKind(StrEnum):
+    """What a host tells unasked."""
+
+    DEVICE_REMOVED = "device-removed"
+    DOMAIN_STARTED = "domain-started"
+    DOMAIN_STOPPED = "domain-stopped"
+    RECONNECTED = "reconnected"
+    IO_ERROR = "io-error"
+
+
+@dataclass(frozen=True, slots=True)
+class HostEvent:
+    """One event; `domain` is a uuid, `alias` a device's alias, either may be empty."""
+
+    kind: EventKind
+    domain: str = ""
+    alias: str = ""
+    detail: dict[str, str] = field(default_factory=dict)
+
+
+class Host(Protocol):
+    """One hypervisor host."""
+
+    def info(self) -> HostInfo:
+        """Describe the host; never raises for a libvirt that is down (`connected` is False then)."""
+        ...
+
+    def find_domain(self, reference: str, *, timeout: float) -> Domain:
+        """Find a domain by name or uuid."""
+        ...
+
+    def list_domains(self, *, timeout: float) -> Sequence[Domain]:
+        """List every domain, running or not."""
+        ...
+
+    def prepare(self, plan: AttachPlan, *, timeout: float) -> str:
+        """Connect the volume to this host, prove it, and return its `<disk>` without attaching it."""
+        ...
+
+    def attach(self, plan: AttachPlan, *, timeout: float) -> AttachedDisk:
+        """Connect, prove, attach (live, and config where persistent), verify in XML and in QEMU. Idempotent by alias."""
+        ...
+
+    def detach(self, domain: str, alias: str, source: str, *, timeout: float) -> DetachOutcome:
+        """Detach by alias, its source checked (a mismatch is InUse with reason IDENTITY_MISMATCH); wait for the guest up to `timeout`.
+
+        GONE only when neither the live XML, nor the config, nor QEMU has it any more; a missing disk or domain is GONE.
+        """
+        ...
+
+    def presence(self, domain: str, alias: str, source: str, *, timeout: float) -> Presence:
+        """Look where the disk is, deciding nothing."""
+        ...
+
+    def resize(self, domain: str, alias: str, size: int, *, timeout: float) -> int:
+        """Grow the attached disk to `size` bytes, never shrink; return the size that QEMU has then."""
+        ...
+
+    def switch_overlay(self, domain: str, alias: str, top: Connection, base: str, *, quiesce: bool, timeout: float) -> bool:
+        """Make QEMU write to `top` instead of `base`; success if it does already. Return whether the guest was quiesced."""
+        ...
+
+    def paths(self, domain: str, alias: str, *, timeout: float) -> Sequence[Path]:
+        """Return the libvirt/QEMU part of the way: bus address, alias, error count."""
+        ...
+
+    def file_paths(self, connection: Connection, *, timeout: float) -> Sequence[Path]:
+        """Return the host's part of the way to a volume: file, file system, device, mount state, space, error state."""
+        ...
+
+    def repair(self, domain: str, sources: Sequence[str], *, apply: bool, timeout: float) -> Sequence[Finding]:
+        """Compare QEMU with libvirt's XML; report, and with `apply` remove, orphans.
+
+        Only devices whose alias begins with `ua-vg-`, and deviceless nodes that open one of `sources`, are ever touched.
+        """
+        ...
+
+    def subscribe(self, listener: Callable[[HostEvent], None]) -> None:
+        """Call `listener` (quickly, from a thread of ours) for each event from now on."""
+        ...
+
+    def close(self) -> None:
+        """Let go of libvirt and of threads."""
+        ...

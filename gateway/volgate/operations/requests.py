@@ -1,0 +1,254 @@
+"""The mutations as typed values: what the edge makes of a message, what the journal keeps, what a use case gets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from volgate.model import DiskOptions, Format, Labels, Provisioning
+from volgate.names import SnapshotName, VolumeName
+
+__all__ = [
+    "AdoptVolume",
+    "AttachVolume",
+    "Caller",
+    "CollapseLayers",
+    "CreateSnapshot",
+    "CreateVolume",
+    "DeleteSnapshot",
+    "DeleteVolume",
+    "DetachVolume",
+    "ExpandVolume",
+    "ImportVolume",
+    "Plan",
+    "Request",
+    "RevertVolume",
+    "UpdateVolume",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who calls: an id of the request for repeats, a principal for the audit, the W3C trace context of the caller."""
+
+    request_id: str = ""
+    principal: str = "local"
+    trace: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a mutation would do: its steps, the space it takes at once (bytes), who blocks it (resource names)."""
+
+    steps: tuple[str, ...]
+    space: int = 0
+    blockers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class CreateVolume:
+    """Make a volume. `size` 0 with a source means the source's; `format` None means the pool's default (or the source's)."""
+
+    method: ClassVar[str] = "CreateVolume"
+    pool: str
+    volume: str
+    size: int
+    format: Format | None = None
+    provisioning: Provisioning = Provisioning.THIN
+    source: str = ""
+    labels: Labels = field(default_factory=dict)
+
+    @property
+    def target(self) -> str:
+        """The resource that is locked."""
+        return str(VolumeName(self.pool, self.volume))
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteVolume:
+    """Delete a volume; `uid` "" means whatever has the name."""
+
+    method: ClassVar[str] = "DeleteVolume"
+    name: VolumeName
+    uid: str = ""
+
+    @property
+    def target(self) -> str:
+        """The resource that is locked."""
+        return str(self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class ExpandVolume:
+    """Grow a volume to `size` bytes."""
+
+    method: ClassVar[str] = "ExpandVolume"
+    name: VolumeName
+    size: int
+    uid: str = ""
+
+    @property
+    def target(self) -> str:
+        """The resource that is locked."""
+        return str(self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateVolume:
+    """Replace the labels."""
+
+    method: ClassVar[str] = "UpdateVolume"
+    name: VolumeName
+    labels: Labels
+    uid: str = ""
+
+    @property
+    def target(self) -> str:
+        """The resource that is locked."""
+        return str(self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class RevertVolume:
+    """Go back to a snapshot of the volume."""
+
+    method: ClassVar[str] = "RevertVolume"
+    name: VolumeName
+    snapshot: str
+    uid: str = ""
+
+    @property
+    def target(self) -> str:
+        """The resource that is locked."""
+        return str(self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class ImportVolume:
+    """Make a volume of an image file. `path` is a spooled upload (`spooled`, removed at the end) or an allowed server-side path."""
+
+    method: ClassVar[str] = "ImportVolume"
+    pool: str
+    volume: str
+    source_format: Format
+    path: str
+    spooled: bool
+    digest: str = ""
+    format: Format | None = None
+    size: int = 0
+    labels: Labels = field(default_factory=dict)
+
+    @property
+    def target(self) -> str:
+        """The resource that is locked."""
+        return str(VolumeName(self.pool, self.volume))
+
+
+@dataclass(frozen=True, slots=True)
+class AdoptVolume:
+    """Make a volume of a foreign object."""
+
+    method: ClassVar[str] = "AdoptVolume"
+    pool: str
+    locator: str
+    volume: str
+    format: Format
+    labels: Labels = field(default_factory=dict)
+
+    @property
+    def target(self) -> str:
+        """The resource that is locked."""
+        return str(VolumeName(self.pool, self.volume))
+
+
+@dataclass(frozen=True, slots=True)
+class CreateSnapshot:
+    """Cut a snapshot."""
+
+    method: ClassVar[str] = "CreateSnapshot"
+    name: SnapshotName
+    quiesce: bool = False
+    labels: Labels = field(default_factory=dict)
+    volume_uid: str = ""
+
+    @property
+    def target(self) -> str:
+        """The resource that is locked: the volume."""
+        return str(self.name.of)
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteSnapshot:
+    """Delete a snapshot."""
+
+    method: ClassVar[str] = "DeleteSnapshot"
+    name: SnapshotName
+    uid: str = ""
+
+    @property
+    def target(self) -> str:
+        """The resource that is locked: the volume."""
+        return str(self.name.of)
+
+
+@dataclass(frozen=True, slots=True)
+class AttachVolume:
+    """Make a volume a disk of a domain. `host` "" means the only host; `domain` is a name or a uuid."""
+
+    method: ClassVar[str] = "AttachVolume"
+    volume: VolumeName
+    host: str
+    domain: str
+    options: DiskOptions
+    prepare_only: bool = False
+    volume_uid: str = ""
+
+    @property
+    def target(self) -> str:
+        """The resource that is locked: the volume."""
+        return str(self.volume)
+
+
+@dataclass(frozen=True, slots=True)
+class DetachVolume:
+    """Take the disk away. `volume` is filled in by the gateway from the record: it is what is locked."""
+
+    method: ClassVar[str] = "DetachVolume"
+    attachment: str
+    wait_seconds: int = 20
+    volume: str = ""
+
+    @property
+    def target(self) -> str:
+        """The resource that is locked: the volume, if the attachment is known."""
+        return self.volume or f"attachments/{self.attachment}"
+
+
+@dataclass(frozen=True, slots=True)
+class CollapseLayers:
+    """Internal: merge layers that nobody needs any more."""
+
+    method: ClassVar[str] = "CollapseLayers"
+    name: VolumeName
+    uid: str
+
+    @property
+    def target(self) -> str:
+        """The resource that is locked."""
+        return str(self.name)
+
+
+Request = (
+    CreateVolume
+    | DeleteVolume
+    | ExpandVolume
+    | UpdateVolume
+    | RevertVolume
+    | ImportVolume
+    | AdoptVolume
+    | CreateSnapshot
+    | DeleteSnapshot
+    | AttachVolume
+    | DetachVolume
+    | CollapseLayers
+)

@@ -1,0 +1,115 @@
+"""Rows as frozen values. Times are UTC seconds since the epoch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from volgate.model import DiskOptions, Snapshot, Volume
+
+__all__ = ["AttachmentRecord", "AttachmentState", "IndexedSnapshot", "IndexedVolume", "OperationRecord", "OperationState", "StepRecord"]
+
+
+class OperationState(StrEnum):
+    """Where an operation is in its life; the last three are final."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    IN_DOUBT = "in-doubt"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def final(self) -> bool:
+        """Whether nothing will happen any more."""
+        return self in (OperationState.DONE, OperationState.FAILED, OperationState.CANCELLED)
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """A part of an operation: its name and `running`, `done`, `failed` or `undone`."""
+
+    name: str
+    state: str
+
+
+@dataclass(frozen=True, slots=True)
+class OperationRecord:
+    """A mutation in the journal.
+
+    `request` and `result` are JSON of the typed request and answer; `facts` is JSON of what was drawn in its first commit
+    (uid, nonce) and noted since. `body_hash` identifies the request without its request_id.
+    """
+
+    id: str
+    method: str
+    target: str
+    request_id: str
+    body_hash: str
+    principal: str
+    state: OperationState
+    request: bytes
+    facts: bytes
+    created_at: float
+    trace: str = ""
+    result: bytes = b""
+    error_reason: str = ""
+    error_message: str = ""
+    finished_at: float = 0.0
+    uid: str = ""
+    steps: tuple[StepRecord, ...] = ()
+    progress: float = 0.0
+
+
+class AttachmentState(StrEnum):
+    """Where an attachment is in its life."""
+
+    ATTACHED = "attached"
+    PREPARED = "prepared"
+    DETACHING = "detaching"
+    LOST = "lost"
+
+
+@dataclass(frozen=True, slots=True)
+class AttachmentRecord:
+    """An attachment and all that its undo needs."""
+
+    id: str
+    pool: str
+    volume: str
+    volume_uid: str
+    host: str
+    domain: str
+    domain_name: str
+    state: AttachmentState
+    options: DiskOptions
+    alias: str
+    source: str
+    target: str = ""
+    address: str = ""
+    live: bool = False
+    config: bool = False
+    xml: str = ""
+    boot_id: str = ""
+    created_at: float = 0.0
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class IndexedVolume:
+    """A volume as last seen. `attachments` are ids."""
+
+    pool: str
+    volume: Volume
+    observed_at: float
+    attachments: tuple[str, ...] = field(default=())
+
+
+@dataclass(frozen=True, slots=True)
+class IndexedSnapshot:
+    """A snapshot as last seen."""
+
+    pool: str
+    snapshot: Snapshot
+    observed_at: float
