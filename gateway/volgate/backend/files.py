@@ -1,0 +1,155 @@
+"""What backends on files share: durable writes, one-rename publication, copies that share or skip what holds no data."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+
+__all__ = [
+    "allocated_bytes",
+    "can_share",
+    "copy_sparse",
+    "create_file",
+    "opened",
+    "publish_directory",
+    "remove_tree",
+    "share_blocks",
+    "sync_directory",
+    "write_durably",
+]
+
+_FICLONE = 0x40049409
+_CHUNK = 16 << 20
+_NO_COPY_RANGE = {errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF}
+
+
+@contextlib.contextmanager
+def opened(path: str, flags: int, mode: int = 0o600) -> Iterator[int]:
+    """Open a descriptor (never through a symbolic link, not inherited) and close it at the end."""
+    descriptor = os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def sync_directory(path: str) -> None:
+    """Make the entries of a directory durable."""
+    with opened(path, os.O_RDONLY | os.O_DIRECTORY) as descriptor:
+        os.fsync(descriptor)
+
+
+def write_durably(path: str, data: bytes, mode: int = 0o600) -> None:
+    """Replace a file atomically: readers see the old or the new bytes, and after the return the new ones survive a power cut."""
+    folder, name = os.path.split(path)
+    scratch = f"{folder}/.{name}.{os.getpid()}.{threading.get_ident()}.tmp"
+    try:
+        create_file(scratch, ((0, data),), len(data), mode)
+        os.rename(scratch, path)
+    except BaseException:  # whatever it was, no scratch file stays behind
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(scratch)
+        raise
+    sync_directory(folder)
+
+
+def create_file(path: str, pieces: tuple[tuple[int, bytes], ...], length: int, mode: int = 0o600) -> None:
+    """Write a new file of `length` bytes (holes between the pieces) and make its content durable; an old one is overwritten."""
+    with opened(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode) as descriptor:
+        os.ftruncate(descriptor, length)
+        for offset, data in pieces:
+            write_all(descriptor, data, offset)
+        os.fsync(descriptor)
+
+
+def write_all(descriptor: int, data: bytes | memoryview, offset: int) -> None:
+    """Write all bytes at `offset`."""
+    rest = memoryview(data)
+    while rest:
+        done = os.pwrite(descriptor, rest, offset)
+        rest, offset = rest[done:], offset + done
+
+
+def publish_directory(work: str, final: str) -> None:
+    """Make a finished folder appear under its final name, durably, by one rename. Its files must be synced already."""
+    sync_directory(work)
+    os.rename(work, final)
+    sync_directory(os.path.dirname(final))
+
+
+def remove_tree(path: str) -> None:
+    """Remove a folder and all in it; success if there is none."""
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(path)
+
+
+def share_blocks(source: int, target: int) -> None:
+    """Make `target` share all blocks of `source` (FICLONE). Raises OSError where the file system cannot."""
+    fcntl.ioctl(target, _FICLONE, source)
+
+
+def can_share(folder: str) -> bool:
+    """Probe whether files in this folder can share blocks."""
+    with tempfile.TemporaryFile(dir=folder) as source, tempfile.TemporaryFile(dir=folder) as target:
+        source.write(b"\1" * 4096)
+        source.flush()
+        try:
+            share_blocks(source.fileno(), target.fileno())
+        except OSError:
+            return False
+        return True
+
+
+def allocated_bytes(path: str) -> int:
+    """Return the space that a file takes."""
+    return os.stat(path, follow_symlinks=False).st_blocks * 512
+
+
+def copy_sparse(source: int, target: int, progress: Callable[[float], None] = lambda _: None) -> None:
+    """Copy the data of `source` and leave its holes as holes; `target` is cut or grown to the same length. Not synced.
+
+    `progress` is called with the done fraction and may raise to stop.
+    """
+    length = os.fstat(source).st_size
+    os.ftruncate(target, length)
+    for offset, end in _data_runs(source, length):
+        at = offset
+        while at < end:
+            at += _copy_some(source, target, at, min(_CHUNK, end - at))
+            progress(at / length)
+    progress(1.0)
+
+
+def _data_runs(descriptor: int, length: int) -> Iterator[tuple[int, int]]:
+    end = 0
+    while end < length:
+        try:
+            start = os.lseek(descriptor, end, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return
+            raise
+        end = min(length, os.lseek(descriptor, start, os.SEEK_HOLE))
+        yield start, end
+
+
+def _copy_some(source: int, target: int, offset: int, count: int) -> int:
+    try:
+        done = os.copy_file_range(source, target, count, offset, offset)
+    except OSError as error:
+        if error.errno not in _NO_COPY_RANGE:
+            raise
+        done = 0
+    if done:
+        return done
+    data = os.pread(source, min(count, 1 << 20), offset)
+    if not data:
+        raise OSError(errno.EIO, "the file shrank while it was copied")
+    write_all(target, data, offset)
+    return len(data)

@@ -1,0 +1,83 @@
+"""A command, for plugins: through the one spawner of this process, which the server installs early and others start when needed."""
+
+from __future__ import annotations
+
+import atexit
+import threading
+from collections.abc import Callable, Mapping, Sequence
+
+from volgate.errors import DeadlineExceeded, InUse, OutOfSpace, Precondition, VolgateError
+from volgate.spawner import Completed, Limits, Spawner
+
+__all__ = ["Completed", "Limits", "install", "run", "run_checked"]
+
+_lock = threading.Lock()
+_spawner: Spawner | None = None
+_BY_TEXT: tuple[tuple[str, type[VolgateError], str], ...] = (
+    ("No space left on device", OutOfSpace, "OUT_OF_SPACE"),
+    ("Disk quota exceeded", OutOfSpace, "QUOTA_EXCEEDED"),
+    (' lock', InUse, "IMAGE_LOCKED"),
+)
+
+
+def install(spawner: Spawner | None) -> None:
+    """Make this spawner the process-wide one (the server does it before it makes threads); None forgets it."""
+    global _spawner  # noqa: PLW0603 - one spawner per process is the point
+    with _lock:
+        _spawner = spawner
+
+
+def run(
+    argv: Sequence[str],
+    *,
+    timeout: float,
+    stdin: bytes = b"",
+    cwd: str | None = None,
+    env: Mapping[str, str] | None = None,
+    fds: Sequence[int] = (),
+    user: int | None = None,
+    limits: Limits | None = None,
+    on_line: Callable[[str], None] | None = None,
+    cancelled: Callable[[], bool] | None = None,
+) -> Completed:
+    """Run a command to its end; see :meth:`volgate.spawner.Spawner.run`."""
+    return _started().run(
+        argv, timeout=timeout, stdin=stdin, cwd=cwd, env=env, fds=fds, user=user, limits=limits, on_line=on_line, cancelled=cancelled
+    )
+
+
+def run_checked(
+    argv: Sequence[str],
+    *,
+    doing: str,
+    timeout: float,
+    cwd: str | None = None,
+    user: int | None = None,
+    limits: Limits | None = None,
+    on_line: Callable[[str], None] | None = None,
+    cancelled: Callable[[], bool] | None = None,
+) -> bytes:
+    """Run a command that must succeed and return its output. Raises OutOfSpace, InUse (image lock), DeadlineExceeded, Precondition."""
+    done = run(argv, timeout=timeout, cwd=cwd, user=user, limits=limits, on_line=on_line, cancelled=cancelled)
+    if done.timed_out:
+        raise DeadlineExceeded(f"{doing}: {argv[0]} did not end within {timeout:.0f} s and was killed", reason="COMMAND_TIMEOUT")
+    if done.returncode:
+        raise _failure(done, f"{doing}: {argv[0]} failed with {done.returncode}")
+    return done.stdout
+
+
+def _failure(done: Completed, what: str) -> VolgateError:
+    text = done.stderr.decode(errors="replace").strip()
+    for piece, kind, reason in _BY_TEXT:
+        if piece in text:
+            return kind(f"{what}: {text[-400:]}", reason=reason)
+    return Precondition(f"{what}: {text[-400:]}", reason="COMMAND_FAILED")
+
+
+def _started() -> Spawner:
+    global _spawner  # noqa: PLW0603 - as above
+    with _lock:
+        if _spawner is None:
+            _spawner = Spawner()
+            atexit.register(_spawner.close)
+        return _spawner
