@@ -1,0 +1,132 @@
+"""`volgate serve` and `volgate rescan`: the settings become a running gateway."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from volgate.backend import run as commands
+from volgate.errors import VolgateError
+from volgate.settings import Settings, load
+from volgate.spawner import Spawner
+
+if TYPE_CHECKING:
+    from volgate.operations.gateway import Gateway  # imported where it is used: `volgate --help` stays quick
+
+__all__ = ["check", "rescan", "run"]
+
+
+def run(config: Path | None, state_dir: Path | None, *, check_only: bool = False) -> int:
+    """Serve until SIGTERM or SIGINT; return the exit status. Raises VolgateError when it cannot begin."""
+    settings = load(config, state_dir)
+    if check_only:
+        return check(settings)
+    spawner = Spawner.start()  # older than every thread and than gRPC: nothing forks from this process afterwards
+    commands.install(spawner)
+    try:
+        asyncio.run(_serve(settings))
+    finally:
+        spawner.close()
+    return 0
+
+
+def check(settings: Settings) -> int:
+    """Read the configuration as `serve` would and open nothing; return 0. Raises VolgateError naming the key."""
+    from volgate.pools import Pools
+    from volgate.registry import Registry
+
+    Pools(Registry(settings.plugins.blocked), settings.pools, "check", settings.limits.native_timeout)
+    return 0
+
+
+def rescan(config: Path | None, state_dir: Path | None) -> dict[str, int]:
+    """Rebuild the index of a stopped gateway from its storages; return the rows changed in each pool. Raises VolgateError."""
+    settings = load(config, state_dir)
+    commands.install(Spawner.start())
+    with _opened(settings) as gateway:
+        gateway.world.pools.check()
+        down = [f"{pool.name}: {pool.problem}" for pool in gateway.world.pools if pool.health == "down"]
+        if down:
+            raise VolgateError("pools are down: " + "; ".join(down), reason="POOL_DOWN")
+        return gateway.rescan()
+
+
+@contextlib.contextmanager
+def _opened(settings: Settings) -> Iterator[Gateway]:
+    """Lock the state directory and open the store, the pools' settings and the hosts."""
+    from volgate.hosts.interface import Host
+    from volgate.hosts.local import LocalHost
+    from volgate.operations.gateway import Gateway
+    from volgate.operations.world import World
+    from volgate.pools import Pools
+    from volgate.registry import Registry
+    from volgate.store.database import Database, StateLock
+
+    lock = StateLock(settings.state_dir)
+    try:
+        instance = _instance(settings)
+        database = Database(settings.state_dir / "volgate.db")
+        database.set_instance(instance)
+        registry = Registry(settings.plugins.blocked)
+        pools = Pools(registry, settings.pools, instance, settings.limits.native_timeout)
+        hosts: dict[str, Host] = {name: LocalHost(name, host.uri) for name, host in settings.hosts.items()}
+        yield Gateway(World(settings, registry, database, pools, hosts))
+    finally:
+        lock.release()
+
+
+def _instance(settings: Settings) -> str:
+    """The gateway's id: configured, or kept in a file beside the database so that it outlives a lost database."""
+    import uuid
+
+    path = settings.state_dir / "instance"
+    if settings.server.instance:
+        return settings.server.instance
+    with contextlib.suppress(FileNotFoundError):
+        if found := path.read_text(encoding="ascii").strip():
+            return found
+    drawn = str(uuid.uuid4())
+    partial = path.with_suffix(".partial")
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        os.write(descriptor, drawn.encode())
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    partial.replace(path)
+    return drawn
+
+
+async def _serve(settings: Settings) -> None:
+    from volgate import telemetry
+    from volgate.edge.server import EdgeServer
+
+    seen = settings.telemetry
+    telemetry.configure(
+        telemetry.TelemetrySettings(
+            otlp_endpoint=seen.otlp_endpoint,
+            prometheus_listen=seen.prometheus_listen,
+            log_level=seen.log_level,
+            service_name=seen.service_name,
+        )
+    )
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(name, stop.set)
+    with _opened(settings) as gateway:
+        await asyncio.to_thread(gateway.start)
+        telemetry.observe_lanes(lambda: [(p.name, p.lane.running, p.lane.queued, p.lane.refused) for p in gateway.world.pools])
+        server = EdgeServer(
+            gateway, settings.socket_path, socket_mode=int(settings.server.socket_mode, 8), socket_group=settings.server.socket_group
+        )
+        await server.start()
+        await stop.wait()
+        gateway.begin_stop()
+        await server.stop(settings.server.stop_seconds)
+        await asyncio.to_thread(gateway.close, settings.server.stop_seconds)

@@ -1,0 +1,173 @@
+"""Use cases of attachments: hand a volume to a domain, take it back."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+
+from volgate.errors import AlreadyExists, Cancelled, InUse, NotFound, Precondition
+from volgate.hosts.interface import AttachPlan, DetachOutcome, Domain, Host
+from volgate.model import Access, DiskOptions, Format, Volume
+from volgate.names import VolumeName, attachment_id
+from volgate.operations import lookups, requests, snapshots
+from volgate.operations.context import Context
+from volgate.operations.requests import Plan
+from volgate.operations.world import World
+from volgate.pools import Pool
+from volgate.store import attachments
+from volgate.store.records import AttachmentRecord, AttachmentState
+
+__all__ = ["Attached", "attach_volume", "detach_volume", "plan_attach"]
+
+
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """The answer of an attach; `disk_xml` is set for prepare_only."""
+
+    attachment: AttachmentRecord
+    disk_xml: str = ""
+
+
+def attach_volume(ctx: Context, request: requests.AttachVolume) -> Attached:
+    """Say how the volume is reached, let the host prove and attach it, record what undoes it."""
+    timeout = ctx.world.settings.limits.libvirt_timeout
+    pool = ctx.world.pools.get(request.volume.pool)
+    volume = lookups.require_volume(pool, request.volume, request.volume_uid)
+    host_name, host = ctx.world.host(request.host)
+    domain = host.find_domain(request.domain, timeout=timeout)
+    identifier = attachment_id(volume.uid, host_name, domain.uuid)
+    options = _options(request.options, volume)
+    mine, others = _known(ctx, pool, volume, identifier)
+    if mine is not None and (standing := _standing(mine, host, options, prepared=request.prepare_only, timeout=timeout)):
+        return standing
+    _refuse_second_writer(volume, options, others)
+    ctx.uid = volume.uid
+    alias = f"ua-vg-{identifier[:8]}-{ctx.nonce}"
+    with ctx.step("connection"):
+        connection = pool.call(pool.backend().connection, lookups.identity(volume), host=host_name)
+    plan = AttachPlan(identifier, alias, domain.uuid, connection, options, str(request.volume))
+    record = _record(plan, pool, volume, host_name, domain)
+    if request.prepare_only:
+        with ctx.step("prepare"):
+            xml = host.prepare(plan, timeout=timeout)
+        record = replace(record, state=AttachmentState.PREPARED, xml=xml)
+        ctx.commit(lambda commit: attachments.put(commit, record))
+        return Attached(record, xml)
+    with ctx.step("attach", undo=lambda: host.detach(domain.uuid, alias, connection.path, timeout=timeout)):
+        disk = host.attach(plan, timeout=timeout)
+    done = replace(
+        record, target=disk.target, address=disk.address, live=disk.live, config=disk.config, xml=disk.xml, boot_id=disk.boot_id, source=disk.source
+    )
+    ctx.commit(lambda commit: attachments.put(commit, done))
+    return Attached(done)
+
+
+def _options(options: DiskOptions, volume: Volume) -> DiskOptions:
+    """Complete the options: a serial from the uid that every bus shows whole. Raises Precondition for a shared qcow2."""
+    if options.access is Access.SHARED and volume.format is not Format.RAW:
+        raise Precondition(f"access: {volume.name} is {volume.format}; only a raw volume can be shared by writers", field="options.access")
+    return options if options.serial else replace(options, serial=f"vg-{volume.uid.replace('-', '')[:17]}")
+
+
+def _known(ctx: Context, pool: Pool, volume: Volume, identifier: str) -> tuple[AttachmentRecord | None, list[AttachmentRecord]]:
+    """The record of this attachment, if any, and those of others that still hold the volume."""
+    records = lookups.attachments_of(ctx.world, pool.name, volume)
+    mine = next((record for record in records if record.id == identifier), None)
+    return mine, [record for record in records if record.id != identifier and not lookups.released(ctx, record)]
+
+
+def _standing(record: AttachmentRecord, host: Host, options: DiskOptions, *, prepared: bool, timeout: float) -> Attached | None:
+    """The answer for an attachment that stands already; None if the domain has lost it and it is to be made anew."""
+    if record.state is AttachmentState.DETACHING:
+        raise Precondition(f"attachments/{record.id} is being detached; wait until the guest has released it")
+    if record.options != options or (record.state is AttachmentState.PREPARED) != prepared:
+        differing = [
+            f"{name} is {getattr(record.options, name)!s}, asked {getattr(options, name)!s}"
+            for name in DiskOptions.__dataclass_fields__
+            if getattr(record.options, name) != getattr(options, name)
+        ] or ["prepare_only"]
+        raise AlreadyExists(f"attachments/{record.id} exists and differs: {'; '.join(differing)}")
+    if record.state is AttachmentState.PREPARED:
+        return Attached(record, record.xml)
+    seen = host.presence(record.domain, record.alias, record.source, timeout=timeout)
+    return Attached(record) if (seen.live or (seen.config and not seen.active)) else None
+
+
+def _refuse_second_writer(volume: Volume, options: DiskOptions, others: list[AttachmentRecord]) -> None:
+    """Raise InUse unless this attachment and all others share the volume or only read it."""
+    if not others:
+        return
+    access = {record.options.access for record in others} | {options.access}
+    if access not in ({Access.SHARED}, {Access.READ_ONLY}):
+        names = ", ".join(record.domain_name for record in others)
+        raise InUse(f"{volume.name} is attached to {names}; detach it there first", holders=lookups.holders(others))
+
+
+def _record(plan: AttachPlan, pool: Pool, volume: Volume, host: str, domain: Domain) -> AttachmentRecord:
+    return AttachmentRecord(
+        id=plan.attachment,
+        pool=pool.name,
+        volume=volume.name,
+        volume_uid=volume.uid,
+        host=host,
+        domain=domain.uuid,
+        domain_name=domain.name,
+        state=AttachmentState.ATTACHED,
+        options=plan.options,
+        alias=plan.alias,
+        source=plan.connection.path,
+        created_at=time.time(),
+    )
+
+
+def detach_volume(ctx: Context, request: requests.DetachVolume) -> None:
+    """Take the disk away by the record; answered only when the guest has let go. Until then the caller is told PENDING."""
+    with ctx.world.database.read() as connection:
+        record = attachments.find(connection, request.attachment)
+    if record is None:
+        return
+    ctx.uid = record.volume_uid
+    _, host = ctx.world.host(record.host)
+    leaving = replace(record, state=AttachmentState.DETACHING)
+    wait = float(request.wait_seconds)
+    if record.state is not AttachmentState.PREPARED:
+        try:
+            with ctx.step("detach"):
+                while host.detach(record.domain, record.alias, record.source, timeout=wait) is DetachOutcome.PENDING:
+                    ctx.world.database.write(lambda commit: attachments.put(commit, leaving))
+                    ctx.on_pending(leaving)
+                    ctx.raise_if_cancelled()
+                    wait = 10.0
+        except Cancelled:
+            ctx.world.database.write(lambda commit: attachments.put(commit, record))
+            raise
+    ctx.commit(lambda commit: attachments.forget(commit, record.id))
+
+
+def collapsible(world: World, request: requests.DetachVolume) -> requests.CollapseLayers | None:
+    """The follow-up of a detach: merge layers that were kept only because a guest had them open."""
+    if not request.volume:
+        return None
+    name = VolumeName.parse(request.volume)
+    pool = world.pools.get(name.pool)
+    try:
+        volume = lookups.require_volume(pool, name, "")
+    except (NotFound, Precondition):
+        return None
+    return requests.CollapseLayers(name, volume.uid) if snapshots.request_collapse(pool, volume) else None
+
+
+def plan_attach(world: World, request: requests.AttachVolume) -> Plan:
+    """What an attach would do, and who blocks it."""
+    timeout = world.settings.limits.libvirt_timeout
+    pool = world.pools.get(request.volume.pool)
+    volume = lookups.require_volume(pool, request.volume, request.volume_uid)
+    host_name, host = world.host(request.host)
+    domain = host.find_domain(request.domain, timeout=timeout)
+    _options(request.options, volume)
+    identifier = attachment_id(volume.uid, host_name, domain.uuid)
+    records = lookups.attachments_of(world, pool.name, volume)
+    if any(record.id == identifier for record in records):
+        return Plan(("return the existing attachment",))
+    steps = ("connection", "prepare") if request.prepare_only else ("connection", "attach")
+    return Plan(steps, 0, tuple(f"attachments/{record.id}" for record in records))

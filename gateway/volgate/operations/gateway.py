@@ -1,0 +1,298 @@
+"""The gateway as the edge sees it: submit mutations, read the index, move bytes. Everything here blocks and is thread-safe."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import structlog
+
+from volgate.backend import PathsSeen
+from volgate.errors import NotFound, VolgateError
+from volgate.hosts.interface import Domain, EventKind, HostEvent, HostInfo
+from volgate.model import Path as IoPath
+from volgate.model import PathState, Redundancy
+from volgate.names import AttachmentName, SnapshotName, VolumeName
+from volgate.operations import lookups, requests
+from volgate.operations.attachments import collapsible
+from volgate.operations.handlers import HANDLERS
+from volgate.operations.requests import Caller, Plan, Request
+from volgate.operations.runner import Runner
+from volgate.operations.scan import reconcile_attachments, scan_pool
+from volgate.operations.snapshots import request_collapse
+from volgate.operations.ticket import Ticket
+from volgate.operations.world import World
+from volgate.pools import PoolStatus
+from volgate.store import attachments, index, journal
+from volgate.store.records import AttachmentRecord, IndexedSnapshot, IndexedVolume, OperationRecord
+
+__all__ = ["Gateway"]
+
+_log = structlog.get_logger()
+
+
+class Gateway:
+    """One controller with its pools and hosts."""
+
+    def __init__(self, world: World) -> None:
+        """Take the world; `start` does the rest."""
+        self.world = world
+        self.runner = Runner(world, self._follow)
+        self._stop = threading.Event()
+        self._wake = threading.Event()
+        self._thread = threading.Thread(target=self._keep, name="gateway-keeper", daemon=True)
+
+    def start(self) -> None:
+        """Open the pools, take up what a dead process left, begin to keep the index true."""
+        world = self.world
+        world.settings.spool_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        world.pools.check()
+        for host in world.hosts.values():
+            host.subscribe(self._on_event)
+        left = self.runner.recover()
+        self._sweep_spool()
+        _log.info("gateway started", pools=[pool.name for pool in world.pools], resumed=left)
+        self._thread.start()
+
+    def begin_stop(self) -> None:
+        """Accept no new mutation."""
+        self.runner.begin_stop()
+
+    def close(self, grace: float) -> None:
+        """Finish what runs within `grace` seconds, leave the rest to the next start, close everything."""
+        self._stop.set()
+        self._wake.set()
+        left = self.runner.stop(grace)
+        if left:
+            _log.warning("operations are left to the next start", count=left)
+        for host in self.world.hosts.values():
+            host.close()
+        self.world.pools.close()
+        self.world.database.close()
+
+    # -- mutations
+
+    def submit(self, request: Request, caller: Caller) -> Ticket:
+        """Join or begin an operation; returns at once."""
+        return self.runner.submit(self._completed(request), caller)
+
+    def plan(self, request: Request) -> Plan:
+        """What a mutation would do."""
+        return HANDLERS[request.method].plan(self.world, self._completed(request))
+
+    def _completed(self, request: Request) -> Request:
+        """Fill in which volume a detach is about: that is what it locks."""
+        if isinstance(request, requests.DetachVolume):
+            with self.world.database.read() as connection:
+                record = attachments.find(connection, request.attachment)
+            if record is not None:
+                return replace(request, volume=str(VolumeName(record.pool, record.volume)))
+        return request
+
+    def _follow(self, request: Request) -> Request | None:
+        """The internal operation that follows one: merge layers that are needed no more."""
+        try:
+            if isinstance(request, requests.DetachVolume):
+                return collapsible(self.world, request)
+            if isinstance(request, requests.DeleteSnapshot | requests.RevertVolume):
+                name = request.name.of if isinstance(request, requests.DeleteSnapshot) else request.name
+                pool = self.world.pools.get(name.pool)
+                volume = lookups.find_volume(pool, name.volume)
+                return requests.CollapseLayers(name, volume.uid) if volume and request_collapse(pool, volume) else None
+        except VolgateError as error:
+            _log.info("no follow-up", method=request.method, error=error.message)
+        return None
+
+    # -- reads
+
+    def get_volume(self, name: VolumeName, *, refresh: bool) -> IndexedVolume:
+        """A volume from the index, or with `refresh` from the storage. Raises NotFound."""
+        pool = self.world.pools.get(name.pool)
+        if refresh:
+            volume = lookups.require_volume(pool, name, "", ready=False)
+            if not self.runner.busy(str(name)):
+                self.world.database.write(lambda commit: index.put_volume(commit, pool.name, volume, time.time()))
+        with self.world.database.read() as connection:
+            found = index.find_volume(connection, name.pool, name.volume)
+        if found is None:
+            raise NotFound(f"{name} does not exist")
+        return replace(found, volume=volume, observed_at=time.time()) if refresh else found
+
+    def list_volumes(self, pool: str, after: str, limit: int) -> list[IndexedVolume]:
+        """A page of the index; `after` is `pool/volume` of the last row seen."""
+        if pool:
+            self.world.pools.get(pool)
+        head, _, tail = after.partition("/")
+        with self.world.database.read() as connection:
+            return index.page_volumes(connection, pool, (head, tail), limit)
+
+    def get_snapshot(self, name: SnapshotName) -> IndexedSnapshot:
+        """A snapshot from the index. Raises NotFound."""
+        self.world.pools.get(name.pool)
+        with self.world.database.read() as connection:
+            found = index.find_snapshot(connection, name.pool, name.volume, name.snapshot)
+        if found is None:
+            raise NotFound(f"{name} does not exist")
+        return found
+
+    def list_snapshots(self, pool: str, volume: str, after: str, limit: int) -> list[IndexedSnapshot]:
+        """A page of the index; `after` is `pool/volume/snapshot` of the last row seen."""
+        if pool:
+            self.world.pools.get(pool)
+        parts = (*after.split("/"), "", "")[:3] if after else ("", "", "")
+        with self.world.database.read() as connection:
+            return index.page_snapshots(connection, pool, volume, parts, limit)
+
+    def get_attachment(self, identifier: str) -> AttachmentRecord:
+        """An attachment. Raises NotFound."""
+        with self.world.database.read() as connection:
+            found = attachments.find(connection, identifier)
+        if found is None:
+            raise NotFound(f"attachments/{identifier} does not exist")
+        return found
+
+    def list_attachments(self, volume: str, host: str, after: str, limit: int) -> list[AttachmentRecord]:
+        """A page of attachments by id; `volume` is a full name or ""."""
+        name = VolumeName.parse(volume) if volume else VolumeName("", "")
+        with self.world.database.read() as connection:
+            return attachments.page(connection, pool=name.pool, volume=name.volume, host=host, after=after, limit=limit)
+
+    def list_paths(self, name: str) -> tuple[list[IoPath], Redundancy]:
+        """Every way and station of an attachment or a volume, and what they come to."""
+        timeout = self.world.settings.limits.libvirt_timeout
+        record = self.get_attachment(AttachmentName.parse(name).id) if name.startswith("attachments/") else None
+        of = VolumeName(record.pool, record.volume) if record else VolumeName.parse(name)
+        pool = self.world.pools.get(of.pool)
+        volume = lookups.require_volume(pool, of, record.volume_uid if record else "", ready=False)
+        backend = pool.backend()
+        found: list[IoPath] = []
+        if isinstance(backend, PathsSeen):
+            found += pool.call(backend.paths, lookups.identity(volume))
+        host_name, host = self.world.host(record.host if record else next(iter(self.world.hosts), ""))
+        try:
+            connection = pool.call(backend.connection, lookups.identity(volume), host=host_name)
+            found += host.file_paths(connection, timeout=timeout)
+        except VolgateError as error:
+            found.append(IoPath("file", host_name, str(of), "", PathState.FAILED, last_error=error.message))
+        if record:
+            found += host.paths(record.domain, record.alias, timeout=timeout)
+        return found, _redundancy(found)
+
+    def list_pools(self) -> list[PoolStatus]:
+        """Every pool, also those that are down."""
+        return [pool.status(measure=True) for pool in self.world.pools]
+
+    def get_pool(self, name: str) -> PoolStatus:
+        """One pool, checked and measured now."""
+        pool = self.world.pools.get(name)
+        pool.check()
+        return pool.status(measure=True)
+
+    def drain_pool(self, name: str, *, resume: bool) -> PoolStatus:
+        """Make a pool refuse or accept new volumes."""
+        pool = self.world.pools.get(name)
+        pool.draining = not resume
+        return pool.status(measure=True)
+
+    def list_hosts(self) -> list[HostInfo]:
+        """Every host."""
+        return [host.info() for _, host in sorted(self.world.hosts.items())]
+
+    def get_host(self, name: str) -> tuple[HostInfo, list[Domain]]:
+        """One host with its domains; no domains while libvirt is down."""
+        _, host = self.world.host(name)
+        info = host.info()
+        return info, list(host.list_domains(timeout=self.world.settings.limits.libvirt_timeout)) if info.connected else []
+
+    # -- operations
+
+    def get_operation(self, identifier: str) -> OperationRecord:
+        """One operation. Raises NotFound."""
+        if job := self.runner.find(identifier):
+            return job.record
+        with self.world.database.read() as connection:
+            found = journal.find(connection, identifier)
+        if found is None:
+            raise NotFound(f"operations/{identifier} does not exist, or ended longer ago than operations are kept")
+        return found
+
+    def list_operations(self, after: str, limit: int, *, unfinished: bool) -> list[OperationRecord]:
+        """A page, newest first; `after` is `created_at:id` of the last row seen."""
+        at, _, identifier = after.partition(":")
+        with self.world.database.read() as connection:
+            found = journal.page(connection, (float(at), identifier) if after else None, limit, only_unfinished=unfinished)
+        return [job.record if (job := self.runner.find(record.id)) else record for record in found]
+
+    def watch_operation(self, identifier: str, listener: Callable[[OperationRecord], None]) -> Callable[[], None]:
+        """Call `listener` now and at each change until it ends; return what stops that. Raises NotFound."""
+        job = self.runner.find(identifier)
+        if job is None:
+            listener(self.get_operation(identifier))
+            return lambda: None
+        job.listeners.append(listener)
+        listener(job.record)
+        return lambda: job.listeners.remove(listener) if listener in job.listeners else None
+
+    def cancel_operation(self, identifier: str) -> OperationRecord:
+        """Ask an operation to stop and undo."""
+        self.runner.cancel(identifier)
+        return self.get_operation(identifier)
+
+    # -- background
+
+    def _on_event(self, event: HostEvent) -> None:
+        if event.kind in (EventKind.DOMAIN_STARTED, EventKind.DOMAIN_STOPPED, EventKind.RECONNECTED, EventKind.DEVICE_REMOVED):
+            self._wake.set()
+
+    def _keep(self) -> None:
+        """Check pools, scan them and look at attachments, for as long as the gateway runs."""
+        limits = self.world.settings.limits
+        scanned = 0.0
+        while not self._stop.is_set():
+            try:
+                self.world.pools.check()
+                reconcile_attachments(self.world, self.runner)
+                if time.monotonic() - scanned >= limits.scan_seconds or not scanned:
+                    self.rescan()
+                    self._prune()
+                    scanned = time.monotonic()
+            except VolgateError as error:
+                _log.warning("background check failed", error=error.message)
+            except Exception:  # the keeper must outlive any single failure; it is logged with its traceback
+                _log.exception("bug in the background check")
+            self._wake.wait(limits.check_seconds)
+            self._wake.clear()
+
+    def rescan(self) -> dict[str, int]:
+        """Bring every pool's rows up to date; return how many changed in each pool that is up."""
+        changed = {}
+        for pool in self.world.pools:
+            try:
+                changed[pool.name] = scan_pool(self.world, pool, self.runner)
+            except VolgateError as error:
+                _log.info("pool is not scanned", pool=pool.name, error=error.message)
+        return changed
+
+    def _prune(self) -> None:
+        oldest = time.time() - self.world.settings.limits.operation_retention_hours * 3600
+        self.world.database.write(lambda commit: journal.prune(commit, oldest))
+
+    def _sweep_spool(self) -> None:
+        """Remove uploads that no unfinished operation needs: their callers are gone."""
+        with self.world.database.read() as connection:
+            needed = b"\n".join(record.request for record in journal.unfinished(connection))
+        for path in Path(self.world.settings.spool_dir).iterdir():
+            if path.name.encode() not in needed:
+                path.unlink(missing_ok=True)
+
+
+def _redundancy(paths: list[IoPath]) -> Redundancy:
+    """One station that failed fails the whole; a station with errors degrades it; files have one way by nature."""
+    if any(path.state is PathState.FAILED for path in paths):
+        return Redundancy.DOWN
+    if any(path.last_error or path.errors for path in paths):
+        return Redundancy.DEGRADED
+    return Redundancy.SINGLE

@@ -1,0 +1,50 @@
+"""Which use case serves which request, what it locks, what its answer is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from volgate.operations import attachments, imports, requests, snapshots, volumes
+from volgate.operations.context import Context
+from volgate.operations.requests import Plan
+from volgate.operations.world import World
+from volgate.store.records import IndexedSnapshot, IndexedVolume
+
+__all__ = ["HANDLERS", "Handler", "lock_keys"]
+
+
+@dataclass(frozen=True, slots=True)
+class Handler:
+    """A use case. `answer` is the type of what `body` returns. `joins`: equal requests that run at once are one operation."""
+
+    body: Callable[[Context, Any], object]
+    plan: Callable[[World, Any], Plan]
+    answer: Any
+    joins: bool = True
+    long: bool = False
+
+
+def lock_keys(request: requests.Request) -> tuple[str, ...]:
+    """Every object that a request locks."""
+    keys = {request.target}
+    if isinstance(request, requests.CreateVolume) and request.source:
+        keys.add("/".join(request.source.split("/")[:4]))  # the volume of a snapshot, or the volume itself
+    return tuple(sorted(keys))
+
+
+HANDLERS: dict[str, Handler] = {
+    "CreateVolume": Handler(volumes.create_volume, volumes.plan_create, IndexedVolume),
+    "DeleteVolume": Handler(volumes.delete_volume, volumes.plan_delete, type(None)),
+    "ExpandVolume": Handler(volumes.expand_volume, volumes.plan_expand, IndexedVolume),
+    "UpdateVolume": Handler(volumes.update_volume, volumes.plan_simple, IndexedVolume),
+    "RevertVolume": Handler(volumes.revert_volume, volumes.plan_revert, IndexedVolume, joins=False),
+    "AdoptVolume": Handler(volumes.adopt_volume, volumes.plan_simple, IndexedVolume),
+    "ImportVolume": Handler(imports.import_volume, volumes.plan_simple, IndexedVolume, long=True),
+    "CreateSnapshot": Handler(snapshots.create_snapshot, volumes.plan_simple, IndexedSnapshot),
+    "DeleteSnapshot": Handler(snapshots.delete_snapshot, volumes.plan_simple, type(None)),
+    "CollapseLayers": Handler(snapshots.collapse_layers, volumes.plan_simple, type(None), long=True),
+    "AttachVolume": Handler(attachments.attach_volume, attachments.plan_attach, attachments.Attached),
+    "DetachVolume": Handler(attachments.detach_volume, volumes.plan_simple, type(None)),
+}

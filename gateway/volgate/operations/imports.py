@@ -1,0 +1,60 @@
+"""The use case of an import: inspect the image in a sandbox, make an incomplete volume, fill it, complete it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+from volgate.backend import DataPath, VolumeId, image
+from volgate.errors import AlreadyExists, NotFound, OutOfRange
+from volgate.model import Provisioning, VolumeSpec
+from volgate.operations import lookups, requests
+from volgate.operations.context import Context
+from volgate.store.records import IndexedVolume
+
+__all__ = ["import_volume"]
+
+
+def import_volume(ctx: Context, request: requests.ImportVolume) -> IndexedVolume:
+    """Make a volume of an image file."""
+    pool = ctx.world.pools.get(request.pool)
+    data = pool.facet(DataPath)
+    existing = lookups.find_volume(pool, request.volume)
+    if existing is not None and existing.uid != ctx.drawn_uid:
+        raise AlreadyExists(
+            f"{request.target} exists with uid {existing.uid}; import under another name, or repeat with the first import's request_id",
+            metadata={"uid": existing.uid},
+        )
+    pool.require_accepting()
+    if not Path(request.path).exists():
+        raise NotFound(f"the image {request.path} is gone; upload it again", field="header.path")
+    with ctx.step("inspect"):
+        found = image.inspect(request.path, request.source_format, maximum=ctx.world.settings.limits.maximum_volume_bytes)
+    if request.size and request.size < found.virtual_size:
+        raise OutOfRange(f"size_bytes: {request.size} is less than the image's {found.virtual_size}", field="header.size_bytes")
+    spec = VolumeSpec(
+        name=request.volume,
+        uid=ctx.drawn_uid,
+        size=request.size or max(found.virtual_size, data.traits.minimum),
+        format=request.format or data.traits.formats[0],
+        provisioning=Provisioning.THIN,
+        labels=request.labels,
+        incomplete=True,
+    )
+    identity = VolumeId(spec.name, spec.uid)
+    with ctx.step("create", undo=lambda: pool.call(data.delete_volume, identity)):
+        pool.call(data.create_volume, spec)
+    with ctx.step("fill"):
+        pool.call(data.fill_from_file, identity, request.path, request.source_format, ctx.report)
+    with ctx.step("complete"):
+        volume = pool.call(data.complete, identity)
+    if request.spooled:
+        ctx.after(lambda: remove_spool(request.path))
+    return lookups.put(ctx, pool, volume)
+
+
+def remove_spool(path: str) -> None:
+    """Remove an upload."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)  # noqa: PTH108  # a plain path string is at hand

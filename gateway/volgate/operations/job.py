@@ -1,0 +1,106 @@
+"""One operation while this process works on it."""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+
+from volgate.operations import codec
+from volgate.operations.context import Context
+from volgate.operations.requests import Caller, Request
+from volgate.operations.ticket import Ticket
+from volgate.store.records import OperationRecord, OperationState
+
+__all__ = ["Job"]
+
+
+class Job:
+    """An operation, its newest record, its ticket and who watches it."""
+
+    def __init__(self, request: Request, caller: Caller, digest: str, *, long: bool) -> None:
+        """Draw what the first commit will hold: the id, the uid of what is made, a nonce."""
+        now = time.time()
+        self.request = request
+        self.caller = caller
+        self.long = long
+        self.digest = digest
+        self.facts: dict[str, Any] = {"uid": str(uuid.uuid4()), "nonce": uuid.uuid4().hex[:8]}
+        self.began = time.monotonic()
+        self.record = OperationRecord(
+            id=uuid.uuid4().hex,
+            method=request.method,
+            target=request.target,
+            request_id=caller.request_id,
+            body_hash=digest,
+            principal=caller.principal,
+            state=OperationState.QUEUED,
+            request=codec.encode(request),
+            facts=codec.encode(self.facts),
+            created_at=now,
+            trace=caller.trace,
+        )
+        self._prepare()
+
+    @classmethod
+    def resumed(cls, record: OperationRecord, *, long: bool) -> Job:
+        """Take over what a dead process left."""
+        job = cls.__new__(cls)
+        job.request = codec.decode_request(record.method, record.request)
+        job.caller = Caller(record.request_id, record.principal, record.trace)
+        job.long = long
+        job.digest = record.body_hash
+        job.facts = msgspec.json.decode(record.facts)
+        job.began = time.monotonic()
+        job.record = record
+        job._prepare()
+        return job
+
+    def _prepare(self) -> None:
+        self.lock = threading.Lock()
+        self.missing = {"recorded", "first"}
+        self.active = False
+        self.cancel = False
+        self.context: Context | None = None
+        self.listeners: list[Callable[[OperationRecord], None]] = []
+        self.ticket = Ticket(self.record.id, lambda: self.record, long=self.long)
+
+    @property
+    def id(self) -> str:
+        """The operation's id."""
+        return self.record.id
+
+    def arrive(self, condition: str) -> bool:
+        """Note that the job is recorded, or first in its queues; True for the one call that makes it runnable."""
+        with self.lock:
+            self.missing.discard(condition)
+            if self.missing or self.active:
+                return False
+            self.active = True
+            return True
+
+    def reopen(self) -> bool:
+        """Give a job in doubt a new ticket; True if it is to be run again."""
+        with self.lock:
+            if self.ticket.future.done():
+                self.ticket = Ticket(self.record.id, lambda: self.record, long=self.long)
+            if self.active or self.missing:
+                return False
+            self.active = True
+            return True
+
+    def changed(self) -> None:
+        """Bring the record up to date with the running attempt and tell the watchers."""
+        if context := self.context:
+            self.record = replace(self.record, steps=tuple(context.steps), progress=context.progress, uid=context.uid or self.record.uid)
+        self.tell()
+
+    def tell(self) -> None:
+        """Tell the watchers."""
+        for listener in tuple(self.listeners):
+            listener(self.record)

@@ -1,0 +1,125 @@
+"""Reads of the truth that use cases decide by: the storage through the pool's lane, the attachments from the record."""
+
+from __future__ import annotations
+
+import time
+
+from volgate.backend import Clones, Snapshots, VolumeId
+from volgate.errors import Holder, InUse, NotFound, Precondition, VolgateError
+from volgate.model import Snapshot, Volume, VolumeState
+from volgate.names import VolumeName
+from volgate.operations.context import Context
+from volgate.operations.world import World
+from volgate.pools import Pool
+from volgate.store import attachments, index
+from volgate.store.records import AttachmentRecord, IndexedVolume
+
+__all__ = [
+    "attachments_of",
+    "blockers",
+    "find_volume",
+    "holders",
+    "identity",
+    "put",
+    "refuse_attached",
+    "released",
+    "require_uid",
+    "require_volume",
+    "round_up",
+    "snapshots_of",
+]
+
+
+def find_volume(pool: Pool, name: str) -> Volume | None:
+    """Read a volume from the storage, None if there is none."""
+    try:
+        return pool.call(pool.backend().get_volume, name)
+    except NotFound:
+        return None
+
+
+def require_volume(pool: Pool, name: VolumeName, uid: str, *, ready: bool = True) -> Volume:
+    """Read a volume from the storage. Raises NotFound, Precondition (UID_MISMATCH; not ready)."""
+    volume = find_volume(pool, name.volume)
+    if volume is None:
+        raise NotFound(f"{name} does not exist")
+    require_uid(str(name), volume.uid, uid)
+    if ready and volume.state is not VolumeState.READY:
+        raise Precondition(f"{name} is {volume.state}{': ' + volume.problem if volume.problem else ''}; it cannot be used now")
+    return volume
+
+
+def require_uid(name: str, found: str, meant: str) -> None:
+    """Raise Precondition if a caller means another object than the one that has the name now."""
+    if meant and meant != found:
+        raise Precondition(f"{name} has uid {found} now, not {meant}: the object that was meant is gone", reason="UID_MISMATCH")
+
+
+def identity(volume: Volume) -> VolumeId:
+    """Name a volume for good."""
+    return VolumeId(volume.name, volume.uid)
+
+
+def attachments_of(world: World, pool: str, volume: Volume) -> list[AttachmentRecord]:
+    """The attachments of this volume (of this uid), read from the record."""
+    with world.database.read() as connection:
+        found = attachments.of_volume(connection, pool, volume.name)
+    return [record for record in found if record.volume_uid == volume.uid]
+
+
+def holders(records: list[AttachmentRecord]) -> tuple[Holder, ...]:
+    """Name attachments as holders."""
+    return tuple(Holder("attachment", f"attachments/{r.id}", f"domain {r.domain_name} on hosts/{r.host}") for r in records)
+
+
+def refuse_attached(ctx: Context, pool: Pool, volume: Volume, act: str) -> None:
+    """Raise InUse if the volume is attached; a record whose domain provably lets go is dropped first."""
+    held = [record for record in attachments_of(ctx.world, pool.name, volume) if not released(ctx, record)]
+    if held:
+        raise InUse(f"{act}: {volume.name} is attached to {', '.join(r.domain_name for r in held)}; detach it first", holders=holders(held))
+
+
+def released(ctx: Context, record: AttachmentRecord) -> bool:
+    """Whether the host proves that a recorded disk is nowhere any more; its record then goes with this operation's commit."""
+    if record.host not in ctx.world.hosts or record.state == "prepared":
+        return False
+    timeout = ctx.world.settings.limits.libvirt_timeout
+    try:
+        seen = ctx.world.hosts[record.host].presence(record.domain, record.alias, record.source, timeout=timeout)
+    except VolgateError:
+        return False
+    if seen.live or seen.config or seen.qemu:
+        return False
+    ctx.commit(lambda commit: attachments.forget(commit, record.id))
+    return True
+
+
+def snapshots_of(pool: Pool, volume: Volume) -> list[Snapshot]:
+    """The snapshots of a volume, oldest first; none where the backend has none."""
+    backend = pool.backend()
+    return list(pool.call(backend.list_snapshots, identity(volume))) if isinstance(backend, Snapshots) else []
+
+
+def blockers(world: World, pool: Pool, volume: Volume) -> tuple[str, ...]:
+    """Everything that holds a volume, as resource names."""
+    names = [f"attachments/{record.id}" for record in attachments_of(world, pool.name, volume)]
+    base = str(VolumeName(pool.name, volume.name))
+    names += [f"{base}/snapshots/{snapshot.name}" for snapshot in snapshots_of(pool, volume)]
+    backend = pool.backend()
+    if isinstance(backend, Clones):
+        names += [str(VolumeName(pool.name, child)) for child in pool.call(backend.children, identity(volume))]
+    return tuple(names)
+
+
+def round_up(size: int, grain: int) -> int:
+    """Round a size in bytes up to a multiple of `grain`."""
+    return -(-size // grain) * grain
+
+
+def put(ctx: Context, pool: Pool, volume: Volume) -> IndexedVolume:
+    """Put the volume's row into the operation's commit and return it as the answer."""
+    now = time.time()
+    ctx.uid = volume.uid
+    ctx.commit(lambda commit: index.put_volume(commit, pool.name, volume, now))
+    held = tuple(record.id for record in attachments_of(ctx.world, pool.name, volume))
+    return IndexedVolume(pool.name, volume, now, held)

@@ -1,0 +1,362 @@
+"""The runner: journal first, join duplicates, replay recorded answers, one operation at a time per object, undo or go on after a failure.
+
+The life of an operation: `submit` joins it or queues it; it is recorded; when it is first in the queues of its objects its use
+case runs; the answer, the index rows and "done" go into one commit. A crash at any point leaves a row that `recover` runs again.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import replace
+
+import msgspec
+import structlog
+from opentelemetry import metrics, trace
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from volgate.backend.hooks import AdmitRequest, FinishedRecord
+from volgate.errors import Busy, Cancelled, InDoubt, InvalidRequest, Unreachable, VolgateError
+from volgate.lanes import Lane
+from volgate.operations import codec
+from volgate.operations.context import Context
+from volgate.operations.handlers import HANDLERS, lock_keys
+from volgate.operations.job import Job
+from volgate.operations.queues import Queues
+from volgate.operations.requests import Caller, Request
+from volgate.operations.ticket import Ticket
+from volgate.operations.world import World
+from volgate.store import journal
+from volgate.store.database import Commit
+from volgate.store.records import OperationRecord, OperationState
+
+__all__ = ["Runner"]
+
+_log = structlog.get_logger()
+_tracer = trace.get_tracer("volgate")
+_seconds = metrics.get_meter("volgate").create_histogram("volgate.operation.duration", unit="s", description="Time of one operation")
+_TRIES = (0.2, 1.0, 3.0)
+_DOUBT_SECONDS = 5.0
+
+
+class Runner:
+    """Runs mutations."""
+
+    def __init__(self, world: World, after: Callable[[Request], Request | None] | None = None) -> None:
+        """`after` names the internal request that follows a finished one, if any."""
+        limits = world.settings.limits
+        self._world = world
+        self._after = after
+        self._most = limits.queued_operations
+        self._lane = Lane("operations", limits.operation_threads, limits.queued_operations * 3)
+        self._queues = Queues()
+        self._lock = threading.Lock()
+        self._jobs: dict[str, Job] = {}
+        self._by_request: dict[str, Job] = {}
+        self._by_body: dict[str, Job] = {}
+        self._stopping = False
+        self._empty = threading.Condition(self._lock)
+
+    def submit(self, request: Request, caller: Caller) -> Ticket:
+        """Join the operation that does this already, or begin one. Returns at once. Raises InvalidRequest, Busy, Unreachable (stopping)."""
+        digest = codec.body_hash(request)
+        handler = HANDLERS[request.method]
+        with self._lock:
+            if self._stopping:
+                raise Unreachable("the gateway is stopping; repeat the call when it is back", reason="STOPPING", retry_after=2.0)
+            job = self._same(caller, digest)
+            fresh = job is None
+            if job is None:
+                if len(self._jobs) >= self._most:
+                    raise Busy(f"{self._most} operations are queued; come back later")
+                job = Job(request, caller, digest, long=handler.long or bool(getattr(request, "source", "")))
+                self._register(job, joins=handler.joins)
+                self._enter(job)
+            again = not fresh and job.record.state is OperationState.IN_DOUBT and job.reopen()
+            ticket = job.ticket
+        if fresh:
+            self._lane.submit(self._record, job)
+        elif again:
+            self._lane.submit(self._run, job)
+        return ticket
+
+    def recover(self) -> int:
+        """Take up everything that a dead process left, in its order; return how many."""
+        with self._world.database.read() as connection:
+            left = journal.unfinished(connection)
+        for record in left:
+            handler = HANDLERS[record.method]
+            job = Job.resumed(record, long=handler.long)
+            with self._lock:
+                self._register(job, joins=handler.joins)
+                self._enter(job)
+            self._start_if_ready(job, "recorded")
+        return len(left)
+
+    def hold(self, target: str, timeout: float) -> Callable[[], None]:
+        """Lock one object for a long read (an export); return what lets go. Raises Busy when others keep it for `timeout` seconds."""
+        member, turn = uuid.uuid4().hex, threading.Event()
+        self._queues.enter(member, (target,), turn.set)
+        if not turn.wait(timeout):
+            self._queues.leave(member)
+            raise Busy(f"{target} is busy with other operations for {timeout:g} s")
+        return lambda: self._queues.leave(member)
+
+    def busy(self, target: str) -> bool:
+        """Whether an operation on the object runs or waits."""
+        with self._lock:
+            return any(target in lock_keys(job.request) for job in self._jobs.values())
+
+    def find(self, identifier: str) -> Job | None:
+        """The job of an operation that has not ended."""
+        with self._lock:
+            return self._jobs.get(identifier)
+
+    def cancel(self, identifier: str) -> None:
+        """Ask an operation to stop and undo."""
+        if job := self.find(identifier):
+            job.cancel = True
+            if job.context:
+                job.context.cancelled.set()
+
+    def unfinished(self) -> int:
+        """Operations that have not ended."""
+        with self._lock:
+            return len(self._jobs)
+
+    def begin_stop(self) -> None:
+        """Accept nothing more."""
+        with self._lock:
+            self._stopping = True
+
+    def stop(self, grace: float) -> int:
+        """Accept nothing more and wait up to `grace` seconds for what runs; return how many are left for the next start."""
+        deadline = time.monotonic() + grace
+        self.begin_stop()
+        with self._empty:
+            while any(job.active for job in self._jobs.values()) and (left := deadline - time.monotonic()) > 0:
+                self._empty.wait(min(left, 0.5))
+            remaining = len(self._jobs)
+        self._lane.close()
+        return remaining
+
+    # -- joining and queueing
+
+    def _same(self, caller: Caller, digest: str) -> Job | None:
+        """The running job that this call repeats."""
+        if caller.request_id and (job := self._by_request.get(caller.request_id)):
+            _require_same_body(job.record, digest)
+            return job
+        return self._by_body.get(digest)
+
+    def _register(self, job: Job, *, joins: bool) -> None:
+        self._jobs[job.id] = job
+        if job.caller.request_id:
+            self._by_request[job.caller.request_id] = job
+        if joins:
+            self._by_body.setdefault(job.digest, job)
+
+    def _enter(self, job: Job) -> None:
+        self._queues.enter(job.id, lock_keys(job.request), lambda: self._start_if_ready(job, "first"))
+
+    def _start_if_ready(self, job: Job, condition: str) -> None:
+        if job.arrive(condition):
+            self._lane.submit(self._run, job)
+
+    def _forget(self, job: Job) -> None:
+        with self._lock:
+            self._jobs.pop(job.id, None)
+            for index, key in ((self._by_request, job.caller.request_id), (self._by_body, job.digest)):
+                if index.get(key) is job:
+                    del index[key]
+            self._empty.notify_all()
+        self._queues.leave(job.id)
+
+    # -- recording
+
+    def _record(self, job: Job) -> None:
+        """Write the first commit; answer from an earlier one where the request id is known."""
+        try:
+            self._world.registry.admit(_admission(job))
+            earlier = self._world.database.write(lambda commit: self._begin(commit, job))
+        except VolgateError as error:
+            self._refuse(job, error)
+        except Exception as error:  # noqa: BLE001  # a plugin's refusal or a bug: the caller must learn of it, nothing was done
+            self._refuse(job, _bug(job, error))
+        else:
+            if earlier is not None:
+                self._replay(job, earlier)
+            else:
+                self._start_if_ready(job, "recorded")
+
+    @staticmethod
+    def _begin(commit: Commit, job: Job) -> OperationRecord | None:
+        if job.caller.request_id and (earlier := journal.by_request_id(commit, job.caller.request_id)):
+            _require_same_body(earlier, job.digest)
+            return earlier
+        journal.begin(commit, job.record)
+        return None
+
+    def _replay(self, job: Job, earlier: OperationRecord) -> None:
+        """Answer with what is recorded."""
+        value = msgspec.json.decode(earlier.result, type=HANDLERS[earlier.method].answer) if earlier.result else None
+        ticket = job.ticket
+        self._forget(job)
+        job.record = earlier
+        ticket.operation = earlier.id
+        ticket.resolve(value)
+
+    def _refuse(self, job: Job, error: VolgateError) -> None:
+        ticket = job.ticket
+        self._forget(job)
+        ticket.fail(error)
+
+    # -- running
+
+    def _run(self, job: Job) -> None:
+        parent = TraceContextTextMapPropagator().extract({"traceparent": job.caller.trace}) if job.caller.trace else None
+        attributes = {"volgate.operation": job.id, "volgate.target": job.request.target}
+        with (
+            _tracer.start_as_current_span(f"operation {job.request.method}", context=parent, attributes=attributes),
+            structlog.contextvars.bound_contextvars(operation=job.id),
+        ):
+            try:
+                self._attempt(job)
+            except Exception as error:  # noqa: BLE001  # the last line of defence: an operation never vanishes, it is in doubt and tried again
+                self._doubt(job, _bug(job, error))
+
+    def _attempt(self, job: Job) -> None:
+        """Run the use case until it ends, or its outcome stays unknown."""
+        for delay in (*_TRIES, None):
+            context = self._context(job)
+            try:
+                value = HANDLERS[job.request.method].body(context, job.request)
+                self._finish(job, context, value)
+            except InDoubt as error:
+                if delay is None:
+                    self._doubt(job, error)
+                    return
+                time.sleep(delay)
+                continue
+            except VolgateError as error:
+                self._fail(job, context, error)
+            except Exception as error:  # noqa: BLE001  # a bug: undone like any failure, and reported as INTERNAL with an id
+                self._fail(job, context, _bug(job, error))
+            return
+
+    def _context(self, job: Job) -> Context:
+        context = Context(self._world, job.id, job.request.method, job.facts, job.changed)
+        context.on_pending = job.ticket.postpone
+        context.checkpoint = lambda: self._note(job)
+        if job.cancel:
+            context.cancelled.set()
+        job.context = context
+        job.record = replace(job.record, state=OperationState.RUNNING)
+        job.tell()
+        return context
+
+    def _note(self, job: Job) -> None:
+        job.record = replace(job.record, facts=codec.encode(job.facts))
+        record = job.record
+        self._world.database.write(lambda commit: journal.note(commit, record))
+
+    def _finish(self, job: Job, context: Context, value: object) -> None:
+        """Answer, index rows and "done" in one commit. A commit that fails leaves the outcome in doubt: the effect is there."""
+        done = replace(
+            job.record, state=OperationState.DONE, result=codec.encode(value), finished_at=time.time(), uid=context.uid, progress=1.0,
+            error_reason="", error_message="",
+        )
+
+        def settle(commit: Commit) -> None:
+            context.apply(commit)
+            journal.settle(commit, done)
+
+        try:
+            self._world.database.write(settle)
+        except VolgateError as error:
+            raise InDoubt(f"{job.request.method} took effect but could not be recorded: {error.message}", operation=f"operations/{job.id}") from error
+        self._end(job, done, value, None)
+        context.run_after()
+        follow = self._after(job.request) if self._after else None
+        if follow is not None and not self._stopping:
+            self.submit(follow, Caller(principal="gateway"))
+
+    def _fail(self, job: Job, context: Context, error: VolgateError) -> None:
+        failures = context.undo()
+        if failures:
+            name, cause = failures[0]
+            text = f"{error.message}; and undoing {name} failed: {cause}"
+            self._doubt(job, InDoubt(text, operation=f"operations/{job.id}"))
+            return
+        state = OperationState.CANCELLED if isinstance(error, Cancelled) else OperationState.FAILED
+        ended = replace(job.record, state=state, error_reason=error.reason, error_message=error.message, finished_at=time.time(), uid=context.uid)
+        try:
+            self._world.database.write(lambda commit: journal.settle(commit, ended))
+        except VolgateError as unrecorded:
+            _log.warning("a failure could not be recorded; it is tried again at the next start", operation=job.id, error=unrecorded.message)
+        error.operation = error.operation or f"operations/{job.id}"
+        self._end(job, ended, None, error)
+
+    def _doubt(self, job: Job, error: VolgateError) -> None:
+        """Keep the object locked, tell the caller the truth, and try again soon."""
+        job.record = replace(job.record, state=OperationState.IN_DOUBT, error_reason=error.reason, error_message=error.message)
+        _log.warning("operation in doubt", operation=job.id, method=job.request.method, target=job.request.target, error=error.message)
+        record = job.record
+        try:
+            self._world.database.write(lambda commit: journal.settle(commit, record))
+        except VolgateError as unrecorded:
+            _log.warning("doubt could not be recorded", operation=job.id, error=unrecorded.message)
+        with job.lock:
+            job.active = False
+        told = InDoubt(f"{error.message}; the outcome is not known yet, repeat the same call", operation=f"operations/{job.id}", holders=error.holders)
+        job.ticket.fail(told)
+        job.tell()
+        timer = threading.Timer(_DOUBT_SECONDS, self._again, (job,))
+        timer.daemon = True
+        timer.start()
+
+    def _again(self, job: Job) -> None:
+        with self._lock:
+            run = not self._stopping and job.id in self._jobs and job.reopen()
+        if run:
+            self._lane.submit(self._run, job)
+
+    def _end(self, job: Job, record: OperationRecord, value: object, error: VolgateError | None) -> None:
+        job.record = record
+        seconds = time.monotonic() - job.began
+        outcome = error.reason if error else "ok"
+        _seconds.record(seconds, {"method": record.method, "outcome": outcome})
+        _log.info("operation ended", operation=job.id, method=record.method, target=record.target, uid=record.uid,
+                  principal=record.principal, outcome=outcome, seconds=round(seconds, 4))  # fmt: skip
+        self._world.registry.finished(
+            FinishedRecord(f"operations/{job.id}", record.method, record.target, record.uid, record.principal, outcome, seconds)
+        )
+        self._forget(job)
+        if error is None:
+            job.ticket.resolve(value)
+        else:
+            job.ticket.fail(error)
+        job.tell()
+
+
+def _require_same_body(record: OperationRecord, digest: str) -> None:
+    if record.body_hash != digest:
+        raise InvalidRequest(
+            f"request_id {record.request_id!r} was used for {record.method} of {record.target} with another body",
+            reason="REQUEST_ID_REUSED",
+            field="request_id",
+        )
+
+
+def _admission(job: Job) -> AdmitRequest:
+    labels = getattr(job.request, "labels", {})
+    return AdmitRequest(job.request.method, job.request.target, job.caller.principal, labels, getattr(job.request, "size", 0))
+
+
+def _bug(job: Job, error: Exception) -> VolgateError:
+    opaque = uuid.uuid4().hex[:12]
+    _log.error("bug", operation=job.id, method=job.request.method, id=opaque, exc_info=error)
+    return VolgateError(f"{job.request.method} failed by a bug of the gateway; the log has it under id {opaque}", metadata={"id": opaque})
+

@@ -1,0 +1,250 @@
+"""Use cases of volumes: create, delete, expand, relabel, revert, adopt. Each runs again with the same facts after a crash."""
+
+from __future__ import annotations
+
+from volgate.backend import Adopts, Clones, Relabels, Resizes, Reverts
+from volgate.backend.facets import VolumeId
+from volgate.errors import AlreadyExists, InvalidRequest, NotFound, OutOfRange
+from volgate.model import Format, Provisioning, Source, SourceKind, Volume, VolumeSpec
+from volgate.names import SnapshotName, VolumeName
+from volgate.operations import lookups, requests
+from volgate.operations.context import Context
+from volgate.operations.requests import Plan
+from volgate.operations.world import World
+from volgate.pools import Pool
+from volgate.store import index
+from volgate.store.records import IndexedVolume
+
+__all__ = [
+    "adopt_volume",
+    "create_volume",
+    "delete_volume",
+    "expand_volume",
+    "plan_create",
+    "plan_delete",
+    "plan_expand",
+    "plan_revert",
+    "plan_simple",
+    "revert_volume",
+    "update_volume",
+]
+
+
+def create_volume(ctx: Context, request: requests.CreateVolume) -> IndexedVolume:
+    """Make a volume, or return the one that an equal request made."""
+    pool = ctx.world.pools.get(request.pool)
+    existing = lookups.find_volume(pool, request.volume)
+    if existing is not None and existing.uid != ctx.drawn_uid:
+        _refuse_different(request, existing)
+        return lookups.put(ctx, pool, existing)
+    pool.require_accepting()
+    spec = specify(ctx.world, pool, request, ctx.drawn_uid)
+    if spec.source is not None and spec.source.kind is SourceKind.VOLUME:
+        source = VolumeName(request.pool, spec.source.volume)
+        lookups.refuse_attached(ctx, pool, lookups.require_volume(pool, source, spec.source.volume_uid), f"clone {source}")
+    backend = pool.backend()
+    with ctx.step("create", undo=lambda: pool.call(backend.delete_volume, VolumeId(spec.name, spec.uid))):
+        volume = pool.call(backend.create_volume, spec)
+    return lookups.put(ctx, pool, volume)
+
+
+def specify(world: World, pool: Pool, request: requests.CreateVolume, uid: str) -> VolumeSpec:
+    """Complete a request by the pool's traits and the source. Raises OutOfRange, InvalidRequest, NotFound."""
+    traits = pool.backend().traits
+    source, origin_size, origin_format = _source(pool, request)
+    asked = request.size or origin_size
+    if asked < origin_size:
+        raise OutOfRange(f"size_bytes: {asked} is less than the source's {origin_size}; a clone is never smaller", field="size_bytes")
+    wanted = request.format or origin_format or traits.formats[0]
+    _check_size(world, pool, asked)
+    if wanted not in traits.formats:
+        raise InvalidRequest(f"format: pool {pool.name} makes {', '.join(traits.formats)}, not {wanted}", field="format")
+    return VolumeSpec(
+        name=request.volume,
+        uid=uid,
+        size=asked,
+        format=Format(wanted),
+        provisioning=request.provisioning,
+        source=source,
+        labels=request.labels,
+    )
+
+
+def _check_size(world: World, pool: Pool, size: int) -> None:
+    traits = pool.backend().traits
+    most = min(traits.maximum, world.settings.limits.maximum_volume_bytes)
+    if size <= 0:
+        raise InvalidRequest("size_bytes: say how large, in bytes", field="size_bytes")
+    if not traits.minimum <= size <= most:
+        raise OutOfRange(f"size_bytes: {size} is outside {traits.minimum} to {most} of pool {pool.name}", field="size_bytes")
+
+
+def _source(pool: Pool, request: requests.CreateVolume) -> tuple[Source | None, int, Format | None]:
+    """The source of a clone with its size and format; (None, 0, None) for an empty volume."""
+    if not request.source:
+        return None, 0, None
+    snapshot_name = SnapshotName.parse(request.source, "source") if "/snapshots/" in request.source else None
+    name = snapshot_name.of if snapshot_name else VolumeName.parse(request.source, "source")
+    if name.pool != request.pool:
+        raise InvalidRequest(f"source: {name} is in another pool; a source must be in {request.pool}", field="source")
+    pool.facet(Clones)
+    volume = lookups.require_volume(pool, name, "")
+    if snapshot_name is None:
+        return Source(SourceKind.VOLUME, volume.name, volume.uid), volume.size, volume.format
+    for snapshot in lookups.snapshots_of(pool, volume):
+        if snapshot.name == snapshot_name.snapshot:
+            return Source(SourceKind.SNAPSHOT, volume.name, volume.uid, snapshot.name, snapshot.uid), snapshot.size, volume.format
+    raise NotFound(f"source: {snapshot_name} does not exist", field="source")
+
+
+def _refuse_different(request: requests.CreateVolume, existing: Volume) -> None:
+    """Raise AlreadyExists naming what differs from what the existing volume was asked to be."""
+    origin = existing.source
+    source = ""
+    if origin is not None and origin.kind is not SourceKind.EMPTY:
+        source = str(VolumeName(request.pool, origin.volume))
+        source += f"/snapshots/{origin.snapshot}" if origin.snapshot else ""
+    compared = {
+        "size_bytes": (existing.requested_size, request.size or existing.requested_size),
+        "format": (existing.format, request.format or existing.format),
+        "provisioning": (existing.provisioning, request.provisioning),
+        "source": (source, request.source),
+    }
+    differing = [f"{field} is {have or 'none'}, asked {want or 'none'}" for field, (have, want) in compared.items() if have != want]
+    if differing:
+        raise AlreadyExists(f"{request.target} exists and differs: {'; '.join(differing)}", metadata={"uid": existing.uid})
+
+
+def delete_volume(ctx: Context, request: requests.DeleteVolume) -> None:
+    """Delete a volume; nothing to do if it is gone."""
+    pool = ctx.world.pools.get(request.name.pool)
+    backend = pool.backend()
+    ctx.commit(lambda commit: index.forget_volume(commit, request.name.pool, request.name.volume))
+    if dying := ctx.facts.get("deleting"):
+        with ctx.step("delete"):
+            pool.call(backend.delete_volume, VolumeId(request.name.volume, str(dying)))
+        return
+    volume = lookups.find_volume(pool, request.name.volume)
+    if volume is None:
+        return
+    ctx.uid = volume.uid
+    lookups.require_uid(str(request.name), volume.uid, request.uid)
+    lookups.refuse_attached(ctx, pool, volume, f"delete {request.name}")
+    ctx.note(deleting=volume.uid)
+    with ctx.step("delete"):
+        pool.call(backend.delete_volume, lookups.identity(volume))
+
+
+def expand_volume(ctx: Context, request: requests.ExpandVolume) -> IndexedVolume:
+    """Grow a volume on the storage and, where a guest has it, in the guest."""
+    pool = ctx.world.pools.get(request.name.pool)
+    resizes = pool.facet(Resizes)
+    volume = lookups.require_volume(pool, request.name, request.uid)
+    size = lookups.round_up(request.size, resizes.traits.grain)
+    if size > volume.size:
+        _check_size(ctx.world, pool, size)
+        timeout = ctx.world.settings.limits.libvirt_timeout
+        running = []
+        for record in lookups.attachments_of(ctx.world, pool.name, volume):
+            _, host = ctx.world.host(record.host)
+            if host.presence(record.domain, record.alias, record.source, timeout=timeout).live:
+                running.append((host, record))
+        with ctx.step("storage"):
+            pool.call(resizes.expand_volume, lookups.identity(volume), size, online=bool(running))
+        for host, record in running:
+            with ctx.step(f"guest {record.domain_name}"):
+                host.resize(record.domain, record.alias, size, timeout=timeout)
+        volume = lookups.require_volume(pool, request.name, volume.uid)
+    return lookups.put(ctx, pool, volume)
+
+
+def update_volume(ctx: Context, request: requests.UpdateVolume) -> IndexedVolume:
+    """Replace the labels on the storage."""
+    pool = ctx.world.pools.get(request.name.pool)
+    relabels = pool.facet(Relabels)
+    volume = lookups.require_volume(pool, request.name, request.uid)
+    with ctx.step("relabel"):
+        volume = pool.call(relabels.relabel_volume, lookups.identity(volume), request.labels)
+    return lookups.put(ctx, pool, volume)
+
+
+def revert_volume(ctx: Context, request: requests.RevertVolume) -> IndexedVolume:
+    """Set a detached volume back to a snapshot."""
+    pool = ctx.world.pools.get(request.name.pool)
+    reverts = pool.facet(Reverts)
+    volume = lookups.require_volume(pool, request.name, request.uid)
+    lookups.refuse_attached(ctx, pool, volume, f"revert {request.name}")
+    wanted = request.snapshot.rpartition("/")[2]
+    found = next((s for s in lookups.snapshots_of(pool, volume) if s.name == wanted), None)
+    if found is None:
+        raise NotFound(f"snapshot: {request.name}/snapshots/{wanted} does not exist", field="snapshot")
+    with ctx.step("revert"):
+        volume = pool.call(reverts.revert_volume, lookups.identity(volume), found.uid, token=ctx.operation)
+    return lookups.put(ctx, pool, volume)
+
+
+def adopt_volume(ctx: Context, request: requests.AdoptVolume) -> IndexedVolume:
+    """Tag a foreign object. There is no undo: it would delete data that is not ours."""
+    pool = ctx.world.pools.get(request.pool)
+    adopts = pool.facet(Adopts)
+    pool.require_accepting()
+    existing = lookups.find_volume(pool, request.volume)
+    if existing is not None and existing.uid != ctx.drawn_uid:
+        raise AlreadyExists(f"{request.target} exists with uid {existing.uid}; adopt under another name", metadata={"uid": existing.uid})
+    spec = VolumeSpec(request.volume, ctx.drawn_uid, 0, request.format, Provisioning.THIN, labels=request.labels)
+    with ctx.step("adopt"):
+        volume = pool.call(adopts.adopt_volume, request.locator, spec)
+    return lookups.put(ctx, pool, volume)
+
+
+def plan_create(world: World, request: requests.CreateVolume) -> Plan:
+    """What creation would do."""
+    pool = world.pools.get(request.pool)
+    existing = lookups.find_volume(pool, request.volume)
+    if existing is not None:
+        _refuse_different(request, existing)
+        return Plan(("return the existing volume",))
+    pool.require_accepting()
+    spec = specify(world, pool, request, "00000000-0000-0000-0000-000000000000")
+    backend = pool.backend()
+    copies = isinstance(backend, Clones) and spec.source is not None and backend.clone_is_copy(spec)
+    thick = spec.provisioning is Provisioning.THICK
+    return Plan(("copy the source" if copies else "create",), spec.size if copies or thick else 0)
+
+
+def plan_delete(world: World, request: requests.DeleteVolume) -> Plan:
+    """What deletion would do, and who blocks it."""
+    pool = world.pools.get(request.name.pool)
+    volume = lookups.find_volume(pool, request.name.volume)
+    if volume is None:
+        return Plan(())
+    lookups.require_uid(str(request.name), volume.uid, request.uid)
+    return Plan(("delete",), 0, lookups.blockers(world, pool, volume))
+
+
+def plan_expand(world: World, request: requests.ExpandVolume) -> Plan:
+    """What expansion would do."""
+    pool = world.pools.get(request.name.pool)
+    volume = lookups.require_volume(pool, request.name, request.uid)
+    if request.size <= volume.size:
+        return Plan(())
+    _check_size(world, pool, request.size)
+    held = lookups.attachments_of(world, pool.name, volume)
+    thick = volume.provisioning is Provisioning.THICK
+    return Plan(("storage", *(f"guest {r.domain_name}" for r in held)), request.size - volume.size if thick else 0)
+
+
+def plan_revert(world: World, request: requests.RevertVolume) -> Plan:
+    """What a revert would do, and which attachments block it."""
+    pool = world.pools.get(request.name.pool)
+    volume = lookups.require_volume(pool, request.name, request.uid)
+    held = lookups.attachments_of(world, pool.name, volume)
+    return Plan(("revert",), 0, tuple(f"attachments/{record.id}" for record in held))
+
+
+def plan_simple(world: World, request: requests.Request) -> Plan:
+    """A plan of one step, for calls whose checks are all in the use case itself."""
+    pool = request.target.split("/")[1] if request.target.startswith("pools/") else ""
+    if pool:
+        world.pools.get(pool).backend()
+    return Plan((request.method,))

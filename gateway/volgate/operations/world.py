@@ -1,0 +1,35 @@
+"""What use cases work on: the store, the pools, the hosts, the settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from volgate.errors import InvalidRequest, NotFound
+from volgate.hosts.interface import Host
+from volgate.pools import Pools
+from volgate.registry import Registry
+from volgate.settings import Settings
+from volgate.store.database import Database
+
+__all__ = ["World"]
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """Everything a use case may touch."""
+
+    settings: Settings
+    registry: Registry
+    database: Database
+    pools: Pools
+    hosts: dict[str, Host]
+
+    def host(self, name: str) -> tuple[str, Host]:
+        """The host of a name, or the only one. Raises NotFound, InvalidRequest (none named although there are several)."""
+        if not name:
+            if len(self.hosts) != 1:
+                raise InvalidRequest(f"host: name one of {', '.join(sorted(self.hosts)) or 'none'}", field="host")
+            return next(iter(self.hosts.items()))
+        if name not in self.hosts:
+            raise NotFound(f"host {name!r} is not known; there are: {', '.join(sorted(self.hosts)) or 'none'}")
+        return name, self.hosts[name]

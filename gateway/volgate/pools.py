@@ -1,0 +1,172 @@
+"""Opens, checks, drains and closes pools: settings become a Backend and a Lane; their health is kept."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ParamSpec, TypeVar
+
+import structlog
+from opentelemetry import trace
+
+from volgate.backend import Backend, BackendType, Measures, PoolContext, Traits, capabilities
+from volgate.errors import InvalidRequest, NotFound, Precondition, Unreachable, Unsupported, VolgateError
+from volgate.lanes import Lane
+from volgate.model import Capacity, Health
+from volgate.registry import Registry
+from volgate.settings import convert_strictly
+
+__all__ = ["Pool", "PoolStatus", "Pools"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+B = TypeVar("B", bound=Backend)
+_log = structlog.get_logger()
+_tracer = trace.get_tracer("volgate")
+
+
+@dataclass(frozen=True, slots=True)
+class PoolStatus:
+    """A pool as ListPools shows it; `capacity` and `traits` are None while it is down."""
+
+    name: str
+    kind: str
+    capabilities: tuple[str, ...]
+    health: Health
+    problem: str
+    capacity: Capacity | None
+    traits: Traits | None
+    draining: bool
+    lane_running: int
+    lane_queued: int
+
+
+class Pool:
+    """One configured pool: opened when it can be, tried again while it cannot."""
+
+    def __init__(self, name: str, offer: BackendType, table: Mapping[str, Any], instance: str, timeout: float) -> None:
+        """Read the table strictly into the plugin's settings type. `timeout` bounds each native call, seconds. Raises InvalidRequest."""
+        self.name = name
+        self.kind = offer.kind
+        self.draining = False
+        self.health = Health.DOWN
+        self.problem = "not opened yet"
+        self.lane = Lane(name, offer.width, offer.depth)
+        self._probe = Lane(f"{name}-check", 1, 1)
+        self._offer = offer
+        self._settings = convert_strictly({k: v for k, v in table.items() if k != "kind"}, offer.settings, f"pools.{name}")
+        self._context = PoolContext(pool=name, instance=instance)
+        self._timeout = timeout
+        self._backend: Backend | None = None
+        self._opening = threading.Lock()
+
+    def backend(self) -> Backend:
+        """The open backend. Raises Unreachable with why it is down."""
+        if self._backend is None:
+            raise Unreachable(f"pool {self.name} is down: {self.problem}", reason="POOL_DOWN", retry_after=5.0)
+        return self._backend
+
+    def facet(self, kind: type[B]) -> B:
+        """The backend as one facet. Raises Unsupported if it lacks it."""
+        backend = self.backend()
+        if not isinstance(backend, kind):
+            raise Unsupported(f"pool {self.name} ({self.kind}) cannot do this: it lacks {kind.__name__}")
+        return backend
+
+    def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run one backend call in the pool's lane, under a span. Raises Busy, Unreachable (timeout) and what the call raises."""
+        with _tracer.start_as_current_span(f"plugin {getattr(function, '__name__', 'call')}", attributes={"volgate.pool": self.name}):
+            return self.lane.call_within(self._timeout, function, *args, **kwargs)
+
+    def check(self, timeout: float = 5.0) -> None:
+        """Open if needed and look how the pool is; never raises."""
+        try:
+            self._probe.call_within(timeout, self._check)
+        except VolgateError as error:
+            self.health, self.problem = Health.DOWN, error.message
+
+    def _check(self) -> None:
+        with self._opening:
+            if self._backend is None:
+                self._open()
+            if self._backend is not None:
+                found = self._backend.check()
+                self.health, self.problem = found.health, found.message
+
+    def _open(self) -> None:
+        try:
+            self._backend = self._offer.open(self._settings, self._context)
+        except VolgateError as error:
+            self.health, self.problem = Health.DOWN, error.message
+            _log.warning("pool does not open", pool=self.name, reason=error.reason, error=error.message)
+        except Exception as error:  # a plugin is foreign code: one that crashes at open leaves its own pool down, nothing else
+            self.health, self.problem = Health.DOWN, f"plugin {self.kind} failed: {type(error).__name__}: {error}"
+            _log.exception("plugin failed to open its pool", pool=self.name)
+
+    def status(self, *, measure: bool) -> PoolStatus:
+        """Describe the pool; with `measure` its capacity is read now."""
+        backend, capacity = self._backend, None
+        if measure and isinstance(backend, Measures):
+            try:
+                capacity = self.lane.call_within(10.0, backend.capacity)
+            except VolgateError as error:
+                self.health, self.problem = Health.DEGRADED, error.message
+        return PoolStatus(
+            name=self.name,
+            kind=self.kind,
+            capabilities=capabilities(backend) if backend else (),
+            health=self.health,
+            problem=self.problem,
+            capacity=capacity,
+            traits=backend.traits if backend else None,
+            draining=self.draining,
+            lane_running=self.lane.running,
+            lane_queued=self.lane.queued,
+        )
+
+    def require_accepting(self) -> None:
+        """Raise Precondition while the pool is draining."""
+        if self.draining:
+            raise Precondition(f"pool {self.name} is draining: it takes no new volumes; resume it with DrainPool")
+
+    def close(self) -> None:
+        """Close the backend and the lanes."""
+        backend, self._backend = self._backend, None
+        if backend is not None:
+            backend.close()
+        self.lane.close()
+        self._probe.close()
+
+
+class Pools:
+    """All configured pools, by name."""
+
+    def __init__(self, registry: Registry, tables: Mapping[str, Mapping[str, Any]], instance: str, timeout: float) -> None:
+        """Read every table; nothing is opened yet. Raises InvalidRequest naming the key."""
+        self._pools: dict[str, Pool] = {}
+        for name, table in sorted(tables.items()):
+            kind = table.get("kind")
+            if not isinstance(kind, str):
+                raise InvalidRequest(f"configuration: [pools.{name}] needs a kind, such as kind = \"directory\"", field=f"pools.{name}.kind")
+            self._pools[name] = Pool(name, registry.backend_type(kind), table, instance, timeout)
+
+    def __iter__(self) -> Iterator[Pool]:
+        """Yield the pools by name."""
+        return iter(self._pools.values())
+
+    def get(self, name: str) -> Pool:
+        """The pool. Raises NotFound."""
+        if name not in self._pools:
+            raise NotFound(f"pool {name!r} is not configured; there are: {', '.join(self._pools) or 'none'}")
+        return self._pools[name]
+
+    def check(self) -> None:
+        """Open or check every pool, each bounded by itself."""
+        for pool in self._pools.values():
+            pool.check()
+
+    def close(self) -> None:
+        """Close every pool."""
+        for pool in self._pools.values():
+            pool.close()

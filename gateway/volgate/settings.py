@@ -1,0 +1,159 @@
+"""The settings: one frozen tree from TOML, with defaults for everything; an unknown key is an error that names the nearest known one.
+
+Secrets are never written here but referenced (`file:/path`, `env:NAME`, or a scheme of a plugin).
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import socket
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+import msgspec
+
+from volgate.errors import InvalidRequest
+
+__all__ = ["Host", "Imports", "Limits", "Plugins", "Server", "Settings", "Telemetry", "convert_strictly", "load"]
+
+T = TypeVar("T")
+
+
+class Server(msgspec.Struct, frozen=True):
+    """Where the server keeps its state and where it listens.
+
+    `socket` "" means `<state_dir>/volgate.sock`. `instance` "" means the id kept in `<state_dir>/instance`: set it only to
+    take over pools after the whole state directory was lost. `name` is this host's name in the contract.
+    """
+
+    state_dir: str = "/var/lib/volgate"
+    socket: str = ""
+    socket_mode: str = "0660"
+    socket_group: str = ""
+    name: str = ""
+    instance: str = ""
+    stop_seconds: float = 20.0
+
+
+class Telemetry(msgspec.Struct, frozen=True):
+    """Where spans and metrics go; empty means nowhere. `prometheus_listen` is host:port."""
+
+    otlp_endpoint: str = ""
+    prometheus_listen: str = ""
+    log_level: str = "info"
+    service_name: str = "volgate"
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """Bounds. Times are in seconds unless the name says otherwise."""
+
+    operation_retention_hours: float = 24.0
+    operation_threads: int = 64
+    queued_operations: int = 4096
+    native_timeout: float = 600.0
+    libvirt_timeout: float = 60.0
+    scan_seconds: float = 60.0
+    check_seconds: float = 10.0
+    maximum_volume_bytes: int = 1 << 50
+
+
+class Imports(msgspec.Struct, frozen=True):
+    """Server-side paths are allowed only below these directories; uploads are spooled in `spool` ("" means `<state_dir>/spool`)."""
+
+    allowed_directories: tuple[str, ...] = ()
+    spool: str = ""
+
+
+class Host(msgspec.Struct, frozen=True):
+    """A hypervisor. `uri` is libvirt's."""
+
+    uri: str = "qemu:///system"
+
+
+class Plugins(msgspec.Struct, frozen=True):
+    """Names of plugins that are not loaded."""
+
+    blocked: tuple[str, ...] = ()
+
+
+class Settings(msgspec.Struct, frozen=True):
+    """The whole tree. `pools` holds each pool's table as it stands; its plugin gives it a type."""
+
+    server: Server = Server()
+    telemetry: Telemetry = Telemetry()
+    limits: Limits = Limits()
+    imports: Imports = Imports()
+    plugins: Plugins = Plugins()
+    hosts: dict[str, Host] = {}
+    pools: dict[str, dict[str, Any]] = {}
+
+    @property
+    def state_dir(self) -> Path:
+        """The state directory."""
+        return Path(self.server.state_dir)
+
+    @property
+    def socket_path(self) -> Path:
+        """The unix socket."""
+        return Path(self.server.socket) if self.server.socket else self.state_dir / "volgate.sock"
+
+    @property
+    def spool_dir(self) -> Path:
+        """Where uploads are kept until they are volumes."""
+        return Path(self.imports.spool) if self.imports.spool else self.state_dir / "spool"
+
+    @property
+    def host_name(self) -> str:
+        """This host's name in the contract."""
+        name = self.server.name or socket.gethostname().split(".")[0].lower()
+        return "".join(c if c.isalnum() or c in "._-" else "-" for c in name).strip("._-") or "localhost"
+
+
+def load(path: str | os.PathLike[str] | None = None, state_dir: str | os.PathLike[str] | None = None) -> Settings:
+    """Read the file (none: defaults) and add what is left out: a pool `default` under the state directory, this host on qemu:///system.
+
+    Raises InvalidRequest naming the key.
+    """
+    tree: dict[str, Any] = {}
+    if path is not None:
+        try:
+            tree = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise InvalidRequest(f"configuration {path}: {error.strerror}", field="config") from error
+        except tomllib.TOMLDecodeError as error:
+            raise InvalidRequest(f"configuration {path}: {error}", field="config") from error
+    if state_dir is not None:
+        tree.setdefault("server", {})["state_dir"] = str(Path(state_dir).resolve())
+    settings = convert_strictly(tree, Settings, "")
+    return msgspec.structs.replace(
+        settings,
+        hosts=settings.hosts or {settings.host_name: Host()},
+        pools=settings.pools or {"default": {"kind": "directory", "path": str(settings.state_dir / "pools" / "default")}},
+    )
+
+
+def convert_strictly(value: Mapping[str, Any], kind: type[T], where: str) -> T:
+    """Convert a table to `kind` (a struct or dataclass): no unknown key, no wrong type. `where` is its dotted path for messages."""
+    _check_keys(value, kind, where)
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(f"configuration [{where or '.'}]: {error}", field=where) from error
+
+
+def _check_keys(value: Mapping[str, Any], kind: Any, where: str) -> None:
+    hints = get_type_hints(kind)
+    for key, item in value.items():
+        path = f"{where}.{key}" if where else key
+        if key not in hints:
+            near = difflib.get_close_matches(key, hints, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(sorted(hints))}"
+            raise InvalidRequest(f"configuration: unknown key {path!r}{hint}", field=path)
+        if isinstance(item, Mapping) and isinstance(hints[key], type) and hasattr(hints[key], "__struct_fields__"):
+            _check_keys(item, hints[key], path)
+        elif key == "hosts" and isinstance(item, Mapping):
+            for name, table in item.items():
+                _check_keys(table, Host, f"{path}.{name}")

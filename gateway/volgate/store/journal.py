@@ -1,0 +1,87 @@
+"""The journal: every mutation, from before its first effect to its recorded answer. Each function runs inside a commit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from sqlalchemy import Connection, Row, delete, insert, select, update
+
+from volgate.store.records import OperationRecord, OperationState, StepRecord
+from volgate.store.tables import operation
+
+__all__ = ["begin", "by_request_id", "find", "note", "page", "prune", "settle", "unfinished"]
+
+_FINAL = [state.value for state in OperationState if state.final]
+_steps = msgspec.json.Decoder(tuple[StepRecord, ...])
+
+
+def begin(connection: Connection, record: OperationRecord) -> None:
+    """Write a new operation."""
+    connection.execute(insert(operation), _values(record))
+
+
+def settle(connection: Connection, record: OperationRecord) -> None:
+    """Overwrite an operation with its present state."""
+    values = _values(record)
+    connection.execute(update(operation).where(operation.c.id == values.pop("id")), values)
+
+
+def note(connection: Connection, record: OperationRecord) -> None:
+    """Write the facts, steps and state that an operation has reached."""
+    changed = {"facts": record.facts, "state": record.state.value, "uid": record.uid, "steps": msgspec.json.encode(record.steps)}
+    connection.execute(update(operation).where(operation.c.id == record.id), changed)
+
+
+def find(connection: Connection, identifier: str) -> OperationRecord | None:
+    """Read one."""
+    row = connection.execute(select(operation).where(operation.c.id == identifier)).first()
+    return _record(row) if row else None
+
+
+def by_request_id(connection: Connection, request_id: str) -> OperationRecord | None:
+    """The newest operation of a caller's request id that did not fail."""
+    query = (
+        select(operation)
+        .where(operation.c.request_id == request_id, operation.c.state.not_in([OperationState.FAILED, OperationState.CANCELLED]))
+        .order_by(operation.c.created_at.desc())
+        .limit(1)
+    )
+    row = connection.execute(query).first()
+    return _record(row) if row else None
+
+
+def unfinished(connection: Connection) -> list[OperationRecord]:
+    """Every operation that has not ended, oldest first: what a dead process left."""
+    rows = connection.execute(select(operation).where(operation.c.state.not_in(_FINAL)).order_by(operation.c.created_at, operation.c.id))
+    return [_record(row) for row in rows]
+
+
+def page(connection: Connection, before: tuple[float, str] | None, limit: int, *, only_unfinished: bool) -> list[OperationRecord]:
+    """A page, newest first; `before` is the created_at and id of the last row seen."""
+    query = select(operation).order_by(operation.c.created_at.desc(), operation.c.id.desc()).limit(limit)
+    if before:
+        at, identifier = before
+        query = query.where((operation.c.created_at < at) | ((operation.c.created_at == at) & (operation.c.id < identifier)))
+    if only_unfinished:
+        query = query.where(operation.c.state.not_in(_FINAL))
+    return [_record(row) for row in connection.execute(query)]
+
+
+def prune(connection: Connection, older_than: float) -> int:
+    """Forget operations that ended before a time; return how many."""
+    return connection.execute(delete(operation).where(operation.c.state.in_(_FINAL), operation.c.finished_at < older_than)).rowcount
+
+
+def _values(record: OperationRecord) -> dict[str, Any]:
+    values = {column: getattr(record, column) for column in operation.c.keys()}  # noqa: SIM118  # a ColumnCollection iterates columns
+    values["state"] = record.state.value
+    values["steps"] = msgspec.json.encode(record.steps)
+    return values
+
+
+def _record(row: Row[Any]) -> OperationRecord:
+    values = dict(row._mapping)  # noqa: SLF001  # SQLAlchemy's public name for it begins with an underscore
+    values["state"] = OperationState(values["state"])
+    values["steps"] = _steps.decode(values["steps"])
+    return OperationRecord(**values)
