@@ -20,7 +20,9 @@ _NAMESPACE = uuid.UUID("b3a1f0ce-7d0f-5c43-9d4e-51c7e0a1f6aa")  # drawn once for
 def check_identifier(value: str, field: str) -> str:
     """Return `value` if it is a name (`[a-z0-9][a-z0-9._-]{0,62}`); raise InvalidRequest naming `field` otherwise."""
     if not IDENTIFIER.fullmatch(value) or ".." in value:
-        raise InvalidRequest(f"{field}: {value[:80]!r} is not a name; use 1 to 63 of a-z 0-9 . _ - (no '..'), first a letter or digit", field=field)
+        raise InvalidRequest(
+            f"{field}: {value[:80]!r} is not a name; use 1 to 63 of a-z 0-9 . _ - (no '..'), first a letter or digit", field=field
+        )
     return value
 
 

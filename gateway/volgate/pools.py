@@ -100,7 +100,7 @@ class Pool:
         except VolgateError as error:
             self.health, self.problem = Health.DOWN, error.message
             _log.warning("pool does not open", pool=self.name, reason=error.reason, error=error.message)
-        except Exception as error:  # a plugin is foreign code: one that crashes at open leaves its own pool down, nothing else
+        except Exception as error:  # noqa: BLE001  # a plugin is foreign code: one that crashes at open leaves its own pool down, nothing else
             self.health, self.problem = Health.DOWN, f"plugin {self.kind} failed: {type(error).__name__}: {error}"
             _log.exception("plugin failed to open its pool", pool=self.name)
 
@@ -148,7 +148,7 @@ class Pools:
         for name, table in sorted(tables.items()):
             kind = table.get("kind")
             if not isinstance(kind, str):
-                raise InvalidRequest(f"configuration: [pools.{name}] needs a kind, such as kind = \"directory\"", field=f"pools.{name}.kind")
+                raise InvalidRequest(f'configuration: [pools.{name}] needs a kind, such as kind = "directory"', field=f"pools.{name}.kind")
             self._pools[name] = Pool(name, registry.backend_type(kind), table, instance, timeout)
 
     def __iter__(self) -> Iterator[Pool]:

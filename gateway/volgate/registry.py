@@ -64,7 +64,7 @@ class Registry:
             self._manager.register(plugin, name)
             self._manager.check_pending()
             kinds = self._offers(plugin)
-        except Exception as error:  # a plugin is foreign code: whatever it raises must not stop the others
+        except Exception as error:  # noqa: BLE001  # a plugin is foreign code: whatever it raises must not stop the others
             if self._manager.has_plugin(name):
                 self._manager.unregister(name=name)
             _log.error("plugin is broken and was left out", plugin=name, error=f"{type(error).__name__}: {error}")
@@ -108,7 +108,7 @@ class Registry:
         for caller in self._manager.hook.volgate_finished.get_hookimpls():
             try:
                 caller.function(record)
-            except Exception as error:  # foreign code, told after the fact: it must not change the outcome
+            except Exception as error:  # noqa: BLE001  # foreign code, told after the fact: it must not change the outcome
                 _log.warning("plugin failed in volgate_finished", plugin=caller.plugin_name, error=repr(error))
 
     def secret(self, reference: str) -> Secret:
@@ -121,5 +121,3 @@ class Registry:
 
 def _version(entry: EntryPoint) -> str:
     return entry.dist.version if entry.dist else ""
-
-

@@ -56,7 +56,14 @@ def attach_volume(ctx: Context, request: requests.AttachVolume) -> Attached:
     with ctx.step("attach", undo=lambda: host.detach(domain.uuid, alias, connection.path, timeout=timeout)):
         disk = host.attach(plan, timeout=timeout)
     done = replace(
-        record, target=disk.target, address=disk.address, live=disk.live, config=disk.config, xml=disk.xml, boot_id=disk.boot_id, source=disk.source
+        record,
+        target=disk.target,
+        address=disk.address,
+        live=disk.live,
+        config=disk.config,
+        xml=disk.xml,
+        boot_id=disk.boot_id,
+        source=disk.source,
     )
     ctx.commit(lambda commit: attachments.put(commit, done))
     return Attached(done)

@@ -19,6 +19,7 @@ __all__ = ["Context"]
 
 _tracer = trace.get_tracer("volgate")
 _seconds = metrics.get_meter("volgate").create_histogram("volgate.step.duration", unit="s", description="Time of one step of an operation")
+_TICK = 0.01  # watchers are told of every hundredth
 Undo = Callable[[], object]
 
 
@@ -89,7 +90,7 @@ class Context:
     def report(self, fraction: float) -> None:
         """Tell how far the work is, 0 to 1. Raises Cancelled when the caller asked for that."""
         self.raise_if_cancelled()
-        if fraction - self.progress >= 0.01 or fraction >= 1:
+        if fraction - self.progress >= _TICK or fraction >= 1:
             self.progress = min(1.0, fraction)
             self._changed()
 

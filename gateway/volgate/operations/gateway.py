@@ -261,7 +261,7 @@ class Gateway:
                     scanned = time.monotonic()
             except VolgateError as error:
                 _log.warning("background check failed", error=error.message)
-            except Exception:  # the keeper must outlive any single failure; it is logged with its traceback
+            except Exception:  # noqa: BLE001  # the keeper must outlive any single failure; it is logged with its traceback
                 _log.exception("bug in the background check")
             self._wake.wait(limits.check_seconds)
             self._wake.clear()

@@ -58,7 +58,7 @@ class Job:
         job.facts = msgspec.json.decode(record.facts)
         job.began = time.monotonic()
         job.record = record
-        job._prepare()
+        job._prepare()  # noqa: SLF001  # its own class
         return job
 
     def _prepare(self) -> None:

@@ -265,8 +265,14 @@ class Runner:
     def _finish(self, job: Job, context: Context, value: object) -> None:
         """Answer, index rows and "done" in one commit. A commit that fails leaves the outcome in doubt: the effect is there."""
         done = replace(
-            job.record, state=OperationState.DONE, result=codec.encode(value), finished_at=time.time(), uid=context.uid, progress=1.0,
-            error_reason="", error_message="",
+            job.record,
+            state=OperationState.DONE,
+            result=codec.encode(value),
+            finished_at=time.time(),
+            uid=context.uid,
+            progress=1.0,
+            error_reason="",
+            error_message="",
         )
 
         def settle(commit: Commit) -> None:
@@ -276,7 +282,9 @@ class Runner:
         try:
             self._world.database.write(settle)
         except VolgateError as error:
-            raise InDoubt(f"{job.request.method} took effect but could not be recorded: {error.message}", operation=f"operations/{job.id}") from error
+            raise InDoubt(
+                f"{job.request.method} took effect but could not be recorded: {error.message}", operation=f"operations/{job.id}"
+            ) from error
         self._end(job, done, value, None)
         context.run_after()
         follow = self._after(job.request) if self._after else None
@@ -291,7 +299,9 @@ class Runner:
             self._doubt(job, InDoubt(text, operation=f"operations/{job.id}"))
             return
         state = OperationState.CANCELLED if isinstance(error, Cancelled) else OperationState.FAILED
-        ended = replace(job.record, state=state, error_reason=error.reason, error_message=error.message, finished_at=time.time(), uid=context.uid)
+        ended = replace(
+            job.record, state=state, error_reason=error.reason, error_message=error.message, finished_at=time.time(), uid=context.uid
+        )
         try:
             self._world.database.write(lambda commit: journal.settle(commit, ended))
         except VolgateError as unrecorded:
@@ -310,7 +320,9 @@ class Runner:
             _log.warning("doubt could not be recorded", operation=job.id, error=unrecorded.message)
         with job.lock:
             job.active = False
-        told = InDoubt(f"{error.message}; the outcome is not known yet, repeat the same call", operation=f"operations/{job.id}", holders=error.holders)
+        told = InDoubt(
+            f"{error.message}; the outcome is not known yet, repeat the same call", operation=f"operations/{job.id}", holders=error.holders
+        )
         job.ticket.fail(told)
         job.tell()
         timer = threading.Timer(_DOUBT_SECONDS, self._again, (job,))
@@ -359,4 +371,3 @@ def _bug(job: Job, error: Exception) -> VolgateError:
     opaque = uuid.uuid4().hex[:12]
     _log.error("bug", operation=job.id, method=job.request.method, id=opaque, exc_info=error)
     return VolgateError(f"{job.request.method} failed by a bug of the gateway; the log has it under id {opaque}", metadata={"id": opaque})
-

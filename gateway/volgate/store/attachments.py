@@ -44,7 +44,9 @@ def of_volume(connection: Connection, pool: str, volume: str) -> list[Attachment
     return [_decoder.decode(found) for found in connection.scalars(query)]
 
 
-def page(connection: Connection, *, pool: str = "", volume: str = "", host: str = "", after: str = "", limit: int = 1000) -> list[AttachmentRecord]:
+def page(
+    connection: Connection, *, pool: str = "", volume: str = "", host: str = "", after: str = "", limit: int = 1000
+) -> list[AttachmentRecord]:
     """A page by id, filtered."""
     query = select(attachment.c.record).where(attachment.c.id > after).order_by(attachment.c.id).limit(limit)
     for column, value in ((attachment.c.pool, pool), (attachment.c.volume, volume), (attachment.c.host, host)):

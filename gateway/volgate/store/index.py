@@ -49,7 +49,9 @@ def find_volume(connection: Connection, pool: str, name: str) -> IndexedVolume |
     row = connection.execute(select(volume.c.record, volume.c.observed_at).where(volume.c.pool == pool, volume.c.name == name)).first()
     if row is None:
         return None
-    held = connection.scalars(select(attachment.c.id).where(attachment.c.pool == pool, attachment.c.volume == name).order_by(attachment.c.id))
+    held = connection.scalars(
+        select(attachment.c.id).where(attachment.c.pool == pool, attachment.c.volume == name).order_by(attachment.c.id)
+    )
     return IndexedVolume(pool, _volumes.decode(row.record), row.observed_at, tuple(held))
 
 
@@ -82,7 +84,14 @@ def volume_uids(connection: Connection, pool: str) -> dict[str, tuple[str, bytes
 
 def put_snapshot(connection: Connection, pool: str, found: Snapshot, now: float) -> None:
     """Write or overwrite a snapshot's row."""
-    values = {"pool": pool, "volume": found.volume, "name": found.name, "uid": found.uid, "record": msgspec.json.encode(found), "observed_at": now}
+    values = {
+        "pool": pool,
+        "volume": found.volume,
+        "name": found.name,
+        "uid": found.uid,
+        "record": msgspec.json.encode(found),
+        "observed_at": now,
+    }
     connection.execute(insert(snapshot).values(values).on_conflict_do_update(index_elements=["pool", "volume", "name"], set_=values))
 
 

@@ -69,4 +69,3 @@ snapshot = Table(
     Column("record", LargeBinary, nullable=False),
     Column("observed_at", Float, nullable=False),
 )
-
