@@ -25,7 +25,7 @@ from typing import NoReturn, cast
 
 import msgspec
 
-from volgate.errors import Busy, Cancelled, InDoubt, NotFound, Unreachable, from_os_error
+from volgate.errors import Busy, Cancelled, InDoubt, Unreachable, from_os_error
 
 __all__ = ["Child", "Completed", "Limits", "Spawner"]
 
@@ -151,7 +151,12 @@ class Spawner:
             self._closed = True
             self._drop()
 
-    def start(
+    @classmethod
+    def start(cls) -> Spawner:
+        """Start a helper; do it before anything makes threads."""
+        return cls()
+
+    def spawn(
         self,
         argv: Sequence[str],
         *,
@@ -199,7 +204,7 @@ class Spawner:
             err, err_end = _pipe(stack)
             with out_end, err_end:
                 ends = [source, out_end.fileno(), err_end.fileno(), *fds]
-                child = self.start(argv, descriptors=ends, cwd=cwd, env=env, user=user, limits=limits)
+                child = self.spawn(argv, descriptors=ends, cwd=cwd, env=env, user=user, limits=limits)
             stack.callback(child.close)
             return _Watch(child, out, err, on_line).until(time.monotonic() + timeout, cancelled)
 

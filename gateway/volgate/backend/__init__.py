@@ -21,6 +21,7 @@ from volgate.backend.facets import (
     capabilities,
 )
 from volgate.backend.hooks import AdmitRequest, BackendType, DiskContext, FinishedRecord, PoolContext, hookimpl
+from volgate.backend.owner_tag import OwnerTag, TagSpec, seal, tag_of, unseal, volume_of
 from volgate.backend.traits import Traits
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "Measures",
     "Overlay",
     "Overlays",
+    "OwnerTag",
     "PathsSeen",
     "PoolCheck",
     "PoolContext",
@@ -45,8 +47,13 @@ __all__ = [
     "Reverts",
     "SnapshotSpec",
     "Snapshots",
+    "TagSpec",
     "Traits",
     "VolumeId",
     "capabilities",
     "hookimpl",
+    "seal",
+    "tag_of",
+    "unseal",
+    "volume_of",
 ]

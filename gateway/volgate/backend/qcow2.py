@@ -49,7 +49,11 @@ def empty_image(size: int, backing: str = "", backing_format: Format = Format.QC
     name = backing.encode()
     if len(name) > _NAME_MAXIMUM:
         raise ValueError(f"a backing name of {len(name)} bytes is too long")
-    return (0, _first_cluster(size, name, backing_format)), (CLUSTER, struct.pack(">Q", 2 * CLUSTER)), (2 * CLUSTER, b"\0\1" * (3 + clusters))
+    return (
+        (0, _first_cluster(size, name, backing_format)),
+        (CLUSTER, struct.pack(">Q", 2 * CLUSTER)),
+        (2 * CLUSTER, b"\0\1" * (3 + clusters)),
+    )
 
 
 def empty_length(size: int) -> int:

@@ -16,7 +16,7 @@ _spawner: Spawner | None = None
 _BY_TEXT: tuple[tuple[str, type[VolgateError], str], ...] = (
     ("No space left on device", OutOfSpace, "OUT_OF_SPACE"),
     ("Disk quota exceeded", OutOfSpace, "QUOTA_EXCEEDED"),
-    (' lock', InUse, "IMAGE_LOCKED"),
+    (" lock", InUse, "IMAGE_LOCKED"),
 )
 
 

@@ -1,0 +1,260 @@
+"""Images of strangers: inspected and converted in a child that owns nothing.
+
+The child runs as `nobody` (when the gateway is root) with bounded memory, processor time and file size and no way to new privileges;
+it is always told the format. What names other files (backing files, data files, extents) is refused before and after the tool looked.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pwd
+import re
+import shutil
+import stat
+import struct
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from volgate.backend.files import copy_sparse, opened, share_blocks, sync_directory
+from volgate.backend.qcow2 import parse_header
+from volgate.backend.run import Limits, run, run_checked
+from volgate.errors import InvalidRequest, OutOfRange, Precondition, VolgateError, translate
+from volgate.model import Format
+
+__all__ = ["MAXIMUM", "ImageInfo", "convert", "inspect"]
+
+MAXIMUM = 1 << 46
+_INFO_TIMEOUT = 30.0
+_CONVERT_TIMEOUT = 24 * 3600.0
+_MEMORY = 2 << 30
+_OUTPUTS = (Format.RAW, Format.QCOW2)
+_VMDK_MAGIC, _VMDK_HEADER = b"KDMV", struct.Struct("<4sIIQ")
+_WHOLE_VMDK = ("monolithicSparse", "streamOptimized")
+_PERCENT = re.compile(r"\((\d+(?:\.\d+)?)/100%\)")
+_HEAD = 65536
+
+Progress = Callable[[float], None]
+Chain = tuple[tuple[str, Format], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ImageInfo:
+    """What an image holds: its format and the size that a guest would see, bytes."""
+
+    format: Format
+    virtual_size: int
+
+
+def inspect(path: str, image_format: Format, *, maximum: int = MAXIMUM, staging: str = "") -> ImageInfo:
+    """Look at a stranger's image without believing it.
+
+    Raises Precondition (HOSTILE_IMAGE naming what, BAD_IMAGE), OutOfRange (larger than `maximum`), NotFound. `staging`: a folder for a
+    copy if the sandbox cannot read the file; its own folder by default.
+    """
+    with translate(f"inspect image {path}"):
+        if image_format is Format.RAW:
+            return _checked(ImageInfo(Format.RAW, os.stat(path).st_size), maximum)
+        _refuse_head(path, image_format)
+        with _Sandbox(staging or os.path.dirname(path)) as box:
+            name = box.bring_in(path)
+            return _checked(_ask(box, name, image_format, path), maximum)
+
+
+def convert(
+    source: str,
+    source_format: Format,
+    target: str,
+    target_format: Format,
+    *,
+    chain: Chain = (),
+    progress: Progress | None = None,
+    cancelled: Callable[[], bool] | None = None,
+    staging: str = "",
+    maximum: int = MAXIMUM,
+) -> None:
+    """Make the file `target`, mode 0600 and durable, with the content of an image; it appears whole or not at all.
+
+    A `chain` (the layers below, nearest first) means that the source is a volume of ours: then the gateway itself reads exactly these
+    files. Without one the source is a stranger's: inspected first and converted in the sandbox. `progress` gets the done fraction and
+    may raise to stop. Raises Precondition (HOSTILE_IMAGE, BAD_IMAGE), OutOfSpace, InUse, Cancelled, Unsupported.
+    """
+    if target_format not in _OUTPUTS:
+        raise InvalidRequest(f"an image cannot be written as {target_format}; use raw or qcow2", field="format")
+    told = progress or (lambda _: None)
+    with translate(f"convert image {source}"), _Sandbox(staging or os.path.dirname(target)) as box:
+        made = box.path("out")
+        if chain:
+            _flatten(source, source_format, chain, made, target_format, _options(told, cancelled))
+        elif source_format is Format.RAW is target_format:
+            _copy(source, made, told, cancelled)
+        else:
+            found = inspect(source, source_format, maximum=maximum, staging=box.folder)
+            _convert_inside(box, source, found, target_format, _options(told, cancelled))
+        _take_over(made, target)
+    told(1.0)
+
+
+def _options(progress: Progress, cancelled: Callable[[], bool] | None) -> dict[str, Any]:
+    def on_line(line: str) -> None:
+        if found := _PERCENT.search(line):
+            progress(min(1.0, float(found[1]) / 100))
+
+    return {"on_line": on_line, "cancelled": cancelled, "timeout": _CONVERT_TIMEOUT, "doing": "convert the image"}
+
+
+def _convert_inside(box: _Sandbox, source: str, found: ImageInfo, target_format: Format, options: dict[str, Any]) -> None:
+    name = box.bring_in(source)
+    limits = Limits(memory=_MEMORY, file_size=found.virtual_size + found.virtual_size // 64 + (64 << 20))
+    command = ["qemu-img", "convert", "-p", "-f", str(found.format), "-O", str(target_format), f"file:{name}", "file:out"]
+    run_checked(command, cwd=box.folder, user=box.user, limits=limits, **options)
+
+
+def _flatten(source: str, kind: Format, chain: Chain, made: str, target_format: Format, options: dict[str, Any]) -> None:
+    node: dict[str, Any] | None = None
+    for path, layer_format in reversed(((source, kind), *chain)):
+        below = {"backing": node} if layer_format is Format.QCOW2 else {}
+        node = {"driver": str(layer_format), "file": {"driver": "file", "filename": path}, **below}
+    run_checked(["qemu-img", "convert", "-p", "-O", str(target_format), f"json:{json.dumps(node)}", made], **options)
+
+
+def _copy(source: str, made: str, progress: Progress, cancelled: Callable[[], bool] | None) -> None:
+    def step(done: float) -> None:
+        if cancelled and cancelled():
+            from volgate.errors import Cancelled
+
+            raise Cancelled("the copy was cancelled")
+        progress(done)
+
+    with opened(source, os.O_RDONLY) as old, opened(made, os.O_RDWR | os.O_CREAT | os.O_EXCL) as new:
+        copy_sparse(old, new, step)
+
+
+def _take_over(made: str, target: str) -> None:
+    with opened(made, os.O_RDONLY) as descriptor:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise Precondition("the converter left no plain file", reason="BAD_IMAGE")
+        os.fchown(descriptor, os.geteuid(), os.getegid())
+        os.fchmod(descriptor, 0o600)
+        os.fsync(descriptor)
+    os.rename(made, target)
+    sync_directory(os.path.dirname(target))
+
+
+class _Sandbox:
+    """A folder that belongs to the sandbox's user; the child starts in it and needs no right on what lies above."""
+
+    def __init__(self, parent: str) -> None:
+        self.user = pwd.getpwnam("nobody").pw_uid if os.geteuid() == 0 else None
+        self.folder = tempfile.mkdtemp(prefix=".image-", dir=parent)
+        if self.user is not None:
+            os.chown(self.folder, self.user, self.user)
+
+    def __enter__(self) -> _Sandbox:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def path(self, name: str) -> str:
+        return f"{self.folder}/{name}"
+
+    def bring_in(self, path: str) -> str:
+        """Return a name that the child can open: the file's own path if it is readable for everybody, else a copy in the folder."""
+        if self.user is None or _readable_by_all(path):
+            return os.path.abspath(path)
+        inside = self.path("in")
+        with opened(path, os.O_RDONLY) as source, opened(inside, os.O_RDWR | os.O_CREAT | os.O_EXCL) as target:
+            try:
+                share_blocks(source, target)
+            except OSError:
+                copy_sparse(source, target)
+            os.fchown(target, self.user, self.user)
+        return "in"
+
+
+def _readable_by_all(path: str) -> bool:
+    if not os.stat(path).st_mode & stat.S_IROTH:
+        return False
+    folder = os.path.dirname(os.path.realpath(path))
+    while os.stat(folder).st_mode & stat.S_IXOTH:
+        if folder == "/":
+            return True
+        folder = os.path.dirname(folder)
+    return False
+
+
+def _checked(found: ImageInfo, maximum: int) -> ImageInfo:
+    if not 0 < found.virtual_size <= min(maximum, MAXIMUM):
+        raise OutOfRange(f"the image says it has {found.virtual_size} bytes; between 1 and {min(maximum, MAXIMUM)} are accepted")
+    return found
+
+
+def _refuse_head(path: str, image_format: Format) -> None:
+    with opened(path, os.O_RDONLY) as descriptor:
+        head = os.pread(descriptor, _HEAD, 0)
+    for problem in _problems_of_head(head, image_format):
+        raise _hostile(problem)
+
+
+def _problems_of_head(head: bytes, image_format: Format) -> Iterator[str]:
+    if image_format is Format.QCOW2:
+        with _bad_image(image_format):
+            header = parse_header(head)
+        if header.backing:
+            yield f"it has a backing file, {header.backing[:120]!r}; flatten it first"
+        if header.data_file:
+            yield "it keeps its data in another file (data-file)"
+        if header.encrypted:
+            yield "it is encrypted"
+    elif image_format is Format.VMDK:
+        if head[:4] != _VMDK_MAGIC and (b"Disk DescriptorFile" in head[:512] or head[:4] == b"COWD"):
+            yield "it is a descriptor that names other files (external extents)"
+        elif head[:4] == _VMDK_MAGIC and _VMDK_HEADER.unpack_from(head.ljust(32, b"\0"))[3] == 0:
+            yield "its header has no capacity, so that a descriptor would name other files (external extents)"
+
+
+def _ask(box: _Sandbox, name: str, image_format: Format, path: str) -> ImageInfo:
+    command = ["qemu-img", "info", "--output=json", "-f", str(image_format), f"file:{name}"]
+    done = run(command, timeout=_INFO_TIMEOUT, cwd=box.folder, user=box.user, limits=Limits(memory=_MEMORY, cpu=20, file_size=1))
+    if done.timed_out or done.returncode < 0:
+        raise _hostile("the tool that reads it was stopped at its limits")
+    if done.returncode:
+        text = done.stderr.decode(errors="replace").strip()[-300:]
+        raise Precondition(f"{path} is no readable {image_format} image: {text}", reason="BAD_IMAGE")
+    with _bad_image(image_format):
+        said = json.loads(done.stdout)
+        for problem in _problems_of_answer(said):
+            raise _hostile(problem)
+        return ImageInfo(image_format, int(said["virtual-size"]))
+
+
+def _problems_of_answer(said: dict[str, Any]) -> Iterator[str]:
+    data = said.get("format-specific", {}).get("data", {})
+    if said.get("backing-filename") or said.get("full-backing-filename"):
+        yield f"it has a backing file, {str(said.get('backing-filename'))[:120]!r}"
+    if data.get("data-file"):
+        yield "it keeps its data in another file (data-file)"
+    if said.get("encrypted") or data.get("encrypt"):
+        yield "it is encrypted"
+    if "create-type" in data and (data["create-type"] not in _WHOLE_VMDK or len(data.get("extents", ())) > 1):
+        yield f"it is a vmdk of type {str(data['create-type'])[:40]}, which names other files (external extents)"
+    if data.get("parent-cid", 0xFFFFFFFF) not in (0xFFFFFFFF, 0):
+        yield "it is a delta of another vmdk (a backing file)"
+
+
+@contextlib.contextmanager
+def _bad_image(image_format: Format) -> Iterator[None]:
+    try:
+        yield
+    except VolgateError:
+        raise
+    except (ValueError, KeyError, TypeError) as error:
+        raise Precondition(f"it is no {image_format} image: {error}", reason="BAD_IMAGE") from error
+
+
+def _hostile(problem: str) -> Precondition:
+    return Precondition(f"the image is refused: {problem}", reason="HOSTILE_IMAGE")
