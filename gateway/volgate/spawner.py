@@ -9,9 +9,7 @@ closing. Children die with the spawner (pdeathsig), the spawner dies with the ga
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
-import resource
 import selectors
 import signal
 import socket
@@ -21,46 +19,20 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NoReturn, cast
+from typing import NoReturn, Self, cast
 
 import msgspec
 
 from volgate.errors import Busy, Cancelled, InDoubt, Unreachable, from_os_error
+from volgate.forker import FRAME, MOST_DESCRIPTORS, Limits, Request, Status
 
 __all__ = ["Child", "Completed", "Limits", "Spawner"]
 
 CLEAN_ENVIRONMENT = {"LC_ALL": "C", "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
-_FRAME = 128 << 10
-_MOST_DESCRIPTORS = 250
 _MOST_OUTPUT = 32 << 20
-_HIGH = 512  # received descriptors are moved above this number while 0, 1, 2, ... are laid out
-_PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
 _TICK = 0.1
 _GRACE = 5.0
 _KILLED = -int(signal.SIGKILL)
-
-
-class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """Bounds of one child; 0 means none. Bytes and seconds of processor time. `isolated`: no new privileges, no core dump."""
-
-    memory: int = 0
-    cpu: int = 0
-    file_size: int = 0
-    isolated: bool = True
-
-
-class _Request(msgspec.Struct, frozen=True):
-    argv: list[str]
-    environment: dict[str, str]
-    folder: str | None
-    user: int | None
-    limits: Limits | None
-
-
-class _Status(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    pid: int = 0
-    code: int | None = None
-    error: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +85,7 @@ class Child:
         frame = self._status.recv(4096)
         if not frame:
             self._lost()
-        status = msgspec.msgpack.decode(frame, type=_Status)
+        status = msgspec.msgpack.decode(frame, type=Status)
         if status.error:
             failure = OSError(status.error, os.strerror(status.error), self._program)
             raise from_os_error(failure, f"start {self._program}")
@@ -167,7 +139,7 @@ class Spawner:
         limits: Limits | None = None,
     ) -> Child:
         """Start a child whose descriptors 0, 1, 2, ... are those given; the caller closes its own copies afterwards."""
-        request = _Request(list(argv), {**CLEAN_ENVIRONMENT, **(env or {})}, cwd, user, limits)
+        request = Request(list(argv), {**CLEAN_ENVIRONMENT, **(env or {})}, cwd, user, limits)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             self._send(msgspec.msgpack.encode(request), [theirs.fileno(), *descriptors])
@@ -209,7 +181,7 @@ class Spawner:
             return _Watch(child, out, err, on_line).until(time.monotonic() + timeout, cancelled)
 
     def _send(self, frame: bytes, descriptors: list[int]) -> None:
-        if len(frame) > _FRAME or len(descriptors) > _MOST_DESCRIPTORS:
+        if len(frame) > FRAME or len(descriptors) > MOST_DESCRIPTORS:
             raise ValueError(f"a command of {len(frame)} bytes with {len(descriptors)} descriptors is too large")
         with self._lock:
             try:
@@ -229,7 +201,7 @@ class Spawner:
     def _launch(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         keep = {key: value for key, value in os.environ.items() if key in ("PYTHONPATH", "VIRTUAL_ENV", "LD_LIBRARY_PATH")}
-        argv = [sys.executable, "-c", "from volgate.spawner import serve; serve()", str(theirs.fileno())]
+        argv = [sys.executable, "-m", "volgate.forker", str(theirs.fileno())]
         with theirs:
             self._helper = subprocess.Popen(  # noqa: S603 - our own interpreter
                 argv,
@@ -262,7 +234,7 @@ class _Pipe:
     def fileno(self) -> int:
         return self._descriptor
 
-    def __enter__(self) -> _Pipe:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -345,137 +317,3 @@ class _Watch:
         for line in whole if data else [*whole, rest]:
             if line.strip():
                 on_line(line.decode(errors="replace"))
-
-
-# The helper's side: one thread, one loop; nothing below runs in the gateway.
-
-
-class _Helper:
-    def __init__(self, control: socket.socket) -> None:
-        self._control = control
-        self._selector = selectors.DefaultSelector()
-        self._selector.register(control, selectors.EVENT_READ, self._accept)
-        self._running: dict[int, tuple[socket.socket, int]] = {}
-        self._ended = False
-
-    def loop(self) -> None:
-        while not self._ended:
-            for key, _ in self._selector.select():
-                key.data()
-        for pid in self._running:
-            _kill_group(pid)
-
-    def _accept(self) -> None:
-        frame, descriptors, _, _ = socket.recv_fds(self._control, _FRAME, _MOST_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC)
-        if not frame:
-            self._ended = True
-            return
-        request = msgspec.msgpack.decode(frame, type=_Request)
-        status = socket.socket(fileno=descriptors[0])
-        try:
-            pid = os.fork()
-            if pid == 0:
-                _become(request, descriptors[1:], status)
-            with contextlib.suppress(OSError):
-                os.setpgid(pid, pid)
-            self._watch(pid, status)
-        except OSError as error:
-            _tell(status, _Status(error=error.errno or 1))
-            status.close()
-        finally:
-            for descriptor in descriptors[1:]:
-                os.close(descriptor)
-
-    def _watch(self, pid: int, status: socket.socket) -> None:
-        handle = os.pidfd_open(pid)
-        self._running[pid] = (status, handle)
-        self._selector.register(handle, selectors.EVENT_READ, lambda: self._reap(pid))
-        self._selector.register(status, selectors.EVENT_READ, lambda: self._kill(pid))
-        _tell(status, _Status(pid=pid))
-
-    def _kill(self, pid: int) -> None:
-        if pid not in self._running:
-            return  # an earlier event of this round was its end
-        status, _ = self._running[pid]
-        _kill_group(pid)
-        with contextlib.suppress(OSError):
-            if status.recv(64):
-                return
-        self._selector.unregister(status)
-
-    def _reap(self, pid: int) -> None:
-        status, handle = self._running.pop(pid)
-        _kill_group(pid)  # what it left in its group goes with it
-        _, code = os.waitpid(pid, 0)
-        _tell(status, _Status(pid=pid, code=os.waitstatus_to_exitcode(code)))
-        for source in (status, handle):
-            with contextlib.suppress(KeyError, ValueError):
-                self._selector.unregister(source)
-        status.close()
-        os.close(handle)
-
-
-def _tell(status: socket.socket, frame: _Status) -> None:
-    with contextlib.suppress(OSError):
-        status.send(msgspec.msgpack.encode(frame), socket.MSG_DONTWAIT)
-
-
-def _kill_group(pid: int) -> None:
-    with contextlib.suppress(OSError):
-        os.killpg(pid, signal.SIGKILL)
-
-
-def _become(request: _Request, descriptors: list[int], status: socket.socket) -> NoReturn:
-    try:
-        os.setpgid(0, 0)
-        if request.folder is not None:
-            os.chdir(request.folder)
-        _lay_out(descriptors, status)
-        _restrict(request)
-        os.execvpe(request.argv[0], request.argv, request.environment)  # noqa: S606 - no shell is the point
-    except OSError as error:
-        _tell(status, _Status(error=error.errno or 1))
-    finally:
-        os._exit(127)
-
-
-def _lay_out(descriptors: list[int], status: socket.socket) -> None:
-    import fcntl
-
-    high = [fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _HIGH) for descriptor in (*descriptors, status.fileno())]
-    for number, descriptor in enumerate(high[:-1]):
-        os.dup2(descriptor, number, inheritable=True)
-    os.closerange(len(descriptors), _HIGH)
-    status.detach()
-    status.__init__(fileno=high[-1])  # type: ignore[misc]  # the child's only handle to the caller moved up
-
-
-def _restrict(request: _Request) -> None:
-    libc = ctypes.CDLL(None)
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    limits = request.limits or Limits(isolated=False)
-    if request.user is not None:
-        os.setgroups([])
-        os.setresgid(request.user, request.user, request.user)
-        os.setresuid(request.user, request.user, request.user)
-    if limits.isolated:
-        libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    for kind, most in ((resource.RLIMIT_AS, limits.memory), (resource.RLIMIT_CPU, limits.cpu), (resource.RLIMIT_FSIZE, limits.file_size)):
-        if most:
-            resource.setrlimit(kind, (most, most))
-    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() == 1:
-        os._exit(127)
-
-
-def serve() -> None:
-    """Be the helper: the control socket's number is the last argument."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    control = socket.socket(fileno=int(sys.argv[-1]))
-    control.set_inheritable(False)
-    _Helper(control).loop()
-
-
-if __name__ == "__main__":
-    serve()

@@ -1,5 +1,8 @@
 """What backends on files share: durable writes, one-rename publication, copies that share or skip what holds no data."""
 
+# descriptors, flags and fsync are the subject here; paths stay plain strings
+# ruff: noqa: PTH104, PTH108, PTH116, PTH120
+
 from __future__ import annotations
 
 import contextlib
@@ -73,7 +76,8 @@ def write_all(descriptor: int, data: bytes | memoryview, offset: int) -> None:
     rest = memoryview(data)
     while rest:
         done = os.pwrite(descriptor, rest, offset)
-        rest, offset = rest[done:], offset + done
+        offset += done
+        rest = rest[done:]
 
 
 def publish_directory(work: str, final: str) -> None:

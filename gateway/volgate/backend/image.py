@@ -4,6 +4,9 @@ The child runs as `nobody` (when the gateway is root) with bounded memory, proce
 it is always told the format. What names other files (backing files, data files, extents) is refused before and after the tool looked.
 """
 
+# descriptors, flags and fsync are the subject here; paths stay plain strings
+# ruff: noqa: PTH100, PTH104, PTH116, PTH120
+
 from __future__ import annotations
 
 import contextlib
@@ -17,12 +20,12 @@ import struct
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from volgate.backend.files import copy_sparse, opened, share_blocks, sync_directory
 from volgate.backend.qcow2 import parse_header
 from volgate.backend.run import Limits, run, run_checked
-from volgate.errors import InvalidRequest, OutOfRange, Precondition, VolgateError, translate
+from volgate.errors import Cancelled, InvalidRequest, OutOfRange, Precondition, VolgateError, translate
 from volgate.model import Format
 
 __all__ = ["MAXIMUM", "ImageInfo", "convert", "inspect"]
@@ -124,8 +127,6 @@ def _flatten(source: str, kind: Format, chain: Chain, made: str, target_format: 
 def _copy(source: str, made: str, progress: Progress, cancelled: Callable[[], bool] | None) -> None:
     def step(done: float) -> None:
         if cancelled and cancelled():
-            from volgate.errors import Cancelled
-
             raise Cancelled("the copy was cancelled")
         progress(done)
 
@@ -153,7 +154,7 @@ class _Sandbox:
         if self.user is not None:
             os.chown(self.folder, self.user, self.user)
 
-    def __enter__(self) -> _Sandbox:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,5 +1,8 @@
 """Names in memory: which object a name means and how much is promised to it; the folders on the storage stay the truth."""
 
+# descriptors, flags and fsync are the subject here; paths stay plain strings
+# ruff: noqa: PTH116, PTH208
+
 from __future__ import annotations
 
 import contextlib

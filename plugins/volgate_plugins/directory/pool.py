@@ -1,5 +1,8 @@
 """The pool's directory itself: its marker, its folders, its space."""
 
+# descriptors, flags and fsync are the subject here; paths stay plain strings
+# ruff: noqa: PTH101, PTH102, PTH104, PTH112, PTH119, PTH120, PTH123, PTH208
+
 from __future__ import annotations
 
 import contextlib
@@ -126,11 +129,12 @@ class PoolDirectory:
 def _make(folder: str) -> None:
     with contextlib.suppress(FileExistsError):
         os.mkdir(folder, 0o711)
-        os.chmod(folder, 0o711)
+        os.chmod(folder, 0o711)  # noqa: S103 - QEMU's user must pass through
 
 
 def _missing(root: str) -> Precondition:
     return Precondition(
-        f"{root} has no {MARKER}: its file system is probably not mounted; mount it, or remove `volumes/` and `expect_marker` for a new pool",
+        f"{root} has no {MARKER}: its file system is probably not mounted; mount it, "
+        "or remove `volumes/` and `expect_marker` for a new pool",
         reason="POOL_MARKER_MISSING",
     )

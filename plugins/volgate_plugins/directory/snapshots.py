@@ -67,10 +67,10 @@ class Snapshotting(Volumes, Overlays, Reverts, Clones):
             pending = manifest.content.pending
             if pending is None or pending.uid != spec.uid:
                 self._require_settled(manifest)
-                manifest = self._prepare(stored_as, manifest, spec)
-                pending = manifest.content.pending
-            assert pending is not None
-            return Overlay(self._store.connection(stored_as, manifest, pending.layer), f"{folder}/{manifest.content.active}")
+                prepared, pending = self._prepare(stored_as, manifest, spec)
+            else:
+                prepared = manifest
+            return Overlay(self._store.connection(stored_as, prepared, pending.layer), f"{folder}/{manifest.content.active}")
 
     def finish_overlay(self, volume: VolumeId, spec: SnapshotSpec) -> Snapshot:
         """Make the prepared layer the active one; the old one is the snapshot."""
@@ -96,14 +96,11 @@ class Snapshotting(Volumes, Overlays, Reverts, Clones):
         with self._store.holding(volume, "merging layers") as (stored_as, manifest):
             if manifest.content.pending or manifest.content.incomplete or manifest.format is Format.RAW:
                 return 0
-            before = len(manifest.content.layers)
             alive = tuple(child for child in manifest.content.children if self._store.exists(child.object))
-            if alive != manifest.content.children:
-                manifest = manifest.change(children=alive)
-            manifest = self._prune(stored_as, manifest)
-            while merge := manifest.mergeable():
-                manifest = self._merge(stored_as, manifest, merge)
-            return before - len(manifest.content.layers)
+            left = self._prune(stored_as, manifest if alive == manifest.content.children else manifest.change(children=alive))
+            while merge := left.mergeable():
+                left = self._merge(stored_as, left, merge)
+            return len(manifest.content.layers) - len(left.content.layers)
 
     def revert_volume(self, volume: VolumeId, snapshot_uid: str, *, token: str) -> Volume:
         """Put a new top on the snapshot's layer; newer snapshots stay."""
@@ -154,10 +151,10 @@ class Snapshotting(Volumes, Overlays, Reverts, Clones):
         size = self._store.size(stored_as, manifest.content.active, manifest.format)
         return Cut(uid=spec.uid, name=spec.name, layer=layer, size=size, labels=spec.labels, created=time.time(), quiesced=spec.quiesced)
 
-    def _prepare(self, stored_as: str, manifest: Manifest, spec: SnapshotSpec) -> Manifest:
+    def _prepare(self, stored_as: str, manifest: Manifest, spec: SnapshotSpec) -> tuple[Manifest, Cut]:
         cut = self._cut(stored_as, manifest, spec, manifest.next_file())
         self._new_top(stored_as, manifest, manifest.content.active, cut.size)
-        return self._store.save(stored_as, manifest.with_layer(cut.layer, manifest.content.active, pending=cut))
+        return self._store.save(stored_as, manifest.with_layer(cut.layer, manifest.content.active, pending=cut)), cut
 
     def _new_top(self, stored_as: str, manifest: Manifest, below: str, size: int) -> str:
         self._store.require_depth(stored_as, manifest, below)
@@ -193,14 +190,14 @@ class Snapshotting(Volumes, Overlays, Reverts, Clones):
 
     def _merge(self, stored_as: str, manifest: Manifest, merge: Merge) -> Manifest:
         folder, below = self._store.folder(stored_as), manifest.layer(merge.gone).parent
-        manifest = self._store.save(stored_as, manifest.change(merging=merge))
+        noted = self._store.save(stored_as, manifest.change(merging=merge))
         command = ["qemu-img", "rebase", "-q", "-f", "qcow2", "-b", below, *(["-F", "qcow2"] if below else []), f"{folder}/{merge.into}"]
         run_checked(command, doing=f"merge layer {merge.gone}", timeout=_MERGE_TIMEOUT, cwd=folder)
         with opened(f"{folder}/{merge.into}", os.O_RDONLY) as descriptor:
             os.fsync(descriptor)
-        manifest = self._store.save(stored_as, manifest.merged(merge))
-        self._store.sweep(stored_as, manifest)
-        return manifest
+        merged = self._store.save(stored_as, noted.merged(merge))
+        self._store.sweep(stored_as, merged)
+        return merged
 
 
 def _snapshot(manifest: Manifest, cut: Cut) -> Snapshot:

@@ -1,5 +1,8 @@
 """The volumes' folders: finding, reading and writing manifests and layer files under the volume's lock."""
 
+# descriptors, flags and fsync are the subject here; paths stay plain strings
+# ruff: noqa: PTH108, PTH112, PTH116, PTH118, PTH120, PTH208
+
 from __future__ import annotations
 
 import contextlib

@@ -1,5 +1,8 @@
 """Volumes: created by one rename, deleted by one rename, found by what their folder says."""
 
+# descriptors, flags and fsync are the subject here; paths stay plain strings
+# ruff: noqa: PTH101, PTH102
+
 from __future__ import annotations
 
 import contextlib
@@ -106,9 +109,7 @@ class Volumes(Resizes, Measures, Relabels, PathsSeen, Backend):
                 if not online:
                     path = f"{store.folder(stored_as)}/{manifest.content.active}"
                     grow(path, manifest.format, wanted, manifest.tag.spec.provisioning)
-                if entry.promised != manifest.content.promised:
-                    manifest = store.save(stored_as, manifest.change(promised=entry.promised))
-            return store.volume(stored_as, manifest)
+                return store.volume(stored_as, store.save(stored_as, manifest.change(promised=entry.promised)))
 
     def capacity(self) -> Capacity:
         """Measure the pool."""
@@ -120,9 +121,8 @@ class Volumes(Resizes, Measures, Relabels, PathsSeen, Backend):
     def relabel_volume(self, volume: VolumeId, labels: Labels) -> Volume:
         """Replace all labels."""
         with self._store.holding(volume, "labels") as (stored_as, manifest):
-            if manifest.tag.labels != labels:
-                manifest = self._store.save(stored_as, manifest.labelled(labels))
-            return self._store.volume(stored_as, manifest)
+            changed = manifest if manifest.tag.labels == labels else self._store.save(stored_as, manifest.labelled(labels))
+            return self._store.volume(stored_as, changed)
 
     def paths(self, volume: VolumeId) -> Sequence[Path]:
         """Return the one path: the active file, whether it can be read, and the space around it."""
@@ -160,7 +160,7 @@ class Volumes(Resizes, Measures, Relabels, PathsSeen, Backend):
             remove_tree(work)
             try:
                 os.mkdir(work, 0o711)
-                os.chmod(work, 0o711)
+                os.chmod(work, 0o711)  # noqa: S103 - QEMU's user must pass through
                 manifest = self._build(spec, work, stored_as)
                 publish_directory(work, store.folder(stored_as))
             except BaseException:  # whatever it was, nothing half-made stays; the rename is the last step
