@@ -61,10 +61,8 @@ def inspect(path: str, image_format: Format, *, maximum: int = MAXIMUM, staging:
     with translate(f"inspect image {path}"):
         if image_format is Format.RAW:
             return _checked(ImageInfo(Format.RAW, os.stat(path).st_size), maximum)
-        _refuse_head(path, image_format)
         with _Sandbox(staging or os.path.dirname(path)) as box:
-            name = box.bring_in(path)
-            return _checked(_ask(box, name, image_format, path), maximum)
+            return box.look(path, image_format, maximum)[1]
 
 
 def convert(
@@ -78,11 +76,12 @@ def convert(
     cancelled: Callable[[], bool] | None = None,
     staging: str = "",
     maximum: int = MAXIMUM,
-) -> None:
+) -> ImageInfo:
     """Make the file `target`, mode 0600 and durable, with the content of an image; it appears whole or not at all.
 
     A `chain` (the layers below, nearest first) means that the source is a volume of ours: then the gateway itself reads exactly these
-    files. Without one the source is a stranger's: inspected first and converted in the sandbox. `progress` gets the done fraction and
+    files. Without one the source is a stranger's: inspected first and converted in the sandbox.
+    Returns what was found. `progress` gets the done fraction and
     may raise to stop. Raises Precondition (HOSTILE_IMAGE, BAD_IMAGE), OutOfSpace, InUse, Cancelled, Unsupported.
     """
     if target_format not in _OUTPUTS:
@@ -91,14 +90,15 @@ def convert(
     with translate(f"convert image {source}"), _Sandbox(staging or os.path.dirname(target)) as box:
         made = box.path("out")
         if chain:
-            _flatten(source, source_format, chain, made, target_format, _options(told, cancelled))
+            found = _flatten(source, source_format, chain, made, target_format, _options(told, cancelled))
         elif source_format is Format.RAW is target_format:
+            found = inspect(source, source_format, maximum=maximum)
             _copy(source, made, told, cancelled)
         else:
-            found = inspect(source, source_format, maximum=maximum, staging=box.folder)
-            _convert_inside(box, source, found, target_format, _options(told, cancelled))
+            found = _convert_inside(box, (source, source_format), target_format, maximum, _options(told, cancelled))
         _take_over(made, target)
     told(1.0)
+    return found
 
 
 def _options(progress: Progress, cancelled: Callable[[], bool] | None) -> dict[str, Any]:
@@ -109,19 +109,24 @@ def _options(progress: Progress, cancelled: Callable[[], bool] | None) -> dict[s
     return {"on_line": on_line, "cancelled": cancelled, "timeout": _CONVERT_TIMEOUT, "doing": "convert the image"}
 
 
-def _convert_inside(box: _Sandbox, source: str, found: ImageInfo, target_format: Format, options: dict[str, Any]) -> None:
-    name = box.bring_in(source)
+def _convert_inside(box: _Sandbox, source: tuple[str, Format], kind: Format, maximum: int, options: dict[str, Any]) -> ImageInfo:
+    path, source_format = source
+    name, found = box.look(path, source_format, maximum)
     limits = Limits(memory=_MEMORY, file_size=found.virtual_size + found.virtual_size // 64 + (64 << 20))
-    command = ["qemu-img", "convert", "-p", "-f", str(found.format), "-O", str(target_format), f"file:{name}", "file:out"]
+    command = ["qemu-img", "convert", "-p", "-f", str(source_format), "-O", str(kind), f"file:{name}", "file:out"]
     run_checked(command, cwd=box.folder, user=box.user, limits=limits, **options)
+    return found
 
 
-def _flatten(source: str, kind: Format, chain: Chain, made: str, target_format: Format, options: dict[str, Any]) -> None:
+def _flatten(source: str, kind: Format, chain: Chain, made: str, target_format: Format, options: dict[str, Any]) -> ImageInfo:
     node: dict[str, Any] | None = None
     for path, layer_format in reversed(((source, kind), *chain)):
         below = {"backing": node} if layer_format is Format.QCOW2 else {}
         node = {"driver": str(layer_format), "file": {"driver": "file", "filename": path}, **below}
+    with opened(source, os.O_RDONLY) as descriptor:
+        size = parse_header(os.pread(descriptor, _HEAD, 0)).size if kind is Format.QCOW2 else os.fstat(descriptor).st_size
     run_checked(["qemu-img", "convert", "-p", "-O", str(target_format), f"json:{json.dumps(node)}", made], **options)
+    return ImageInfo(kind, size)
 
 
 def _copy(source: str, made: str, progress: Progress, cancelled: Callable[[], bool] | None) -> None:
@@ -162,6 +167,14 @@ class _Sandbox:
 
     def path(self, name: str) -> str:
         return f"{self.folder}/{name}"
+
+    def look(self, path: str, image_format: Format, maximum: int) -> tuple[str, ImageInfo]:
+        """Refuse what is hostile; return the name that the child can open and what the image holds."""
+        if image_format is Format.RAW:
+            return self.bring_in(path), _checked(ImageInfo(Format.RAW, os.stat(path).st_size), maximum)
+        _refuse_head(path, image_format)
+        name = self.bring_in(path)
+        return name, _checked(_ask(self, name, image_format, path), maximum)
 
     def bring_in(self, path: str) -> str:
         """Return a name that the child can open: the file's own path if it is readable for everybody, else a copy in the folder."""

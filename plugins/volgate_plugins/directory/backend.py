@@ -1,7 +1,7 @@
 """The backend: volumes and snapshots, plus their bytes and the adoption of files that others left in the pool."""
 
 # descriptors, flags and fsync are the subject here; paths stay plain strings
-# ruff: noqa: PTH101, PTH102, PTH104, PTH108, PTH110, PTH116, PTH208
+# ruff: noqa: PTH100, PTH101, PTH102, PTH104, PTH108, PTH110, PTH112, PTH116, PTH118, PTH119, PTH120, PTH121, PTH123, PTH208
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from volgate.backend.files import create_file, opened, publish_directory, remove
 from volgate.backend.image import convert, inspect
 from volgate.backend.qcow2 import MAGIC
 from volgate.connection import Connection
-from volgate.errors import AlreadyExists, InvalidRequest, NotFound, OutOfRange, Precondition, translate
-from volgate.model import Format, Volume, VolumeSpec
+from volgate.errors import InvalidRequest, NotFound, Precondition, translate
+from volgate.model import Format, Provisioning, Volume, VolumeSpec
 from volgate.names import object_name
 from volgate_plugins.directory.manifest import Content, Layer, Manifest
 from volgate_plugins.directory.settings import DirectorySettings
@@ -42,11 +42,11 @@ class Directory(Snapshotting, DataPath, Adopts):
             if writable and not manifest.content.incomplete:
                 raise Precondition(f"volume {volume.name} is complete; only an import writes to an image", reason="NOT_INCOMPLETE")
             if not snapshot_uid:
-                return self._store.connection(stored_as, self._settled(stored_as, manifest))
+                return self._store.connection(stored_as, manifest)
             cut = manifest.snapshot(snapshot_uid)
             if cut is None:
                 raise NotFound(f"snapshot {snapshot_uid} of volume {volume.name} does not exist")
-            return self._store.connection(stored_as, self._settled(stored_as, manifest), cut.layer)
+            return self._store.connection(stored_as, manifest, cut.layer)
 
     def fill_from_file(self, volume: VolumeId, path: str, source_format: Format, progress: Callable[[float], None]) -> None:
         """Convert the image into a new file beside the empty layer, then put it in its place."""
@@ -56,13 +56,10 @@ class Directory(Snapshotting, DataPath, Adopts):
                 raise Precondition(f"volume {volume.name} is complete already", reason="NOT_INCOMPLETE")
             store.sweep(stored_as, manifest)
             size, folder = store.size(stored_as, manifest.content.active, manifest.format), store.folder(stored_as)
-            found = inspect(path, source_format, staging=store.pool.work)
-            if found.virtual_size > size:
-                raise OutOfRange(f"the image has {found.virtual_size} bytes, volume {volume.name} only {size}", field="size")
             scratch = f"{folder}/fill.part"
             try:
-                convert(path, source_format, scratch, manifest.format, progress=progress, staging=store.pool.work)
-                if found.virtual_size < size:
+                found = convert(path, source_format, scratch, manifest.format, progress=progress, staging=store.pool.work, maximum=size)
+                if found.virtual_size < size or manifest.tag.spec.provisioning is Provisioning.THICK:
                     grow(scratch, manifest.format, size, manifest.tag.spec.provisioning)
                 os.rename(scratch, f"{folder}/{manifest.content.active}")
                 sync_directory(folder)
@@ -92,19 +89,29 @@ class Directory(Snapshotting, DataPath, Adopts):
         store, stored_as = self._store, object_name(spec.name, spec.uid)
         if not locator or "/" in locator or locator.startswith("."):
             raise InvalidRequest(f"{locator!r} is not the name of a file at the top of the pool's directory", field="locator")
+        source = f"{store.pool.root}/{locator}"
         with store.locks.holding(spec.name, f"/{locator}"), translate(f"adopt {locator} as volume {spec.name}"):
-            if found := self._existing(spec):
-                return found
-            work = f"{store.pool.work}/{stored_as}"
-            source, moved = f"{store.pool.root}/{locator}", f"{work}/0000.{spec.format}"
-            if not os.path.exists(moved):
-                self._require_adoptable(source, locator, spec)
-                remove_tree(work)
-                os.mkdir(work, 0o711)
-                os.chmod(work, 0o711)  # noqa: S103 - QEMU's user must pass through
-                os.rename(source, moved)
-                sync_directory(store.pool.root)
+            found = self._existing(spec) or self._adopt(source, locator, spec, stored_as)
+            layer = f"{store.folder(stored_as)}/0000.{spec.format}"
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samefile(source, layer):
+                    os.unlink(source)
+                    sync_directory(store.pool.root)
+            return found
+
+    def _adopt(self, source: str, locator: str, spec: VolumeSpec, stored_as: str) -> Volume:
+        """Give the file a second name in a new volume; its first name goes last, so that no crash can lose it."""
+        work = f"{self._store.pool.work}/{stored_as}"
+        remove_tree(work)
+        self._require_adoptable(source, locator, spec)
+        try:
+            os.mkdir(work, 0o711)
+            os.chmod(work, 0o711)  # noqa: S103 - QEMU's user must pass through
+            os.link(source, f"{work}/0000.{spec.format}", follow_symlinks=False)
             return self._tag_adopted(spec, work, stored_as)
+        except BaseException:  # whatever it was, the file keeps its first name
+            remove_tree(work)
+            raise
 
     def _tag_adopted(self, spec: VolumeSpec, work: str, stored_as: str) -> Volume:
         file = f"0000.{spec.format}"
@@ -131,8 +138,6 @@ class Directory(Snapshotting, DataPath, Adopts):
             raise Precondition(f"a file of format {spec.format} cannot be adopted; import it", reason="NOT_ADOPTABLE")
         if inspect(source, spec.format, staging=self._store.pool.work).virtual_size % 512:
             raise Precondition(f"{locator} is no whole number of sectors long; import it", reason="NOT_ADOPTABLE")
-        if os.path.exists(self._store.folder(object_name(spec.name, spec.uid))):
-            raise AlreadyExists(f"volume {spec.name} exists")
 
     def _looks_like(self, path: str) -> Format | None:
         with contextlib.suppress(OSError), opened(path, os.O_RDONLY) as descriptor:

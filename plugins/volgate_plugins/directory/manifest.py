@@ -132,7 +132,10 @@ class Manifest:
         """Return it without the layers that nothing needs: no snapshot, no clone, not the active or the pending top."""
         needed = {layer.file for file in self._roots() for layer in self.chain(file)}
         kept = tuple(layer for layer in self.content.layers if layer.file in needed)
-        return self if len(kept) == len(self.content.layers) else Manifest(self.tag, msgspec.structs.replace(self.content, layers=kept))
+        merging = (
+            self.content.merging if self.content.merging and {self.content.merging.gone, self.content.merging.into} <= needed else None
+        )
+        return Manifest(self.tag, msgspec.structs.replace(self.content, layers=kept, merging=merging))
 
     def mergeable(self) -> Merge | None:
         """Return a layer that only serves the one layer above it, if both may be changed."""

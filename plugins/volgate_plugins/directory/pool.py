@@ -1,7 +1,7 @@
 """The pool's directory itself: its marker, its folders, its space."""
 
 # descriptors, flags and fsync are the subject here; paths stay plain strings
-# ruff: noqa: PTH101, PTH102, PTH104, PTH112, PTH119, PTH120, PTH123, PTH208
+# ruff: noqa: PTH100, PTH101, PTH102, PTH104, PTH108, PTH110, PTH112, PTH116, PTH118, PTH119, PTH120, PTH121, PTH123, PTH208
 
 from __future__ import annotations
 
@@ -49,6 +49,7 @@ class PoolDirectory:
                 _make(folder)
             self.shares = can_share(self.work)
         self.empty_trash()
+        self._drop_staging()
 
     def prove(self) -> None:
         """Check that the marker is there and still ours. Raises Precondition."""
@@ -98,6 +99,13 @@ class PoolDirectory:
                 thing, _, moment = name.rpartition(".")
                 if moment.isdigit() and int(moment) <= before and stored_as in ("", thing):
                     shutil.rmtree(f"{self.trash}/{name}", ignore_errors=True)
+
+    def _drop_staging(self) -> None:
+        """Remove what conversions of a dead process left; nobody else works in this pool now."""
+        for name in os.listdir(self.work):
+            if name.startswith((".image-", ".probe")):
+                path = f"{self.work}/{name}"
+                remove_tree(path) if os.path.isdir(path) else os.unlink(path)
 
     def _make_root(self, context: PoolContext) -> None:
         if os.path.isdir(self.root):

@@ -184,7 +184,7 @@ class Snapshotting(Volumes, Overlays, Reverts, Clones):
         return file
 
     def _prune(self, stored_as: str, manifest: Manifest) -> Manifest:
-        manifest = self._store.save(stored_as, self._settled(stored_as, manifest).pruned())
+        manifest = self._store.save(stored_as, manifest.pruned())
         self._store.sweep(stored_as, manifest)
         return manifest
 

@@ -102,7 +102,8 @@ def _fill_from(store: Store, spec: VolumeSpec, path: str, stored_as: str) -> Lay
 
 
 def _origin(store: Store, source: Source) -> _Origin:
-    stored_as, manifest = store.find(VolumeId(source.volume, source.volume_uid))
+    stored_as, unsettled = store.find(VolumeId(source.volume, source.volume_uid))
+    manifest = store.settled(stored_as, unsettled)
     if manifest.content.incomplete:
         raise Precondition(f"volume {source.volume} is still being filled", reason="NOT_READY")
     if source.kind is SourceKind.VOLUME:

@@ -76,12 +76,17 @@ class Store:
     def holding(self, volume: VolumeId, doing: str, *others: str) -> Iterator[tuple[str, Manifest]]:
         """Lock a volume and yield its object and manifest; native errors come out as ours. Raises NotFound."""
         with self.locks.holding(volume.name, *others), translate(f"{doing} of volume {volume.name}"):
-            yield self.find(volume)
+            stored_as, manifest = self.find(volume)
+            try:
+                yield stored_as, self.settled(stored_as, manifest)
+            except FileNotFoundError as error:
+                self.pool.prove()
+                raise DataLoss(f"{doing} of volume {volume.name}: {error.filename} is missing", reason="LAYER_MISSING") from error
 
     def find(self, volume: VolumeId) -> tuple[str, Manifest]:
         """Return the object and manifest of a volume. Raises NotFound (no such name, or its uid is another), DataLoss."""
         for _ in range(2):  # a second look, for the folder may go between name and manifest
-            stored_as = self.index.lookup(volume.name)
+            stored_as = self._lookup(volume.name)
             if stored_as is None:
                 break
             try:
@@ -94,6 +99,15 @@ class Store:
             return stored_as, manifest
         self.pool.prove()
         raise NotFound(f"volume {volume.name} ({volume.uid or 'any uid'}) does not exist in {self.pool.root}")
+
+    def settled(self, stored_as: str, manifest: Manifest) -> Manifest:
+        """Finish the record of a merge whose data part was done when the gateway died; the volume's lock is held."""
+        merge = manifest.content.merging
+        if merge is None:
+            return manifest
+        if self.header(f"{self.folder(stored_as)}/{merge.into}").backing != manifest.layer(merge.gone).parent:
+            return manifest
+        return self.save(stored_as, manifest.merged(merge))
 
     def header(self, path: str) -> Header:
         """Read a qcow2 header, also of an image that QEMU has open. Raises DataLoss."""
@@ -186,6 +200,13 @@ class Store:
             if name != MANIFEST and name not in named:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(f"{folder}/{name}")
+
+    def _lookup(self, name: str) -> str | None:
+        try:
+            return self.index.lookup(name)
+        except FileNotFoundError:
+            self.pool.prove()
+            raise
 
     def _prove_chain(self, paths: tuple[str, ...]) -> int:
         headers = [self.header(path) for path in paths]
