@@ -1,7 +1,7 @@
 """The backend: volumes and snapshots, plus their bytes and the adoption of files that others left in the pool."""
 
 # descriptors, flags and fsync are the subject here; paths stay plain strings
-# ruff: noqa: PTH100, PTH101, PTH102, PTH104, PTH108, PTH110, PTH112, PTH116, PTH118, PTH119, PTH120, PTH121, PTH123, PTH208
+# ruff: noqa: PTH101, PTH102, PTH104, PTH108, PTH116, PTH121, PTH208
 
 from __future__ import annotations
 

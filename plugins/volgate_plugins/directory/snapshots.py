@@ -41,7 +41,7 @@ class Snapshotting(Volumes, Overlays, Reverts, Clones):
 
     def delete_snapshot(self, volume: VolumeId, snapshot_uid: str) -> None:
         """Forget the snapshot and unlink the layers that only it needed; the active chain stays as it is."""
-        with self._store.holding(volume, "deletion of a snapshot") as (stored_as, manifest):
+        with contextlib.suppress(NotFound), self._store.holding(volume, "deletion of a snapshot") as (stored_as, manifest):
             cut = manifest.snapshot(snapshot_uid)
             if cut is None:
                 return
