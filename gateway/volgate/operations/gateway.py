@@ -13,10 +13,10 @@ import structlog
 from volgate.backend import PathsSeen
 from volgate.errors import NotFound, VolgateError
 from volgate.hosts.interface import Domain, EventKind, HostEvent, HostInfo
+from volgate.model import Format, PathState, Redundancy
 from volgate.model import Path as IoPath
-from volgate.model import PathState, Redundancy
 from volgate.names import AttachmentName, SnapshotName, VolumeName
-from volgate.operations import lookups, requests
+from volgate.operations import lookups, requests, transfer
 from volgate.operations.attachments import collapsible
 from volgate.operations.handlers import HANDLERS
 from volgate.operations.requests import Caller, Plan, Request
@@ -105,6 +105,20 @@ class Gateway:
         except VolgateError as error:
             _log.info("no follow-up", method=request.method, error=error.message)
         return None
+
+    # -- bytes
+
+    def open_upload(self) -> transfer.Upload:
+        """Begin to spool an image."""
+        return transfer.Upload(self.world.settings.spool_dir)
+
+    def allowed_path(self, path: str) -> str:
+        """Resolve and check a server-side path of an image."""
+        return transfer.allowed_path(self.world, path)
+
+    def export(self, name: VolumeName | SnapshotName, wanted: Format) -> transfer.ExportReader:
+        """Read a detached volume or a snapshot as an image."""
+        return transfer.open_export(self.world, self.runner, name, wanted)
 
     # -- reads
 

@@ -6,7 +6,8 @@ import contextlib
 import os
 from pathlib import Path
 
-from volgate.backend import DataPath, VolumeId, image
+from volgate.backend import DataPath, VolumeId
+from volgate.backend.image import inspect
 from volgate.errors import AlreadyExists, NotFound, OutOfRange
 from volgate.model import Provisioning, VolumeSpec
 from volgate.operations import lookups, requests
@@ -30,7 +31,7 @@ def import_volume(ctx: Context, request: requests.ImportVolume) -> IndexedVolume
     if not Path(request.path).exists():
         raise NotFound(f"the image {request.path} is gone; upload it again", field="header.path")
     with ctx.step("inspect"):
-        found = image.inspect(request.path, request.source_format, maximum=ctx.world.settings.limits.maximum_volume_bytes)
+        found = inspect(request.path, request.source_format, maximum=ctx.world.settings.limits.maximum_volume_bytes)
     if request.size and request.size < found.virtual_size:
         raise OutOfRange(f"size_bytes: {request.size} is less than the image's {found.virtual_size}", field="header.size_bytes")
     spec = VolumeSpec(

@@ -22,6 +22,7 @@ __all__ = [
     "identity",
     "put",
     "refuse_attached",
+    "refuse_held",
     "released",
     "require_uid",
     "require_volume",
@@ -76,6 +77,12 @@ def refuse_attached(ctx: Context, pool: Pool, volume: Volume, act: str) -> None:
     """Raise InUse if the volume is attached; a record whose domain provably lets go is dropped first."""
     held = [record for record in attachments_of(ctx.world, pool.name, volume) if not released(ctx, record)]
     if held:
+        raise InUse(f"{act}: {volume.name} is attached to {', '.join(r.domain_name for r in held)}; detach it first", holders=holders(held))
+
+
+def refuse_held(world: World, pool: Pool, volume: Volume, act: str) -> None:
+    """Raise InUse if the volume has any attachment on record."""
+    if held := attachments_of(world, pool.name, volume):
         raise InUse(f"{act}: {volume.name} is attached to {', '.join(r.domain_name for r in held)}; detach it first", holders=holders(held))
 
 

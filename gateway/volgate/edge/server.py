@@ -1,0 +1,116 @@
+"""The server: a unix socket, the services, health, reflection, a graceful stop."""
+
+from __future__ import annotations
+
+import contextlib
+import grp
+import os
+import socket
+import stat
+from pathlib import Path
+
+import structlog
+from grpc import aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.aio import HealthServicer
+from grpc_reflection.v1alpha import reflection
+
+from volgate.edge.attachments import AttachmentServicer
+from volgate.edge.call import CallInterceptor
+from volgate.edge.hosts import HostServicer
+from volgate.edge.operations import OperationServicer
+from volgate.edge.pools import PoolServicer
+from volgate.edge.snapshots import SnapshotServicer
+from volgate.edge.volumes import VolumeServicer
+from volgate.edge.wait import Calls
+from volgate.errors import Precondition
+from volgate.operations.gateway import Gateway
+from volgate.v1 import (
+    attachment_pb2,
+    attachment_pb2_grpc,
+    host_pb2,
+    host_pb2_grpc,
+    operation_pb2,
+    operation_pb2_grpc,
+    pool_pb2,
+    pool_pb2_grpc,
+    snapshot_pb2,
+    snapshot_pb2_grpc,
+    volume_pb2,
+    volume_pb2_grpc,
+)
+
+__all__ = ["EdgeServer"]
+
+_log = structlog.get_logger()
+_FILES = (pool_pb2, volume_pb2, snapshot_pb2, attachment_pb2, host_pb2, operation_pb2)
+
+
+class EdgeServer:
+    """Serves one gateway on one unix socket."""
+
+    def __init__(
+        self, gateway: Gateway, path: Path, *, socket_mode: int = 0o660, socket_group: str = "", max_message: int = 4 << 20
+    ) -> None:
+        """`socket_mode` and `socket_group` say who may connect; `max_message` bounds one message, bytes."""
+        self._path = path
+        self._mode = socket_mode
+        self._group = socket_group
+        self._calls = Calls(gateway)
+        self._health = HealthServicer()
+        options = [("grpc.max_receive_message_length", max_message), ("grpc.max_send_message_length", 16 << 20), ("grpc.so_reuseport", 0)]
+        self._server = aio.server(interceptors=(CallInterceptor(),), options=options)
+        self._register()
+
+    def _register(self) -> None:
+        server, calls = self._server, self._calls
+        pool_pb2_grpc.add_PoolServiceServicer_to_server(PoolServicer(calls), server)
+        volume_pb2_grpc.add_VolumeServiceServicer_to_server(VolumeServicer(calls), server)
+        snapshot_pb2_grpc.add_SnapshotServiceServicer_to_server(SnapshotServicer(calls), server)
+        attachment_pb2_grpc.add_AttachmentServiceServicer_to_server(AttachmentServicer(calls), server)
+        host_pb2_grpc.add_HostServiceServicer_to_server(HostServicer(calls), server)
+        operation_pb2_grpc.add_OperationServiceServicer_to_server(OperationServicer(calls), server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        names = [service.full_name for file in _FILES for service in file.DESCRIPTOR.services_by_name.values()]
+        names += [health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME]
+        reflection.enable_server_reflection(names, server)
+
+    async def start(self) -> None:
+        """Listen. Raises Precondition if somebody else listens there."""
+        _clear_stale(self._path)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        mask = os.umask(0o177)
+        try:
+            self._server.add_insecure_port(f"unix:{self._path}")
+            await self._server.start()
+        finally:
+            os.umask(mask)
+        if self._group:
+            os.chown(self._path, -1, grp.getgrnam(self._group).gr_gid)
+        self._path.chmod(self._mode)
+        await self._health.set("", health_pb2.HealthCheckResponse.SERVING)
+        _log.info("listening", socket=str(self._path))
+
+    async def stop(self, grace: float) -> None:
+        """Tell health, refuse new calls, let running ones end within `grace` seconds."""
+        await self._health.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
+        await self._server.stop(grace)
+        self._calls.close()
+        with contextlib.suppress(FileNotFoundError):
+            self._path.unlink()
+
+
+def _clear_stale(path: Path) -> None:
+    """Remove a socket that nobody listens on."""
+    if not path.exists():
+        return
+    if not stat.S_ISSOCK(path.stat().st_mode):
+        raise Precondition(f"{path} exists and is no socket; remove it or configure another [server] socket")
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(2)
+        try:
+            probe.connect(str(path))
+        except OSError:
+            path.unlink()
+        else:
+            raise Precondition(f"another server listens on {path}; stop it first")

@@ -1,0 +1,76 @@
+"""SnapshotService."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from volgate.edge import convert, validate
+from volgate.edge.types import Context
+from volgate.edge.wait import Calls
+from volgate.names import PoolName, SnapshotName, VolumeName, check_identifier
+from volgate.operations import requests
+from volgate.store.records import IndexedSnapshot
+from volgate.v1 import snapshot_pb2, snapshot_pb2_grpc
+
+__all__ = ["SnapshotServicer"]
+
+
+class SnapshotServicer(snapshot_pb2_grpc.SnapshotServiceServicer):
+    """Cuts and deletes snapshots."""
+
+    def __init__(self, calls: Calls) -> None:
+        """Take what all servicers share."""
+        self._calls = calls
+
+    async def CreateSnapshot(  # noqa: N802  # the contract's name
+        self, request: snapshot_pb2.CreateSnapshotRequest, context: Context
+    ) -> snapshot_pb2.CreateSnapshotResponse:
+        """Cut a snapshot."""
+        of = VolumeName.parse(request.volume, "volume")
+        typed = requests.CreateSnapshot(
+            name=SnapshotName(of.pool, of.volume, check_identifier(request.snapshot_id, "snapshot_id")),
+            quiesce=request.quiesce,
+            labels=validate.labels(request.labels, "labels"),
+            volume_uid=validate.uid(request.volume_uid, "volume_uid"),
+        )
+        identifier = validate.request_id(request.request_id)
+        if request.validate_only:
+            return snapshot_pb2.CreateSnapshotResponse(plan=convert.plan(await self._calls.read(self._calls.gateway.plan, typed)))
+        ticket, _ = await self._calls.run(typed, identifier, context)
+        row = cast("IndexedSnapshot", ticket.future.result())
+        return snapshot_pb2.CreateSnapshotResponse(snapshot=convert.snapshot(row), operation=convert.operation(ticket.record()))
+
+    async def DeleteSnapshot(  # noqa: N802  # the contract's name
+        self, request: snapshot_pb2.DeleteSnapshotRequest, context: Context
+    ) -> snapshot_pb2.DeleteSnapshotResponse:
+        """Delete a snapshot."""
+        typed = requests.DeleteSnapshot(SnapshotName.parse(request.name), validate.uid(request.uid, "uid"))
+        identifier = validate.request_id(request.request_id)
+        if request.validate_only:
+            return snapshot_pb2.DeleteSnapshotResponse(plan=convert.plan(await self._calls.read(self._calls.gateway.plan, typed)))
+        ticket, _ = await self._calls.run(typed, identifier, context)
+        return snapshot_pb2.DeleteSnapshotResponse(operation=convert.operation(ticket.record()))
+
+    async def GetSnapshot(  # noqa: N802  # the contract's name
+        self, request: snapshot_pb2.GetSnapshotRequest, _: Context
+    ) -> snapshot_pb2.GetSnapshotResponse:
+        """One snapshot."""
+        row = await self._calls.read(self._calls.gateway.get_snapshot, SnapshotName.parse(request.name))
+        return snapshot_pb2.GetSnapshotResponse(snapshot=convert.snapshot(row))
+
+    async def ListSnapshots(  # noqa: N802  # the contract's name
+        self, request: snapshot_pb2.ListSnapshotsRequest, _: Context
+    ) -> snapshot_pb2.ListSnapshotsResponse:
+        """A page by name."""
+        pool = volume = ""
+        if "/volumes/" in request.parent:
+            name = VolumeName.parse(request.parent, "parent")
+            pool, volume = name.pool, name.volume
+        elif request.parent:
+            pool = PoolName.parse(request.parent, "parent").pool
+        size, after = validate.page_size(request.page_size), validate.read_token("snapshots", request, request.page_token)
+        rows = await self._calls.read(self._calls.gateway.list_snapshots, pool, volume, after, size + 1)
+        last = rows[size - 1] if len(rows) > size else None
+        key = f"{last.pool}/{last.snapshot.volume}/{last.snapshot.name}" if last else ""
+        more = validate.page_token("snapshots", request, key) if last else ""
+        return snapshot_pb2.ListSnapshotsResponse(snapshots=[convert.snapshot(row) for row in rows[:size]], next_page_token=more)

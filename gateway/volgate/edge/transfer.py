@@ -1,0 +1,90 @@
+"""The streams of VolumeService: images in, images out."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import cast
+
+from volgate.edge import convert, validate
+from volgate.edge.types import Context
+from volgate.edge.wait import Calls
+from volgate.errors import InvalidRequest
+from volgate.model import Format
+from volgate.names import PoolName, SnapshotName, VolumeName, check_identifier
+from volgate.operations import requests
+from volgate.store.records import IndexedVolume
+from volgate.v1 import volume_pb2
+
+__all__ = ["Transfers"]
+
+_CHUNK_MOST = 1 << 20
+
+
+class Transfers:
+    """ImportVolume and ExportVolume."""
+
+    _calls: Calls
+
+    async def ImportVolume(  # noqa: N802  # the contract's name
+        self, stream: AsyncIterator[volume_pb2.ImportVolumeRequest], context: Context
+    ) -> volume_pb2.ImportVolumeResponse:
+        """Spool what the client sends, or take the allowed path, then make the volume."""
+        first = await anext(aiter(stream), None)
+        if first is None or first.WhichOneof("part") != "header":
+            raise InvalidRequest("header: the first message of an import holds the header", field="header")
+        typed, identifier = _header(first.header)
+        if typed.path:
+            path = await self._calls.read(self._calls.gateway.allowed_path, typed.path)
+            typed = replace(typed, path=path)
+        else:
+            typed = await self._spool(typed, stream)
+        ticket, ended = await self._calls.run(typed, identifier, context)
+        row = convert.volume(cast("IndexedVolume", ticket.future.result())) if ended else None
+        return volume_pb2.ImportVolumeResponse(volume=row, operation=convert.operation(ticket.record()))
+
+    async def _spool(self, typed: requests.ImportVolume, stream: AsyncIterator[volume_pb2.ImportVolumeRequest]) -> requests.ImportVolume:
+        upload = await self._calls.read(self._calls.gateway.open_upload)
+        try:
+            async for message in stream:
+                await self._calls.read(upload.write, _chunk(message))
+            path, digest = await self._calls.read(upload.finish)
+        except BaseException:
+            upload.abort()
+            raise
+        return replace(typed, path=path, spooled=True, digest=digest)
+
+    async def ExportVolume(  # noqa: N802  # the contract's name
+        self, request: volume_pb2.ExportVolumeRequest, _: Context
+    ) -> AsyncIterator[volume_pb2.ExportVolumeResponse]:
+        """Send the content, gaps left out."""
+        is_snapshot = "/snapshots/" in request.name
+        name: VolumeName | SnapshotName = SnapshotName.parse(request.name) if is_snapshot else VolumeName.parse(request.name)
+        wanted = validate.choice(request.format, convert.FORMATS_OPTIONAL, "format") or Format.RAW
+        reader = await self._calls.read(self._calls.gateway.export, name, wanted)
+        try:
+            yield volume_pb2.ExportVolumeResponse(total_bytes=reader.size)
+            while (piece := await self._calls.read(reader.next)) is not None:
+                yield volume_pb2.ExportVolumeResponse(offset=piece[0], chunk=piece[1], total_bytes=reader.size)
+        finally:
+            reader.close()
+
+
+def _chunk(message: volume_pb2.ImportVolumeRequest) -> bytes:
+    if message.WhichOneof("part") != "chunk" or len(message.chunk) > _CHUNK_MOST:
+        raise InvalidRequest(f"chunk: after the header, every message holds a chunk of at most {_CHUNK_MOST} bytes", field="chunk")
+    return message.chunk
+
+
+def _header(header: volume_pb2.ImportHeader) -> tuple[requests.ImportVolume, str]:
+    typed = requests.ImportVolume(
+        pool=PoolName.parse(header.pool, "header.pool").pool,
+        volume=check_identifier(header.volume_id, "header.volume_id"),
+        source_format=validate.choice(header.source_format, convert.FORMATS_ALL, "header.source_format"),
+        path=validate.printable(header.path, "header.path", longest=4096),
+        spooled=False,
+        format=validate.choice(header.format, convert.FORMATS_OPTIONAL, "header.format"),
+        size=validate.bounded(header.size_bytes, "header.size_bytes", 0, 1 << 50),
+        labels=validate.labels(header.labels, "header.labels"),
+    )
+    return typed, validate.request_id(header.request_id, "header.request_id")

@@ -1,0 +1,86 @@
+"""Waiting for an operation on behalf of a call: until it ends, until the guest is too slow, or until the caller's deadline is near."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import ParamSpec, TypeVar
+
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from volgate.edge.types import Context
+from volgate.errors import DeadlineExceeded
+from volgate.lanes import Lane
+from volgate.operations.gateway import Gateway
+from volgate.operations.requests import Caller, Request
+from volgate.operations.ticket import Ticket
+
+__all__ = ["Calls"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+_LONG_SECONDS = 10.0
+_MARGIN = 0.05
+
+
+class Calls:
+    """What the servicers share: reads in a bounded lane of threads, mutations as tickets."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        """Take the gateway."""
+        self.gateway = gateway
+        self._reads = Lane("reads", 16, 4096)
+
+    async def read(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run a blocking read off the event loop. Raises Busy and what the read raises."""
+        return await asyncio.wrap_future(self._reads.submit(function, *args, **kwargs))
+
+    async def run(self, request: Request, request_id: str, context: Context) -> tuple[Ticket, bool]:
+        """Submit a mutation and wait for its end; False if it still runs and the answer is the running operation.
+
+        Raises the operation's error, or DeadlineExceeded naming it shortly before the caller's deadline: it goes on.
+        """
+        ticket = await self.read(self.gateway.submit, request, Caller(request_id=request_id, trace=_traceparent()))
+        left = context.time_remaining()
+        patience = None if left is None else max(0.0, left - min(_MARGIN, left * 0.05))
+        if ticket.long:
+            patience = _LONG_SECONDS if patience is None else min(patience, _LONG_SECONDS)
+        waiting: list[asyncio.Future[object]] = [_watch(ticket.future), _watch(ticket.pending)]
+        await asyncio.wait(waiting, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+        if ticket.future.done():
+            ticket.future.result()
+            return ticket, True
+        if ticket.long or ticket.pending.done():
+            return ticket, False
+        raise DeadlineExceeded(
+            f"{request.method} of {request.target} still runs; repeat the call to learn its outcome",
+            operation=f"operations/{ticket.operation}",
+        )
+
+    def close(self) -> None:
+        """Stop the threads."""
+        self._reads.close()
+
+
+def _watch(future: Future[T]) -> asyncio.Future[object]:
+    """An asyncio future that resolves with the other one, and whose cancellation does not reach it."""
+    loop = asyncio.get_running_loop()
+    seen: asyncio.Future[object] = loop.create_future()
+
+    def resolve() -> None:
+        if not seen.done():
+            seen.set_result(None)
+
+    def done(_: Future[T]) -> None:
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(resolve)
+
+    future.add_done_callback(done)
+    return seen
+
+
+def _traceparent() -> str:
+    carrier: dict[str, str] = {}
+    TraceContextTextMapPropagator().inject(carrier)
+    return carrier.get("traceparent", "")

@@ -1,0 +1,152 @@
+"""Bytes in and out: uploads are spooled, server-side paths are checked, exports are read with their gaps left out."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from volgate.backend import DataPath
+from volgate.backend.image import convert
+from volgate.errors import Denied, InvalidRequest, NotFound, translate
+from volgate.model import Format
+from volgate.names import SnapshotName, VolumeName
+from volgate.operations import lookups
+from volgate.operations.runner import Runner
+from volgate.operations.world import World
+
+__all__ = ["ExportReader", "Upload", "allowed_path", "open_export"]
+
+_CHUNK = 1 << 20
+_ZEROES = bytes(_CHUNK)
+
+
+class Upload:
+    """One image on its way in; removed by `abort`, or by the operation that makes a volume of it."""
+
+    def __init__(self, directory: Path) -> None:
+        """Begin a file in the spool. Raises OutOfSpace and others by errno."""
+        self.path = directory / uuid.uuid4().hex
+        self._digest = hashlib.sha256()
+        with translate("spool an upload"):
+            self._stream = self.path.open("xb")
+            self.path.chmod(0o600)
+
+    def write(self, chunk: bytes) -> None:
+        """Append bytes; runs of zeroes take no space. Raises OutOfSpace."""
+        self._digest.update(chunk)
+        with translate("spool an upload"):
+            if chunk == _ZEROES[: len(chunk)]:
+                self._stream.seek(len(chunk), os.SEEK_CUR)
+            else:
+                self._stream.write(chunk)
+
+    def finish(self) -> tuple[str, str]:
+        """Make the file durable; return its path and the content's digest."""
+        with translate("spool an upload"):
+            self._stream.truncate()
+            self._stream.flush()
+            os.fsync(self._stream.fileno())
+            self._stream.close()
+        return str(self.path), self._digest.hexdigest()
+
+    def abort(self) -> None:
+        """Remove the file."""
+        self._stream.close()
+        self.path.unlink(missing_ok=True)
+
+
+def allowed_path(world: World, text: str) -> str:
+    """Resolve a server-side path of an image; links are followed before the check. Raises Denied, NotFound, InvalidRequest."""
+    allowed = world.settings.imports.allowed_directories
+    path = Path(text)
+    if not path.is_absolute():
+        raise InvalidRequest(f"header.path: {text!r} is not absolute", field="header.path")
+    found = Path(os.path.realpath(path))
+    if not any(found.is_relative_to(os.path.realpath(directory)) for directory in allowed):
+        where = ", ".join(allowed) or "none"
+        raise Denied(
+            f"header.path: {text} is not below an allowed directory ({where}); see [imports] in the configuration", field="header.path"
+        )
+    if not found.is_file():
+        raise NotFound(f"header.path: {text} is not a file", field="header.path")
+    return str(found)
+
+
+class ExportReader:
+    """The content of an image, a piece at a time; gaps are left out."""
+
+    def __init__(self, path: Path, release: Callable[[], None], *, temporary: bool) -> None:
+        """Read `path`; `release` is called at the end. `temporary`: the file is a converted copy that goes then."""
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._release = release
+        if temporary:
+            path.unlink()
+        self.size = os.fstat(self._descriptor).st_size
+        self._pieces = self._extents()
+
+    def next(self) -> tuple[int, bytes] | None:
+        """The next piece as offset and bytes, None at the end."""
+        return next(self._pieces, None)
+
+    def close(self) -> None:
+        """Let go of the file and the volume."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+            self._release()
+
+    def _extents(self) -> Iterator[tuple[int, bytes]]:
+        offset = 0
+        while offset < self.size:
+            try:
+                begin = os.lseek(self._descriptor, offset, os.SEEK_DATA)
+            except OSError as error:
+                if error.errno == errno.ENXIO:
+                    return
+                raise
+            end = os.lseek(self._descriptor, begin, os.SEEK_HOLE)
+            while begin < end:
+                piece = os.pread(self._descriptor, min(_CHUNK, end - begin), begin)
+                if not piece:
+                    return
+                if piece != _ZEROES[: len(piece)]:
+                    yield begin, piece
+                begin += len(piece)
+            offset = end
+
+
+def open_export(world: World, runner: Runner, name: VolumeName | SnapshotName, wanted: Format) -> ExportReader:
+    """Lock the volume, make the image and return its reader. Raises InUse for an attached volume, NotFound, OutOfSpace."""
+    of = name.of if isinstance(name, SnapshotName) else name
+    pool = world.pools.get(of.pool)
+    data = pool.facet(DataPath)
+    release = runner.hold(str(of), timeout=30.0)
+    with contextlib.ExitStack() as stack:
+        stack.callback(release)
+        volume = lookups.require_volume(pool, of, "")
+        snapshot_uid = ""
+        if isinstance(name, SnapshotName):
+            found = next((s for s in lookups.snapshots_of(pool, volume) if s.name == name.snapshot), None)
+            if found is None:
+                raise NotFound(f"{name} does not exist")
+            snapshot_uid = found.uid
+        else:
+            lookups.refuse_held(world, pool, volume, f"export {name}")
+        source = pool.call(data.image, lookups.identity(volume), snapshot_uid)
+        if source.format is wanted and not source.chain:
+            reader = ExportReader(Path(source.path), release, temporary=False)
+        else:
+            target = world.settings.spool_dir / uuid.uuid4().hex
+            try:
+                pool.call(convert, source.path, source.format, str(target), wanted, chain=source.chain)
+                reader = ExportReader(target, release, temporary=True)
+            except BaseException:
+                target.unlink(missing_ok=True)
+                raise
+        stack.pop_all()
+    return reader
