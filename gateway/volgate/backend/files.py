@@ -11,7 +11,6 @@ import fcntl
 import os
 import shutil
 import tempfile
-import threading
 from collections.abc import Callable, Iterator
 
 __all__ = [
@@ -49,9 +48,12 @@ def sync_directory(path: str) -> None:
 
 
 def write_durably(path: str, data: bytes, mode: int = 0o600) -> None:
-    """Replace a file atomically: readers see the old or the new bytes, and after the return the new ones survive a power cut."""
+    """Replace a file atomically: readers see the old or the new bytes, and after the return the new ones survive a power cut.
+
+    One writer per path at a time; what a dead one left is overwritten.
+    """
     folder, name = os.path.split(path)
-    scratch = f"{folder}/.{name}.{os.getpid()}.{threading.get_ident()}.tmp"
+    scratch = f"{folder}/.{name}.tmp"
     try:
         create_file(scratch, ((0, data),), len(data), mode)
         os.rename(scratch, path)

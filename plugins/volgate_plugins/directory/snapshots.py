@@ -44,6 +44,7 @@ class Snapshotting(Volumes, Overlays, Reverts, Clones):
         with contextlib.suppress(NotFound), self._store.holding(volume, "deletion of a snapshot") as (stored_as, manifest):
             cut = manifest.snapshot(snapshot_uid)
             if cut is None:
+                self._store.sweep(stored_as, manifest)
                 return
             if clones := self._clones(manifest, snapshot_uid):
                 holders = tuple(Holder("volume", name, "clone") for name in clones)
@@ -90,6 +91,8 @@ class Snapshotting(Volumes, Overlays, Reverts, Clones):
             pending = manifest.content.pending
             if pending and pending.uid == snapshot_uid:
                 self._prune(stored_as, manifest.change(pending=None))
+            else:
+                self._store.sweep(stored_as, manifest)
 
     def collapse_layers(self, volume: VolumeId) -> int:
         """Merge layers into the one above while that is all they serve; only for a detached volume."""
@@ -106,6 +109,7 @@ class Snapshotting(Volumes, Overlays, Reverts, Clones):
         """Put a new top on the snapshot's layer; newer snapshots stay."""
         with self._store.holding(volume, "revert") as (stored_as, manifest):
             if token in manifest.content.reverts:
+                self._store.sweep(stored_as, manifest)
                 return self._store.volume(stored_as, manifest)
             cut = manifest.snapshot(snapshot_uid)
             if cut is None:
