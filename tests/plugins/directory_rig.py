@@ -23,10 +23,10 @@ class Rig:
     def reopen(self) -> None:
         self.backend = Directory.open(self.settings, PoolContext("p", "gateway-1"))
 
-    def spec(self, name: str, size: int = 8 * MIB, format: Format = Format.QCOW2, **more) -> VolumeSpec:
+    def spec(self, name: str, size: int = 8 * MIB, format: Format = Format.QCOW2, **more) -> VolumeSpec:  # noqa: A002 - the field's name
         return VolumeSpec(name=name, uid=more.pop("uid", None) or str(uuid.uuid4()), size=size, format=format, **more)
 
-    def create(self, name: str, size: int = 8 * MIB, format: Format = Format.QCOW2, **more) -> VolumeId:
+    def create(self, name: str, size: int = 8 * MIB, format: Format = Format.QCOW2, **more) -> VolumeId:  # noqa: A002 - as above
         return VolumeId(name, self.backend.create_volume(self.spec(name, size, format, **more)).uid)
 
     def clone(self, name: str, of: VolumeId, snapshot: str = "", size: int = 8 * MIB, **more) -> VolumeId:
@@ -52,8 +52,8 @@ class Rig:
             subprocess.run(["qemu-img", "check", "-q", "-f", "qcow2", path], check=True, capture_output=True)
 
 
-def io(format: str, command: str, path: str, *options: str) -> None:
-    done = subprocess.run(["qemu-io", *options, "-f", format, "-c", command, path], capture_output=True, text=True)
+def io(kind: str, command: str, path: str, *options: str) -> None:
+    done = subprocess.run(["qemu-io", *options, "-f", kind, "-c", command, path], check=False, capture_output=True, text=True)
     assert done.returncode == 0 and "Pattern verification failed" not in done.stdout, (command, done.stdout, done.stderr)
 
 

@@ -45,7 +45,7 @@ def test_native_images_satisfy_the_tool(tmp_path):
         tool("check", "-f", "qcow2", top)
         found = qcow2.parse_header(top.read_bytes()[:65536])
         assert (found.size, found.backing, found.backing_format, found.data_file) == (size, "base", "qcow2", False)
-        said = subprocess.run(["qemu-img", "info", "-f", "qcow2", "--output=json", top], capture_output=True).stdout
+        said = subprocess.run(["qemu-img", "info", "-f", "qcow2", "--output=json", top], check=True, capture_output=True).stdout
         assert b'"virtual-size": %d' % size in said and b'"backing-filename-format": "qcow2"' in said
     for bad in (0, 511, (1 << 50) + 512):
         with pytest.raises(ValueError):
