@@ -1,1 +1,1 @@
-""
+"""libvirt and, through it, QEMU. Nothing else imports libvirt."""

@@ -1,0 +1,80 @@
+"""libvirt's events as plain values, handed on from a thread of ours so that libvirt's loop never waits for a listener."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import libvirt
+import structlog
+
+__all__ = ["Event", "Events"]
+
+_log = structlog.get_logger()
+_STARTED = (libvirt.VIR_DOMAIN_EVENT_STARTED, libvirt.VIR_DOMAIN_EVENT_RESUMED)
+_STOPPED = (libvirt.VIR_DOMAIN_EVENT_STOPPED, libvirt.VIR_DOMAIN_EVENT_CRASHED, libvirt.VIR_DOMAIN_EVENT_UNDEFINED)
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """`kind` is `device-removed`, `domain-started`, `domain-stopped`, `io-error` or `reconnected`."""
+
+    kind: str
+    domain: str = ""
+    alias: str = ""
+
+
+class Events:
+    """Registers with every new connection and tells its listeners; waiters on a domain are woken at once."""
+
+    def __init__(self) -> None:
+        """Start the thread that tells."""
+        self.listeners: list[Callable[[Event], None]] = []
+        self._queue: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._news = threading.Condition()
+        threading.Thread(target=self._tell, name="libvirt-listeners", daemon=True).start()
+
+    def register(self, connection: libvirt.virConnect) -> None:
+        """Ask a new connection for its events; a driver without them is left as it is."""
+        wanted: list[tuple[int, Any]] = [
+            (libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._lifecycle),
+            (libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED, self._removed),
+            (libvirt.VIR_DOMAIN_EVENT_ID_IO_ERROR_REASON, self._io_error),
+        ]
+        for identifier, callback in wanted:
+            try:
+                connection.domainEventRegisterAny(None, identifier, callback, None)
+            except libvirt.libvirtError as error:
+                _log.info("libvirt has no such event", event=identifier, error=str(error))
+        self._queue.put(Event("reconnected"))
+
+    def wait(self, seconds: float) -> None:
+        """Sleep until any event, or for so long."""
+        with self._news:
+            self._news.wait(seconds)
+
+    def _lifecycle(self, _connection: Any, domain: Any, event: int, _detail: int, _opaque: Any) -> None:
+        if event in _STARTED:
+            self._queue.put(Event("domain-started", domain.UUIDString()))
+        elif event in _STOPPED:
+            self._queue.put(Event("domain-stopped", domain.UUIDString()))
+
+    def _removed(self, _connection: Any, domain: Any, alias: str, _opaque: Any) -> None:
+        self._queue.put(Event("device-removed", domain.UUIDString(), alias))
+
+    def _io_error(self, _connection: Any, domain: Any, _path: str, alias: str, _action: int, _reason: str, _opaque: Any) -> None:
+        self._queue.put(Event("io-error", domain.UUIDString(), alias))
+
+    def _tell(self) -> None:
+        while True:
+            event = self._queue.get()
+            with self._news:
+                self._news.notify_all()
+            for listener in tuple(self.listeners):
+                try:
+                    listener(event)
+                except Exception:  # noqa: BLE001  # one listener's bug must not silence the others
+                    _log.exception("listener failed", kind=event.kind)

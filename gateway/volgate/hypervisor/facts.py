@@ -1,0 +1,27 @@
+"""Plain facts about a connection and a domain."""
+
+from __future__ import annotations
+
+import libvirt
+
+from volgate.hypervisor.link import translated
+
+__all__ = ["describe_domain", "describe_link"]
+
+
+def describe_link(connection: libvirt.virConnect) -> tuple[str, str, tuple[str, ...]]:
+    """Libvirt's version, QEMU's version, and what this libvirt offers beyond the oldest supported."""
+    with translated("describe libvirt"):
+        features = tuple(name for name in ("fsFreeze", "blockCommit", "backupBegin") if hasattr(libvirt.virDomain, name))
+        return _dotted(connection.getLibVersion()), _dotted(connection.getVersion()), features
+
+
+def describe_domain(domain: libvirt.virDomain) -> tuple[str, str, bool, bool, str]:
+    """uuid, name, whether it runs, whether it is persistent, and what changes with every start."""
+    with translated("describe a domain"):
+        active = bool(domain.isActive())
+        return domain.UUIDString(), domain.name(), active, bool(domain.isPersistent()), str(domain.ID()) if active else ""
+
+
+def _dotted(version: int) -> str:
+    return f"{version // 1_000_000}.{version // 1000 % 1000}.{version % 1000}"
