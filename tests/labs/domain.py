@@ -9,6 +9,7 @@ import base64
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -154,7 +155,9 @@ class Guest:
             saved.copy_renamed(golden, copy, {GOLDEN: self.name, GOLDEN_UUID: self.uuid})
             self.connection.restoreFlags(str(copy), None, libvirt.VIR_DOMAIN_SAVE_RUNNING)
             self.wait_agent(RESTORE_SECONDS)
-        except (libvirt.libvirtError, saved.NotASavedState, TimeoutError):
+        except (libvirt.libvirtError, saved.NotASavedState, TimeoutError) as error:
+            logging.getLogger(__name__).warning("the saved guest cannot be restored, booting instead: %s", error)
+            golden.unlink(missing_ok=True)
             self.destroy()
             return False
         finally:

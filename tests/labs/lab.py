@@ -1,0 +1,109 @@
+"""A lab for people: `python -m tests.labs.lab start libvirt`, and `stop`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tests.labs.guest import BUILD, locked
+
+BASE = Path("/tmp/vg-lab")
+START_SECONDS = 300.0
+STOP_SECONDS = 30.0
+USAGE = """libvirt    {uri}
+domain     lab (a tiny Linux; nothing on this machine's own libvirt was touched)
+settings   {home}/volgate.toml
+
+  virsh -c '{uri}' list --all
+  virsh -c '{uri}' qemu-agent-command lab '{{"execute": "guest-get-disks"}}'
+  tail -f {base}/lib/lab/lab.serial
+  .venv/bin/volgate serve --config {home}/volgate.toml --state-dir {base}/state
+  make lab-stop NAME={name}      # ends everything and removes {base}
+"""
+
+
+def hold(home: Path) -> None:
+    """Run the lab until SIGTERM."""
+    from tests.labs.domain import Guest
+    from tests.labs.libvirtd import PrivateLibvirtd
+
+    wake, wake_write = os.pipe2(os.O_NONBLOCK)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with PrivateLibvirtd(BASE, security="default") as daemon:
+        (BASE / "state").mkdir(mode=0o711)
+        (home / "volgate.toml").write_text(f'[hosts.local]\nuri = "{daemon.uri}"\n')
+        Guest(daemon, "lab").disconnect()
+        signal.set_wakeup_fd(wake_write)
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        (home / "ready").write_text(USAGE.format(uri=daemon.uri, home=home, base=BASE, name=home.name))
+        select.select([wake], [], [])
+    for name in ("ready", "pid", "volgate.toml"):
+        (home / name).unlink(missing_ok=True)
+
+
+def running(home: Path) -> int:
+    """Return the pid of the process that holds this lab, or 0."""
+    try:
+        pid = int((home / "pid").read_text())
+        arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except (OSError, ValueError):
+        return 0
+    return pid if b"tests.labs.lab" in arguments and b"hold" in arguments else 0
+
+
+def start(home: Path) -> int:
+    """Start the lab in the background unless it runs; print how to use it."""
+    home.mkdir(parents=True, exist_ok=True)
+    if not running(home):
+        (home / "ready").unlink(missing_ok=True)
+        with (home / "log").open("wb") as log:
+            argv = [sys.executable, "-m", "tests.labs.lab", "hold", home.name]
+            held = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+        (home / "pid").write_text(str(held.pid))
+    deadline = time.monotonic() + START_SECONDS
+    while not (home / "ready").exists():
+        if not running(home) or time.monotonic() > deadline:
+            print((home / "log").read_text(errors="replace"), f"the lab {home.name} did not start", file=sys.stderr)
+            return 1
+        time.sleep(0.05)
+    print((home / "ready").read_text(), end="")
+    return 0
+
+
+def stop(home: Path) -> int:
+    """End the lab and wait until it is gone."""
+    pid = running(home)
+    if pid:
+        os.kill(pid, signal.SIGTERM)
+    deadline = time.monotonic() + STOP_SECONDS
+    while running(home) or (pid and BASE.exists()):
+        if time.monotonic() > deadline:
+            print(f"the lab {home.name} (process {pid}) does not end", file=sys.stderr)
+            return 1
+        time.sleep(0.05)
+    print(f"the lab {home.name} is stopped")
+    return 0
+
+
+def main() -> int:
+    """Start, hold or stop a lab."""
+    parser = argparse.ArgumentParser(prog="python -m tests.labs.lab", description=__doc__)
+    parser.add_argument("action", choices=["start", "stop", "hold"])
+    parser.add_argument("name", choices=["libvirt"], nargs="?", default="libvirt")
+    arguments = parser.parse_args()
+    home = BUILD / arguments.name
+    if arguments.action == "hold":
+        hold(home)
+        return 0
+    with locked(BUILD / f"{arguments.name}.lock"):
+        return start(home) if arguments.action == "start" else stop(home)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
