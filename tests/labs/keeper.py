@@ -27,6 +27,7 @@ PLACES = {
     "log": "/var/log/libvirt",
 }
 KVM = Path("/dev/kvm")
+TERM_SECONDS = 15.0
 MS_BIND, MS_REC, MS_PRIVATE, MNT_DETACH = 0x1000, 0x4000, 0x40000, 2
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 libc = ctypes.CDLL(None, use_errno=True)
@@ -117,12 +118,16 @@ class Keeper:
             os._exit(127)
 
     def kill(self, number: str) -> str:
-        """Send a signal to libvirtd; with KILL and TERM, answer when it is gone."""
+        """End libvirtd by KILL or TERM, and answer when it is gone; one that ignores TERM is killed."""
         if self.daemon:
             os.kill(self.daemon, int(number))
-            if int(number) in (signal.SIGKILL, signal.SIGTERM):
-                os.waitpid(self.daemon, 0)
-                self.daemon = 0
+            os.kill(self.daemon, signal.SIGCONT)
+        deadline = time.monotonic() + TERM_SECONDS
+        while self.daemon:
+            if time.monotonic() > deadline:
+                os.kill(self.daemon, signal.SIGKILL)
+            self.reap()
+            time.sleep(0.002)
         return "done"
 
     def reap(self) -> None:

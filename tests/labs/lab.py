@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import select
 import signal
@@ -11,9 +12,10 @@ import sys
 import time
 from pathlib import Path
 
+from tests.labs import keeper
 from tests.labs.guest import BUILD, locked
 
-BASE = Path("/tmp/vg-lab")
+BASE = Path(f"/tmp/vg-lab-{hashlib.sha256(os.fsencode(BUILD)).hexdigest()[:6]}")  # one for each checkout
 START_SECONDS = 300.0
 STOP_SECONDS = 30.0
 USAGE = """libvirt    {uri}
@@ -35,6 +37,7 @@ def hold(home: Path) -> None:
 
     wake, wake_write = os.pipe2(os.O_NONBLOCK)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    keeper.sweep(BASE)  # what a power cut left
     with PrivateLibvirtd(BASE, security="default") as daemon:
         (BASE / "state").mkdir(mode=0o711)
         (home / "volgate.toml").write_text(f'[hosts.local]\nuri = "{daemon.uri}"\n')

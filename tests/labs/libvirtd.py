@@ -5,12 +5,12 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import secrets
 import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Literal, Self
@@ -60,15 +60,20 @@ class PrivateLibvirtd:
         if os.geteuid() != 0:
             raise RuntimeError("a private libvirtd needs root (mount namespaces, libvirt's own folders)")
         self.security: Security = security
-        self.base = base or Path(tempfile.mkdtemp(prefix="vg-", dir="/tmp"))
+        self.base = base or Path(f"/tmp/vg-{secrets.token_hex(4)}")
         self.socket = self.base / "sock" / "libvirt-sock"
         self.uri = f"qemu+unix:///system?socket={self.socket}"
         self.pid = 0
+        self._ours = False
         self._keeper: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> Self:
         """Start."""
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -107,7 +112,6 @@ class PrivateLibvirtd:
     def stop(self) -> None:
         """Kill libvirtd and its guests, leave its mount namespace, remove its files."""
         held, self._keeper = self._keeper, None
-        atexit.unregister(self.stop)
         if held and held.stdin and held.stdout:
             with contextlib.suppress(OSError):
                 held.stdin.close()
@@ -117,7 +121,10 @@ class PrivateLibvirtd:
                 held.kill()
                 held.wait()
             held.stdout.close()
-        keeper.sweep(self.base)
+        if self._ours:
+            keeper.sweep(self.base)
+            self._ours = False
+            atexit.unregister(self.stop)
 
     def connect(self) -> libvirt.virConnect:
         """Open a connection; the caller closes it."""
@@ -135,7 +142,9 @@ class PrivateLibvirtd:
         return "".join(path.read_text(errors="replace") for path in files if path.exists())
 
     def _keep(self) -> None:
-        self.base.mkdir(exist_ok=True)
+        self.base.mkdir()  # must be ours alone: it is removed at the end
+        self._ours = True
+        atexit.register(self.stop)
         self.base.chmod(0o711)  # QEMU as libvirt-qemu passes through
         for folder in FOLDERS:
             (self.base / folder).mkdir(parents=True, exist_ok=True)
@@ -146,7 +155,6 @@ class PrivateLibvirtd:
             shutil.copytree(self._cache(), self.base / "cache/qemu", dirs_exist_ok=True)
         argv = ["unshare", "-m", sys.executable, "-IS", keeper.__file__, str(self.base), str(os.getpid())]
         self._keeper = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1, start_new_session=True)
-        atexit.register(self.stop)
         self._answer("start of the keeper")
 
     def _ask(self, command: str) -> str:

@@ -16,8 +16,10 @@ from xml.etree import ElementTree as ET
 import libvirt
 import pytest
 
+from tests.labs import domain
+from tests.labs.accel import accelerator, boots
 from tests.labs.domain import GOLDEN, Guest
-from tests.labs.guest import BUILD
+from tests.labs.guest import BUILD, guest_image
 from tests.labs.lab import BASE, running
 from tests.labs.libvirtd import PrivateLibvirtd, Security
 
@@ -85,6 +87,9 @@ def test_frozen_libvirtd_goes_on(new_guest: Callable[[], Guest], libvirtd: Priva
     libvirtd.freeze()
     time.sleep(0.2)
     libvirtd.thaw()
+    assert guest.run("echo on") == "on"
+    libvirtd.freeze()
+    libvirtd.restart()
     assert guest.run("echo on") == "on"
 
 
@@ -209,3 +214,20 @@ def traces(base: Path) -> list[str]:
         except OSError:
             continue
     return found
+
+
+def test_accelerator_is_chosen_by_a_boot_that_was_seen() -> None:
+    assert accelerator() in {"kvm", "tcg"}
+    assert boots(guest_image(), "tcg", 60)
+    before = time.monotonic()
+    assert not boots(guest_image(), "tcg", 0.2)
+    assert time.monotonic() - before < 3
+
+
+def test_unusable_saved_guest_means_boot(libvirtd: PrivateLibvirtd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = tmp_path / "broken.save"
+    broken.write_bytes(b"x" * 4096)
+    monkeypatch.setattr(domain, "_golden", lambda *_: broken)
+    guest = Guest(libvirtd, "booted")
+    assert guest.run("echo up") == "up" and not broken.exists()
+    guest.remove()
