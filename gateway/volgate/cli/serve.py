@@ -59,9 +59,8 @@ def rescan(config: Path | None, state_dir: Path | None) -> dict[str, int]:
 @contextlib.contextmanager
 def _opened(settings: Settings) -> Iterator[Gateway]:
     """Lock the state directory and open the store, the pools' settings and the hosts."""
-    from volgate.hosts.local import LocalHost
-
     from volgate.hosts.interface import Host
+    from volgate.hosts.local import LocalHost
     from volgate.operations.gateway import Gateway
     from volgate.operations.world import World
     from volgate.pools import Pools
@@ -104,9 +103,8 @@ def _instance(settings: Settings) -> str:
 
 
 async def _serve(settings: Settings) -> None:
-    from volgate.edge.server import EdgeServer
-
     from volgate import telemetry
+    from volgate.edge.server import EdgeServer
 
     seen = settings.telemetry
     telemetry.configure(

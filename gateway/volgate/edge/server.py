@@ -11,8 +11,7 @@ from pathlib import Path
 
 import structlog
 from grpc import aio
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1.aio import HealthServicer
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from volgate.edge.attachments import AttachmentServicer
@@ -57,7 +56,7 @@ class EdgeServer:
         self._mode = socket_mode
         self._group = socket_group
         self._calls = Calls(gateway)
-        self._health = HealthServicer()
+        self._health = health.aio.HealthServicer()
         options = [("grpc.max_receive_message_length", max_message), ("grpc.max_send_message_length", 16 << 20), ("grpc.so_reuseport", 0)]
         self._server = aio.server(interceptors=(CallInterceptor(),), options=options)
         self._register()

@@ -1,0 +1,5 @@
+"""`python -m volgate.cli`."""
+
+from volgate.cli import main
+
+main()

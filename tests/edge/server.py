@@ -1,0 +1,69 @@
+"""A real gateway process on a directory pool, for tests: started, killed with -9, started again."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import grpc
+
+from volgate.v1 import pool_pb2
+from volgate_client import Client
+
+
+class Server:
+    """`volgate serve` as a process."""
+
+    def __init__(self, state: Path, *, config: str = "") -> None:
+        self.state = state
+        self.log = state.parent / (state.name + ".log")
+        self.config = None
+        if config:
+            self.config = state.parent / (state.name + ".toml")
+            self.config.write_text(config)
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def address(self) -> str:
+        return f"unix:{self.state}/volgate.sock"
+
+    def start(self, timeout: float = 20.0) -> Server:
+        arguments = [sys.executable, "-m", "volgate.cli", "serve", "--state-dir", str(self.state)]
+        if self.config:
+            arguments += ["--config", str(self.config)]
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(arguments, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                raise RuntimeError(f"the server ended with {self.process.returncode}: {self.log.read_text()[-3000:]}")
+            try:
+                with Client(self.address) as client:
+                    client.pools.ListPools(pool_pb2.ListPoolsRequest(), timeout=0.5)
+                    return self
+            except grpc.RpcError:
+                time.sleep(0.05)
+        raise TimeoutError(f"the server does not answer: {self.log.read_text()[-3000:]}")
+
+    def kill9(self) -> None:
+        assert self.process
+        os.kill(self.process.pid, signal.SIGKILL)
+        self.process.wait(10)
+
+    def stop(self) -> int:
+        assert self.process
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(30)
+            except subprocess.TimeoutExpired:
+                self.kill9()
+                raise
+        return self.process.returncode
+
+    def client(self, timeout: float = 60.0) -> Client:
+        return Client(self.address, timeout=timeout)
