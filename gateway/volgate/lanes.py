@@ -38,12 +38,13 @@ class Lane:
         self._queue: deque[Callable[[], None]] = deque()
         self._threads = 0
         self._idle = 0
+        self._running = 0
         self._closed = False
 
     @property
     def running(self) -> int:
         """Calls that run now."""
-        return self._threads - self._idle
+        return self._running
 
     @property
     def queued(self) -> int:
@@ -66,9 +67,9 @@ class Lane:
         with self._ready:
             if self._closed:
                 raise Unreachable(f"lane {self.name} is closed", reason="STOPPING")
-            if len(self._queue) >= self.depth + max(0, self.width - self.running):
+            if self._running + len(self._queue) >= self.width + self.depth:
                 self.refused += 1
-                raise Busy(f"{self.name}: {self.width} calls run and {len(self._queue)} wait; come back later")
+                raise Busy(f"{self.name}: {self._running} calls run and {len(self._queue)} wait; come back later")
             self._queue.append(work)
             if self._idle >= len(self._queue):
                 self._ready.notify()
@@ -113,5 +114,8 @@ class Lane:
                         return
                 work = self._queue.popleft()
                 self._idle -= 1
+                self._running += 1
             work()
             del work
+            with self._ready:
+                self._running -= 1

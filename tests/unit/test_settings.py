@@ -8,7 +8,7 @@ def test_defaults_serve_a_directory_pool_below_the_state_directory(tmp_path):
     settings = load(None, tmp_path)
     assert settings.pools == {"default": {"kind": "directory", "path": str(tmp_path / "pools" / "default")}}
     assert settings.socket_path == tmp_path / "volgate.sock"
-    assert list(settings.hosts.values())[0].uri == "qemu:///system"
+    assert next(iter(settings.hosts.values())).uri == "qemu:///system"
 
 
 @pytest.mark.parametrize(

@@ -30,8 +30,8 @@ __all__ = [
     "Relabels",
     "Resizes",
     "Reverts",
-    "Snapshots",
     "SnapshotSpec",
+    "Snapshots",
     "VolumeId",
     "capabilities",
 ]

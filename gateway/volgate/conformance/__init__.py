@@ -1,1 +1,1 @@
-""
+"""The judge of backends, shipped as a pytest plugin."""

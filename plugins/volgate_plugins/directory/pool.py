@@ -114,8 +114,8 @@ class PoolDirectory:
             raise _missing(self.root)
         if not self.settings.create:
             raise NotFound(f"pool {context.pool}: {self.root} does not exist and create is off", reason="POOL_DIRECTORY_MISSING")
-        _make(self.root)
-        sync_directory(os.path.dirname(self.root))
+        with translate(f"make {self.root}"):
+            _make_path(self.root)
 
     def _read_marker(self) -> Marker | None:
         try:
@@ -138,6 +138,15 @@ def _make(folder: str) -> None:
     with contextlib.suppress(FileExistsError):
         os.mkdir(folder, 0o711)
         os.chmod(folder, 0o711)  # noqa: S103 - QEMU's user must pass through
+
+
+def _make_path(folder: str) -> None:
+    """Make `folder` and the parents that it lacks, each durable in its parent."""
+    parent = os.path.dirname(folder)
+    if not os.path.isdir(parent):
+        _make_path(parent)
+    _make(folder)
+    sync_directory(parent)
 
 
 def _missing(root: str) -> Precondition:

@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# Every check, then every test; the last line is pytest's own.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+bash tests/check.sh
+exec .venv/bin/python -m pytest -n 2 --dist loadfile tests
