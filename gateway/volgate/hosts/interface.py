@@ -60,7 +60,7 @@ class AttachedDisk:
     """What was attached, from libvirt's own answer: enough to detach without looking at what devices are like then.
 
     `target` is libvirt's name (vdb, sda), `address` the guest's bus address, `source` the path or name libvirt has,
-    `live` and `config` say where it is, `xml` is the disk element as sent.
+    `live` and `config` say where it is, `xml` is the disk element as libvirt has it.
     """
 
     domain: str

@@ -68,7 +68,7 @@ class LocalHost:
         def work() -> AttachedDisk:
             domain = domains.lookup(self._link.connection(), plan.domain)
             source = connect(plan.connection)
-            device, xml = domains.attach(
+            device = domains.attach(
                 domain, source, plan.options, alias=plan.alias, amend=lambda text: self._hook(text, plan), timeout=timeout
             )
             seen = domains.observe(domain, plan.alias, source.path)
@@ -81,7 +81,7 @@ class LocalHost:
                 source=device.source,
                 live=seen.live is not None,
                 config=seen.config is not None,
-                xml=xml,
+                xml=device.xml,
                 boot_id=_boot_id(),
             )
 

@@ -71,8 +71,8 @@ def attach(
     alias: str,
     amend: Callable[[str], str],
     timeout: float,
-) -> tuple[Device, str]:
-    """Attach live where the domain runs and in its configuration where it is persistent; return the disk and the XML sent.
+) -> Device:
+    """Attach live where the domain runs and in its configuration where it is persistent; return the disk as libvirt has it.
 
     Done already under this alias: success. Raises InUse (the file is in this domain under another alias), OutOfSpace
     (NO_FREE_SLOT), Precondition, InDoubt (libvirt died on the way).
@@ -89,7 +89,7 @@ def attach(
     if flags:
         with translated(f"attach {source.path} to {domain.name()}", mutation=True):
             domain.attachDeviceFlags(xml, flags)
-    return _proven(domain, alias, source.path), xml
+    return _proven(domain, alias, source.path)
 
 
 def _clear_orphans(domain: libvirt.virDomain, source: str, deadline: float) -> None:

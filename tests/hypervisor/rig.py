@@ -1,0 +1,49 @@
+"""A host over a lab's libvirt, a directory pool, and the attach plans between them."""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+
+from tests.labs.libvirtd import PrivateLibvirtd
+from tests.plugins.directory_rig import MIB, Rig
+from volgate.backend import VolumeId
+from volgate.connection import LocalFile
+from volgate.hosts.interface import AttachedDisk, AttachPlan, DetachOutcome
+from volgate.hosts.local import LocalHost
+from volgate.model import Bus, DiskOptions, Format
+
+__all__ = ["BUSES", "Bench", "plan"]
+
+BUSES = (Bus.VIRTIO_BLK, Bus.VIRTIO_SCSI)
+SECONDS = 20.0
+
+
+def plan(domain: str, connection: LocalFile, **options) -> AttachPlan:
+    """An attempt under an alias of its own; the serial is told by the guest on either bus."""
+    nonce = uuid.uuid4().hex[:8]
+    options.setdefault("serial", f"s-{nonce}")
+    return AttachPlan(f"a-{nonce}", f"ua-vg-{nonce}", domain, connection, DiskOptions(**options))
+
+
+class Bench:
+    """What a test works with: `host` is the product, `pool` makes the volumes."""
+
+    def __init__(self, libvirtd: PrivateLibvirtd, pool_dir: Path) -> None:
+        self.host = LocalHost("local", libvirtd.uri)
+        self.pool = Rig(pool_dir)
+
+    def volume(self, name: str = "vol", size: int = 8 * MIB, format: Format = Format.QCOW2) -> VolumeId:  # noqa: A002 - the field's name
+        return self.pool.create(name, size, format)
+
+    def reach(self, volume: VolumeId) -> LocalFile:
+        return self.pool.backend.connection(volume, host="local")
+
+    def plan(self, domain: str, volume: VolumeId, **options) -> AttachPlan:
+        return plan(domain, self.reach(volume), **options)
+
+    def attach(self, wanted: AttachPlan, timeout: float = SECONDS) -> AttachedDisk:
+        return self.host.attach(wanted, timeout=timeout)
+
+    def detach(self, wanted: AttachPlan, timeout: float = SECONDS) -> DetachOutcome:
+        return self.host.detach(wanted.domain, wanted.alias, wanted.connection.path, timeout=timeout)
