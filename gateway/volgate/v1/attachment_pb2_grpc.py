@@ -67,8 +67,11 @@ class AttachmentServiceServicer:
     """
 
     def AttachVolume(self, request, context):
-        """AttachVolume makes a volume a disk of a domain: live if it runs, and in its configuration if it is persistent.
-        The same volume, host and domain always give the same attachment.
+        """AttachVolume makes a volume a disk of a domain: live if it runs, and in its configuration if it is persistent. The
+        same volume, host and domain always give the same attachment. NOT_FOUND: the volume, the host, the domain.
+        ALREADY_EXISTS: it is attached there with other options. FAILED_PRECONDITION names who uses the volume.
+        RESOURCE_EXHAUSTED: no free slot on the bus. UNAVAILABLE: libvirt. ABORTED: the outcome is in doubt; repeat the
+        call.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -76,7 +79,8 @@ class AttachmentServiceServicer:
 
     def DetachVolume(self, request, context):
         """DetachVolume takes the disk away; success if it is gone. If the guest does not release it within wait_seconds the
-        answer is a running operation and an attachment in state DETACHING; it ends when the guest releases, resets or stops.
+        answer is a running operation and an attachment in state DETACHING; it ends when the guest releases, resets or
+        stops. FAILED_PRECONDITION: the domain has another disk under that alias. UNAVAILABLE: libvirt. ABORTED: in doubt.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -90,14 +94,14 @@ class AttachmentServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListAttachments(self, request, context):
-        """ListAttachments pages through attachments.
+        """ListAttachments pages through attachments by id. INVALID_ARGUMENT: page_size, page_token. NOT_FOUND: the host.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListPaths(self, request, context):
-        """ListPaths tells every way that the I/O of an attachment or a volume can travel, and its state now.
+        """ListPaths tells every way that the I/O of an attachment or a volume can travel, and its state now. NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -34,19 +34,23 @@ class AttachmentServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> AttachmentServiceAsyncStub: ...
     AttachVolume: _grpc.UnaryUnaryMultiCallable[_attachment_pb2.AttachVolumeRequest, _attachment_pb2.AttachVolumeResponse]
-    """AttachVolume makes a volume a disk of a domain: live if it runs, and in its configuration if it is persistent.
-    The same volume, host and domain always give the same attachment.
+    """AttachVolume makes a volume a disk of a domain: live if it runs, and in its configuration if it is persistent. The
+    same volume, host and domain always give the same attachment. NOT_FOUND: the volume, the host, the domain.
+    ALREADY_EXISTS: it is attached there with other options. FAILED_PRECONDITION names who uses the volume.
+    RESOURCE_EXHAUSTED: no free slot on the bus. UNAVAILABLE: libvirt. ABORTED: the outcome is in doubt; repeat the
+    call.
     """
     DetachVolume: _grpc.UnaryUnaryMultiCallable[_attachment_pb2.DetachVolumeRequest, _attachment_pb2.DetachVolumeResponse]
     """DetachVolume takes the disk away; success if it is gone. If the guest does not release it within wait_seconds the
-    answer is a running operation and an attachment in state DETACHING; it ends when the guest releases, resets or stops.
+    answer is a running operation and an attachment in state DETACHING; it ends when the guest releases, resets or
+    stops. FAILED_PRECONDITION: the domain has another disk under that alias. UNAVAILABLE: libvirt. ABORTED: in doubt.
     """
     GetAttachment: _grpc.UnaryUnaryMultiCallable[_attachment_pb2.GetAttachmentRequest, _attachment_pb2.GetAttachmentResponse]
     """GetAttachment returns an attachment. NOT_FOUND."""
     ListAttachments: _grpc.UnaryUnaryMultiCallable[_attachment_pb2.ListAttachmentsRequest, _attachment_pb2.ListAttachmentsResponse]
-    """ListAttachments pages through attachments."""
+    """ListAttachments pages through attachments by id. INVALID_ARGUMENT: page_size, page_token. NOT_FOUND: the host."""
     ListPaths: _grpc.UnaryUnaryMultiCallable[_attachment_pb2.ListPathsRequest, _attachment_pb2.ListPathsResponse]
-    """ListPaths tells every way that the I/O of an attachment or a volume can travel, and its state now."""
+    """ListPaths tells every way that the I/O of an attachment or a volume can travel, and its state now. NOT_FOUND."""
 
 @_typing.type_check_only
 class AttachmentServiceAsyncStub(AttachmentServiceStub):
@@ -54,19 +58,23 @@ class AttachmentServiceAsyncStub(AttachmentServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     AttachVolume: _aio.UnaryUnaryMultiCallable[_attachment_pb2.AttachVolumeRequest, _attachment_pb2.AttachVolumeResponse]  # type: ignore[assignment]
-    """AttachVolume makes a volume a disk of a domain: live if it runs, and in its configuration if it is persistent.
-    The same volume, host and domain always give the same attachment.
+    """AttachVolume makes a volume a disk of a domain: live if it runs, and in its configuration if it is persistent. The
+    same volume, host and domain always give the same attachment. NOT_FOUND: the volume, the host, the domain.
+    ALREADY_EXISTS: it is attached there with other options. FAILED_PRECONDITION names who uses the volume.
+    RESOURCE_EXHAUSTED: no free slot on the bus. UNAVAILABLE: libvirt. ABORTED: the outcome is in doubt; repeat the
+    call.
     """
     DetachVolume: _aio.UnaryUnaryMultiCallable[_attachment_pb2.DetachVolumeRequest, _attachment_pb2.DetachVolumeResponse]  # type: ignore[assignment]
     """DetachVolume takes the disk away; success if it is gone. If the guest does not release it within wait_seconds the
-    answer is a running operation and an attachment in state DETACHING; it ends when the guest releases, resets or stops.
+    answer is a running operation and an attachment in state DETACHING; it ends when the guest releases, resets or
+    stops. FAILED_PRECONDITION: the domain has another disk under that alias. UNAVAILABLE: libvirt. ABORTED: in doubt.
     """
     GetAttachment: _aio.UnaryUnaryMultiCallable[_attachment_pb2.GetAttachmentRequest, _attachment_pb2.GetAttachmentResponse]  # type: ignore[assignment]
     """GetAttachment returns an attachment. NOT_FOUND."""
     ListAttachments: _aio.UnaryUnaryMultiCallable[_attachment_pb2.ListAttachmentsRequest, _attachment_pb2.ListAttachmentsResponse]  # type: ignore[assignment]
-    """ListAttachments pages through attachments."""
+    """ListAttachments pages through attachments by id. INVALID_ARGUMENT: page_size, page_token. NOT_FOUND: the host."""
     ListPaths: _aio.UnaryUnaryMultiCallable[_attachment_pb2.ListPathsRequest, _attachment_pb2.ListPathsResponse]  # type: ignore[assignment]
-    """ListPaths tells every way that the I/O of an attachment or a volume can travel, and its state now."""
+    """ListPaths tells every way that the I/O of an attachment or a volume can travel, and its state now. NOT_FOUND."""
 
 class AttachmentServiceServicer(metaclass=_abc_1.ABCMeta):
     """AttachmentService hands volumes to domains and takes them back."""
@@ -77,8 +85,11 @@ class AttachmentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _attachment_pb2.AttachVolumeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_attachment_pb2.AttachVolumeResponse, _abc.Awaitable[_attachment_pb2.AttachVolumeResponse]]:
-        """AttachVolume makes a volume a disk of a domain: live if it runs, and in its configuration if it is persistent.
-        The same volume, host and domain always give the same attachment.
+        """AttachVolume makes a volume a disk of a domain: live if it runs, and in its configuration if it is persistent. The
+        same volume, host and domain always give the same attachment. NOT_FOUND: the volume, the host, the domain.
+        ALREADY_EXISTS: it is attached there with other options. FAILED_PRECONDITION names who uses the volume.
+        RESOURCE_EXHAUSTED: no free slot on the bus. UNAVAILABLE: libvirt. ABORTED: the outcome is in doubt; repeat the
+        call.
         """
 
     @_abc_1.abstractmethod
@@ -88,7 +99,8 @@ class AttachmentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_attachment_pb2.DetachVolumeResponse, _abc.Awaitable[_attachment_pb2.DetachVolumeResponse]]:
         """DetachVolume takes the disk away; success if it is gone. If the guest does not release it within wait_seconds the
-        answer is a running operation and an attachment in state DETACHING; it ends when the guest releases, resets or stops.
+        answer is a running operation and an attachment in state DETACHING; it ends when the guest releases, resets or
+        stops. FAILED_PRECONDITION: the domain has another disk under that alias. UNAVAILABLE: libvirt. ABORTED: in doubt.
         """
 
     @_abc_1.abstractmethod
@@ -105,7 +117,7 @@ class AttachmentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _attachment_pb2.ListAttachmentsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_attachment_pb2.ListAttachmentsResponse, _abc.Awaitable[_attachment_pb2.ListAttachmentsResponse]]:
-        """ListAttachments pages through attachments."""
+        """ListAttachments pages through attachments by id. INVALID_ARGUMENT: page_size, page_token. NOT_FOUND: the host."""
 
     @_abc_1.abstractmethod
     def ListPaths(
@@ -113,6 +125,6 @@ class AttachmentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _attachment_pb2.ListPathsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_attachment_pb2.ListPathsResponse, _abc.Awaitable[_attachment_pb2.ListPathsResponse]]:
-        """ListPaths tells every way that the I/O of an attachment or a volume can travel, and its state now."""
+        """ListPaths tells every way that the I/O of an attachment or a volume can travel, and its state now. NOT_FOUND."""
 
 def add_AttachmentServiceServicer_to_server(servicer: AttachmentServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -52,7 +52,8 @@ class HostServiceServicer:
     """
 
     def ListHosts(self, request, context):
-        """ListHosts lists every known host.
+        """ListHosts lists every known host by name, also those whose libvirt does not answer. INVALID_ARGUMENT: page_size,
+        page_token.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -34,7 +34,9 @@ class HostServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> HostServiceAsyncStub: ...
     ListHosts: _grpc.UnaryUnaryMultiCallable[_host_pb2.ListHostsRequest, _host_pb2.ListHostsResponse]
-    """ListHosts lists every known host."""
+    """ListHosts lists every known host by name, also those whose libvirt does not answer. INVALID_ARGUMENT: page_size,
+    page_token.
+    """
     GetHost: _grpc.UnaryUnaryMultiCallable[_host_pb2.GetHostRequest, _host_pb2.GetHostResponse]
     """GetHost returns one host with its domains. NOT_FOUND."""
 
@@ -44,7 +46,9 @@ class HostServiceAsyncStub(HostServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListHosts: _aio.UnaryUnaryMultiCallable[_host_pb2.ListHostsRequest, _host_pb2.ListHostsResponse]  # type: ignore[assignment]
-    """ListHosts lists every known host."""
+    """ListHosts lists every known host by name, also those whose libvirt does not answer. INVALID_ARGUMENT: page_size,
+    page_token.
+    """
     GetHost: _aio.UnaryUnaryMultiCallable[_host_pb2.GetHostRequest, _host_pb2.GetHostResponse]  # type: ignore[assignment]
     """GetHost returns one host with its domains. NOT_FOUND."""
 
@@ -57,7 +61,9 @@ class HostServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _host_pb2.ListHostsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_host_pb2.ListHostsResponse, _abc.Awaitable[_host_pb2.ListHostsResponse]]:
-        """ListHosts lists every known host."""
+        """ListHosts lists every known host by name, also those whose libvirt does not answer. INVALID_ARGUMENT: page_size,
+        page_token.
+        """
 
     @_abc_1.abstractmethod
     def GetHost(

@@ -69,21 +69,21 @@ class OperationServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListOperations(self, request, context):
-        """ListOperations lists operations, newest first.
+        """ListOperations lists operations, newest first. INVALID_ARGUMENT: page_size, page_token.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WatchOperation(self, request, context):
-        """WatchOperation streams the operation at each change until it ends.
+        """WatchOperation streams the operation as it is now and at each change until it ends. NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CancelOperation(self, request, context):
-        """CancelOperation asks a running operation to stop and undo; success if it ended already.
+        """CancelOperation asks a running operation to stop and undo; success if it ended already. NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -36,11 +36,11 @@ class OperationServiceStub:
     GetOperation: _grpc.UnaryUnaryMultiCallable[_operation_pb2.GetOperationRequest, _operation_pb2.GetOperationResponse]
     """GetOperation returns one operation. NOT_FOUND after its retention (24 h)."""
     ListOperations: _grpc.UnaryUnaryMultiCallable[_operation_pb2.ListOperationsRequest, _operation_pb2.ListOperationsResponse]
-    """ListOperations lists operations, newest first."""
+    """ListOperations lists operations, newest first. INVALID_ARGUMENT: page_size, page_token."""
     WatchOperation: _grpc.UnaryStreamMultiCallable[_operation_pb2.WatchOperationRequest, _operation_pb2.WatchOperationResponse]
-    """WatchOperation streams the operation at each change until it ends."""
+    """WatchOperation streams the operation as it is now and at each change until it ends. NOT_FOUND."""
     CancelOperation: _grpc.UnaryUnaryMultiCallable[_operation_pb2.CancelOperationRequest, _operation_pb2.CancelOperationResponse]
-    """CancelOperation asks a running operation to stop and undo; success if it ended already."""
+    """CancelOperation asks a running operation to stop and undo; success if it ended already. NOT_FOUND."""
 
 @_typing.type_check_only
 class OperationServiceAsyncStub(OperationServiceStub):
@@ -50,11 +50,11 @@ class OperationServiceAsyncStub(OperationServiceStub):
     GetOperation: _aio.UnaryUnaryMultiCallable[_operation_pb2.GetOperationRequest, _operation_pb2.GetOperationResponse]  # type: ignore[assignment]
     """GetOperation returns one operation. NOT_FOUND after its retention (24 h)."""
     ListOperations: _aio.UnaryUnaryMultiCallable[_operation_pb2.ListOperationsRequest, _operation_pb2.ListOperationsResponse]  # type: ignore[assignment]
-    """ListOperations lists operations, newest first."""
+    """ListOperations lists operations, newest first. INVALID_ARGUMENT: page_size, page_token."""
     WatchOperation: _aio.UnaryStreamMultiCallable[_operation_pb2.WatchOperationRequest, _operation_pb2.WatchOperationResponse]  # type: ignore[assignment]
-    """WatchOperation streams the operation at each change until it ends."""
+    """WatchOperation streams the operation as it is now and at each change until it ends. NOT_FOUND."""
     CancelOperation: _aio.UnaryUnaryMultiCallable[_operation_pb2.CancelOperationRequest, _operation_pb2.CancelOperationResponse]  # type: ignore[assignment]
-    """CancelOperation asks a running operation to stop and undo; success if it ended already."""
+    """CancelOperation asks a running operation to stop and undo; success if it ended already. NOT_FOUND."""
 
 class OperationServiceServicer(metaclass=_abc_1.ABCMeta):
     """OperationService shows, watches and cancels mutations."""
@@ -73,7 +73,7 @@ class OperationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _operation_pb2.ListOperationsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operation_pb2.ListOperationsResponse, _abc.Awaitable[_operation_pb2.ListOperationsResponse]]:
-        """ListOperations lists operations, newest first."""
+        """ListOperations lists operations, newest first. INVALID_ARGUMENT: page_size, page_token."""
 
     @_abc_1.abstractmethod
     def WatchOperation(
@@ -81,7 +81,7 @@ class OperationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _operation_pb2.WatchOperationRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_operation_pb2.WatchOperationResponse], _abc.AsyncIterator[_operation_pb2.WatchOperationResponse]]:
-        """WatchOperation streams the operation at each change until it ends."""
+        """WatchOperation streams the operation as it is now and at each change until it ends. NOT_FOUND."""
 
     @_abc_1.abstractmethod
     def CancelOperation(
@@ -89,6 +89,6 @@ class OperationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _operation_pb2.CancelOperationRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_operation_pb2.CancelOperationResponse, _abc.Awaitable[_operation_pb2.CancelOperationResponse]]:
-        """CancelOperation asks a running operation to stop and undo; success if it ended already."""
+        """CancelOperation asks a running operation to stop and undo; success if it ended already. NOT_FOUND."""
 
 def add_OperationServiceServicer_to_server(servicer: OperationServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class PoolServiceStub:
-    """PoolService shows and drains pools; pools are made by configuration.
+    """PoolService shows and drains pools; pools are made by configuration. Any call can answer INVALID_ARGUMENT, with
+    BadRequest that names the field, and UNAVAILABLE with RetryInfo.
     """
 
     def __init__(self, channel):
@@ -53,25 +54,26 @@ class PoolServiceStub:
 
 
 class PoolServiceServicer:
-    """PoolService shows and drains pools; pools are made by configuration.
+    """PoolService shows and drains pools; pools are made by configuration. Any call can answer INVALID_ARGUMENT, with
+    BadRequest that names the field, and UNAVAILABLE with RetryInfo.
     """
 
     def ListPools(self, request, context):
-        """ListPools lists every configured pool, also those that are down.
+        """ListPools lists every configured pool by name, also those that are down. INVALID_ARGUMENT: page_size, page_token.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetPool(self, request, context):
-        """GetPool returns one pool with its capacity measured now. NOT_FOUND.
+        """GetPool returns one pool, checked and measured now; one that is down is an answer, not an error. NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DrainPool(self, request, context):
-        """DrainPool makes a pool refuse new volumes, or accept them again.
+        """DrainPool makes a pool refuse new volumes, or accept them again, until the gateway's next start. NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -104,7 +106,8 @@ def add_PoolServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class PoolService:
-    """PoolService shows and drains pools; pools are made by configuration.
+    """PoolService shows and drains pools; pools are made by configuration. Any call can answer INVALID_ARGUMENT, with
+    BadRequest that names the field, and UNAVAILABLE with RetryInfo.
     """
 
     @staticmethod

@@ -27,33 +27,39 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class PoolServiceStub:
-    """PoolService shows and drains pools; pools are made by configuration."""
+    """PoolService shows and drains pools; pools are made by configuration. Any call can answer INVALID_ARGUMENT, with
+    BadRequest that names the field, and UNAVAILABLE with RetryInfo.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> PoolServiceAsyncStub: ...
     ListPools: _grpc.UnaryUnaryMultiCallable[_pool_pb2.ListPoolsRequest, _pool_pb2.ListPoolsResponse]
-    """ListPools lists every configured pool, also those that are down."""
+    """ListPools lists every configured pool by name, also those that are down. INVALID_ARGUMENT: page_size, page_token."""
     GetPool: _grpc.UnaryUnaryMultiCallable[_pool_pb2.GetPoolRequest, _pool_pb2.GetPoolResponse]
-    """GetPool returns one pool with its capacity measured now. NOT_FOUND."""
+    """GetPool returns one pool, checked and measured now; one that is down is an answer, not an error. NOT_FOUND."""
     DrainPool: _grpc.UnaryUnaryMultiCallable[_pool_pb2.DrainPoolRequest, _pool_pb2.DrainPoolResponse]
-    """DrainPool makes a pool refuse new volumes, or accept them again."""
+    """DrainPool makes a pool refuse new volumes, or accept them again, until the gateway's next start. NOT_FOUND."""
 
 @_typing.type_check_only
 class PoolServiceAsyncStub(PoolServiceStub):
-    """PoolService shows and drains pools; pools are made by configuration."""
+    """PoolService shows and drains pools; pools are made by configuration. Any call can answer INVALID_ARGUMENT, with
+    BadRequest that names the field, and UNAVAILABLE with RetryInfo.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListPools: _aio.UnaryUnaryMultiCallable[_pool_pb2.ListPoolsRequest, _pool_pb2.ListPoolsResponse]  # type: ignore[assignment]
-    """ListPools lists every configured pool, also those that are down."""
+    """ListPools lists every configured pool by name, also those that are down. INVALID_ARGUMENT: page_size, page_token."""
     GetPool: _aio.UnaryUnaryMultiCallable[_pool_pb2.GetPoolRequest, _pool_pb2.GetPoolResponse]  # type: ignore[assignment]
-    """GetPool returns one pool with its capacity measured now. NOT_FOUND."""
+    """GetPool returns one pool, checked and measured now; one that is down is an answer, not an error. NOT_FOUND."""
     DrainPool: _aio.UnaryUnaryMultiCallable[_pool_pb2.DrainPoolRequest, _pool_pb2.DrainPoolResponse]  # type: ignore[assignment]
-    """DrainPool makes a pool refuse new volumes, or accept them again."""
+    """DrainPool makes a pool refuse new volumes, or accept them again, until the gateway's next start. NOT_FOUND."""
 
 class PoolServiceServicer(metaclass=_abc_1.ABCMeta):
-    """PoolService shows and drains pools; pools are made by configuration."""
+    """PoolService shows and drains pools; pools are made by configuration. Any call can answer INVALID_ARGUMENT, with
+    BadRequest that names the field, and UNAVAILABLE with RetryInfo.
+    """
 
     @_abc_1.abstractmethod
     def ListPools(
@@ -61,7 +67,7 @@ class PoolServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _pool_pb2.ListPoolsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_pool_pb2.ListPoolsResponse, _abc.Awaitable[_pool_pb2.ListPoolsResponse]]:
-        """ListPools lists every configured pool, also those that are down."""
+        """ListPools lists every configured pool by name, also those that are down. INVALID_ARGUMENT: page_size, page_token."""
 
     @_abc_1.abstractmethod
     def GetPool(
@@ -69,7 +75,7 @@ class PoolServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _pool_pb2.GetPoolRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_pool_pb2.GetPoolResponse, _abc.Awaitable[_pool_pb2.GetPoolResponse]]:
-        """GetPool returns one pool with its capacity measured now. NOT_FOUND."""
+        """GetPool returns one pool, checked and measured now; one that is down is an answer, not an error. NOT_FOUND."""
 
     @_abc_1.abstractmethod
     def DrainPool(
@@ -77,6 +83,6 @@ class PoolServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _pool_pb2.DrainPoolRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_pool_pb2.DrainPoolResponse, _abc.Awaitable[_pool_pb2.DrainPoolResponse]]:
-        """DrainPool makes a pool refuse new volumes, or accept them again."""
+        """DrainPool makes a pool refuse new volumes, or accept them again, until the gateway's next start. NOT_FOUND."""
 
 def add_PoolServiceServicer_to_server(servicer: PoolServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

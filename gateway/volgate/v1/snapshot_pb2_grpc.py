@@ -63,13 +63,16 @@ class SnapshotServiceServicer:
 
     def CreateSnapshot(self, request, context):
         """CreateSnapshot cuts a snapshot, also of an attached volume where the format can. The name is the idempotency key.
+        NOT_FOUND: the volume. FAILED_PRECONDITION: the format or file system cannot (the message names one that can), the
+        guest agent does not answer, the uid, the volume has as many layers as it may. RESOURCE_EXHAUSTED: space.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteSnapshot(self, request, context):
-        """DeleteSnapshot deletes a snapshot; success if it is gone. FAILED_PRECONDITION names clones that hold it.
+        """DeleteSnapshot deletes a snapshot; success if it is gone. FAILED_PRECONDITION names clones that hold it, or the
+        uid that the snapshot has now. NOT_FOUND: the pool.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -83,7 +86,8 @@ class SnapshotServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListSnapshots(self, request, context):
-        """ListSnapshots pages through the snapshots of a volume, a pool or all pools.
+        """ListSnapshots pages through the snapshots of a volume, a pool or all pools. NOT_FOUND: the pool. INVALID_ARGUMENT:
+        page_size, page_token.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -34,13 +34,20 @@ class SnapshotServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> SnapshotServiceAsyncStub: ...
     CreateSnapshot: _grpc.UnaryUnaryMultiCallable[_snapshot_pb2.CreateSnapshotRequest, _snapshot_pb2.CreateSnapshotResponse]
-    """CreateSnapshot cuts a snapshot, also of an attached volume where the format can. The name is the idempotency key."""
+    """CreateSnapshot cuts a snapshot, also of an attached volume where the format can. The name is the idempotency key.
+    NOT_FOUND: the volume. FAILED_PRECONDITION: the format or file system cannot (the message names one that can), the
+    guest agent does not answer, the uid, the volume has as many layers as it may. RESOURCE_EXHAUSTED: space.
+    """
     DeleteSnapshot: _grpc.UnaryUnaryMultiCallable[_snapshot_pb2.DeleteSnapshotRequest, _snapshot_pb2.DeleteSnapshotResponse]
-    """DeleteSnapshot deletes a snapshot; success if it is gone. FAILED_PRECONDITION names clones that hold it."""
+    """DeleteSnapshot deletes a snapshot; success if it is gone. FAILED_PRECONDITION names clones that hold it, or the
+    uid that the snapshot has now. NOT_FOUND: the pool.
+    """
     GetSnapshot: _grpc.UnaryUnaryMultiCallable[_snapshot_pb2.GetSnapshotRequest, _snapshot_pb2.GetSnapshotResponse]
     """GetSnapshot returns a snapshot. NOT_FOUND."""
     ListSnapshots: _grpc.UnaryUnaryMultiCallable[_snapshot_pb2.ListSnapshotsRequest, _snapshot_pb2.ListSnapshotsResponse]
-    """ListSnapshots pages through the snapshots of a volume, a pool or all pools."""
+    """ListSnapshots pages through the snapshots of a volume, a pool or all pools. NOT_FOUND: the pool. INVALID_ARGUMENT:
+    page_size, page_token.
+    """
 
 @_typing.type_check_only
 class SnapshotServiceAsyncStub(SnapshotServiceStub):
@@ -48,13 +55,20 @@ class SnapshotServiceAsyncStub(SnapshotServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateSnapshot: _aio.UnaryUnaryMultiCallable[_snapshot_pb2.CreateSnapshotRequest, _snapshot_pb2.CreateSnapshotResponse]  # type: ignore[assignment]
-    """CreateSnapshot cuts a snapshot, also of an attached volume where the format can. The name is the idempotency key."""
+    """CreateSnapshot cuts a snapshot, also of an attached volume where the format can. The name is the idempotency key.
+    NOT_FOUND: the volume. FAILED_PRECONDITION: the format or file system cannot (the message names one that can), the
+    guest agent does not answer, the uid, the volume has as many layers as it may. RESOURCE_EXHAUSTED: space.
+    """
     DeleteSnapshot: _aio.UnaryUnaryMultiCallable[_snapshot_pb2.DeleteSnapshotRequest, _snapshot_pb2.DeleteSnapshotResponse]  # type: ignore[assignment]
-    """DeleteSnapshot deletes a snapshot; success if it is gone. FAILED_PRECONDITION names clones that hold it."""
+    """DeleteSnapshot deletes a snapshot; success if it is gone. FAILED_PRECONDITION names clones that hold it, or the
+    uid that the snapshot has now. NOT_FOUND: the pool.
+    """
     GetSnapshot: _aio.UnaryUnaryMultiCallable[_snapshot_pb2.GetSnapshotRequest, _snapshot_pb2.GetSnapshotResponse]  # type: ignore[assignment]
     """GetSnapshot returns a snapshot. NOT_FOUND."""
     ListSnapshots: _aio.UnaryUnaryMultiCallable[_snapshot_pb2.ListSnapshotsRequest, _snapshot_pb2.ListSnapshotsResponse]  # type: ignore[assignment]
-    """ListSnapshots pages through the snapshots of a volume, a pool or all pools."""
+    """ListSnapshots pages through the snapshots of a volume, a pool or all pools. NOT_FOUND: the pool. INVALID_ARGUMENT:
+    page_size, page_token.
+    """
 
 class SnapshotServiceServicer(metaclass=_abc_1.ABCMeta):
     """SnapshotService cuts and deletes points in time of volumes."""
@@ -65,7 +79,10 @@ class SnapshotServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _snapshot_pb2.CreateSnapshotRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_snapshot_pb2.CreateSnapshotResponse, _abc.Awaitable[_snapshot_pb2.CreateSnapshotResponse]]:
-        """CreateSnapshot cuts a snapshot, also of an attached volume where the format can. The name is the idempotency key."""
+        """CreateSnapshot cuts a snapshot, also of an attached volume where the format can. The name is the idempotency key.
+        NOT_FOUND: the volume. FAILED_PRECONDITION: the format or file system cannot (the message names one that can), the
+        guest agent does not answer, the uid, the volume has as many layers as it may. RESOURCE_EXHAUSTED: space.
+        """
 
     @_abc_1.abstractmethod
     def DeleteSnapshot(
@@ -73,7 +90,9 @@ class SnapshotServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _snapshot_pb2.DeleteSnapshotRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_snapshot_pb2.DeleteSnapshotResponse, _abc.Awaitable[_snapshot_pb2.DeleteSnapshotResponse]]:
-        """DeleteSnapshot deletes a snapshot; success if it is gone. FAILED_PRECONDITION names clones that hold it."""
+        """DeleteSnapshot deletes a snapshot; success if it is gone. FAILED_PRECONDITION names clones that hold it, or the
+        uid that the snapshot has now. NOT_FOUND: the pool.
+        """
 
     @_abc_1.abstractmethod
     def GetSnapshot(
@@ -89,6 +108,8 @@ class SnapshotServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _snapshot_pb2.ListSnapshotsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_snapshot_pb2.ListSnapshotsResponse, _abc.Awaitable[_snapshot_pb2.ListSnapshotsResponse]]:
-        """ListSnapshots pages through the snapshots of a volume, a pool or all pools."""
+        """ListSnapshots pages through the snapshots of a volume, a pool or all pools. NOT_FOUND: the pool. INVALID_ARGUMENT:
+        page_size, page_token.
+        """
 
 def add_SnapshotServiceServicer_to_server(servicer: SnapshotServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

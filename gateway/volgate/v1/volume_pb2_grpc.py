@@ -98,15 +98,18 @@ class VolumeServiceServicer:
     """
 
     def CreateVolume(self, request, context):
-        """CreateVolume makes a volume: empty, or from a snapshot or a detached volume of the same pool.
-        The name is the idempotency key. ALREADY_EXISTS names what differs.
+        """CreateVolume makes a volume: empty, or from a snapshot or a detached volume of the same pool. The name is the
+        idempotency key. ALREADY_EXISTS names what differs. NOT_FOUND: the pool, the source. OUT_OF_RANGE: a size that the
+        pool cannot make or that is less than the source's. RESOURCE_EXHAUSTED: space. FAILED_PRECONDITION: the pool is
+        draining, the source is attached.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteVolume(self, request, context):
-        """DeleteVolume deletes a volume; success if it is gone. FAILED_PRECONDITION names snapshots, children and attachments that hold it.
+        """DeleteVolume deletes a volume; success if it is gone. FAILED_PRECONDITION names snapshots, children and
+        attachments that hold it, or the uid that the volume has now. NOT_FOUND: the pool.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -120,42 +123,50 @@ class VolumeServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListVolumes(self, request, context):
-        """ListVolumes pages through the index by name.
+        """ListVolumes pages through the index by name. NOT_FOUND: the pool. INVALID_ARGUMENT: page_size, page_token.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ExpandVolume(self, request, context):
-        """ExpandVolume grows a volume, also while it is attached; a smaller or equal size changes nothing.
+        """ExpandVolume grows a volume, also while it is attached; a smaller or equal size changes nothing. NOT_FOUND.
+        OUT_OF_RANGE: more than the pool can make. RESOURCE_EXHAUSTED: space. FAILED_PRECONDITION: the uid.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def UpdateVolume(self, request, context):
-        """UpdateVolume replaces the labels.
+        """UpdateVolume replaces the labels. NOT_FOUND. FAILED_PRECONDITION: the uid.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RevertVolume(self, request, context):
-        """RevertVolume sets a detached volume back to a snapshot. request_id is mandatory: the call is not repeatable by nature.
+        """RevertVolume sets a detached volume back to a snapshot: content and size. request_id is mandatory, since the call
+        is not repeatable by nature. NOT_FOUND: the volume, the snapshot. FAILED_PRECONDITION: attachments or newer
+        snapshots that hold it, the uid.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ImportVolume(self, request_iterator, context):
-        """ImportVolume makes a volume from an image: streamed by the client, or a file below a directory that the operator allows.
+        """ImportVolume makes a volume from an image: streamed by the client, or a file below a directory that the operator
+        allows. A stream that breaks leaves nothing. ALREADY_EXISTS. NOT_FOUND: the pool, the file. PERMISSION_DENIED: a
+        path outside. FAILED_PRECONDITION: bytes that are no image of the stated format, or refer to other files.
+        OUT_OF_RANGE: a size less than the image's. RESOURCE_EXHAUSTED: space.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ExportVolume(self, request, context):
-        """ExportVolume streams the content of a detached volume, or of a snapshot, as an image.
+        """ExportVolume streams the content of a detached volume, or of a snapshot, as an image. NOT_FOUND.
+        FAILED_PRECONDITION names the attachments. UNAVAILABLE: other operations keep the volume. RESOURCE_EXHAUSTED:
+        space for the conversion.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -163,6 +174,7 @@ class VolumeServiceServicer:
 
     def AdoptVolume(self, request, context):
         """AdoptVolume makes a volume of an object in the pool that carries no owner tag, without touching its data.
+        NOT_FOUND: the pool, the object. ALREADY_EXISTS. FAILED_PRECONDITION: the object cannot be a volume as it is.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

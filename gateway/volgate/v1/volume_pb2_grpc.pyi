@@ -38,27 +38,45 @@ class VolumeServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> VolumeServiceAsyncStub: ...
     CreateVolume: _grpc.UnaryUnaryMultiCallable[_volume_pb2.CreateVolumeRequest, _volume_pb2.CreateVolumeResponse]
-    """CreateVolume makes a volume: empty, or from a snapshot or a detached volume of the same pool.
-    The name is the idempotency key. ALREADY_EXISTS names what differs.
+    """CreateVolume makes a volume: empty, or from a snapshot or a detached volume of the same pool. The name is the
+    idempotency key. ALREADY_EXISTS names what differs. NOT_FOUND: the pool, the source. OUT_OF_RANGE: a size that the
+    pool cannot make or that is less than the source's. RESOURCE_EXHAUSTED: space. FAILED_PRECONDITION: the pool is
+    draining, the source is attached.
     """
     DeleteVolume: _grpc.UnaryUnaryMultiCallable[_volume_pb2.DeleteVolumeRequest, _volume_pb2.DeleteVolumeResponse]
-    """DeleteVolume deletes a volume; success if it is gone. FAILED_PRECONDITION names snapshots, children and attachments that hold it."""
+    """DeleteVolume deletes a volume; success if it is gone. FAILED_PRECONDITION names snapshots, children and
+    attachments that hold it, or the uid that the volume has now. NOT_FOUND: the pool.
+    """
     GetVolume: _grpc.UnaryUnaryMultiCallable[_volume_pb2.GetVolumeRequest, _volume_pb2.GetVolumeResponse]
     """GetVolume returns a volume from the index, or with refresh from the storage. NOT_FOUND."""
     ListVolumes: _grpc.UnaryUnaryMultiCallable[_volume_pb2.ListVolumesRequest, _volume_pb2.ListVolumesResponse]
-    """ListVolumes pages through the index by name."""
+    """ListVolumes pages through the index by name. NOT_FOUND: the pool. INVALID_ARGUMENT: page_size, page_token."""
     ExpandVolume: _grpc.UnaryUnaryMultiCallable[_volume_pb2.ExpandVolumeRequest, _volume_pb2.ExpandVolumeResponse]
-    """ExpandVolume grows a volume, also while it is attached; a smaller or equal size changes nothing."""
+    """ExpandVolume grows a volume, also while it is attached; a smaller or equal size changes nothing. NOT_FOUND.
+    OUT_OF_RANGE: more than the pool can make. RESOURCE_EXHAUSTED: space. FAILED_PRECONDITION: the uid.
+    """
     UpdateVolume: _grpc.UnaryUnaryMultiCallable[_volume_pb2.UpdateVolumeRequest, _volume_pb2.UpdateVolumeResponse]
-    """UpdateVolume replaces the labels."""
+    """UpdateVolume replaces the labels. NOT_FOUND. FAILED_PRECONDITION: the uid."""
     RevertVolume: _grpc.UnaryUnaryMultiCallable[_volume_pb2.RevertVolumeRequest, _volume_pb2.RevertVolumeResponse]
-    """RevertVolume sets a detached volume back to a snapshot. request_id is mandatory: the call is not repeatable by nature."""
+    """RevertVolume sets a detached volume back to a snapshot: content and size. request_id is mandatory, since the call
+    is not repeatable by nature. NOT_FOUND: the volume, the snapshot. FAILED_PRECONDITION: attachments or newer
+    snapshots that hold it, the uid.
+    """
     ImportVolume: _grpc.StreamUnaryMultiCallable[_volume_pb2.ImportVolumeRequest, _volume_pb2.ImportVolumeResponse]
-    """ImportVolume makes a volume from an image: streamed by the client, or a file below a directory that the operator allows."""
+    """ImportVolume makes a volume from an image: streamed by the client, or a file below a directory that the operator
+    allows. A stream that breaks leaves nothing. ALREADY_EXISTS. NOT_FOUND: the pool, the file. PERMISSION_DENIED: a
+    path outside. FAILED_PRECONDITION: bytes that are no image of the stated format, or refer to other files.
+    OUT_OF_RANGE: a size less than the image's. RESOURCE_EXHAUSTED: space.
+    """
     ExportVolume: _grpc.UnaryStreamMultiCallable[_volume_pb2.ExportVolumeRequest, _volume_pb2.ExportVolumeResponse]
-    """ExportVolume streams the content of a detached volume, or of a snapshot, as an image."""
+    """ExportVolume streams the content of a detached volume, or of a snapshot, as an image. NOT_FOUND.
+    FAILED_PRECONDITION names the attachments. UNAVAILABLE: other operations keep the volume. RESOURCE_EXHAUSTED:
+    space for the conversion.
+    """
     AdoptVolume: _grpc.UnaryUnaryMultiCallable[_volume_pb2.AdoptVolumeRequest, _volume_pb2.AdoptVolumeResponse]
-    """AdoptVolume makes a volume of an object in the pool that carries no owner tag, without touching its data."""
+    """AdoptVolume makes a volume of an object in the pool that carries no owner tag, without touching its data.
+    NOT_FOUND: the pool, the object. ALREADY_EXISTS. FAILED_PRECONDITION: the object cannot be a volume as it is.
+    """
 
 @_typing.type_check_only
 class VolumeServiceAsyncStub(VolumeServiceStub):
@@ -70,27 +88,45 @@ class VolumeServiceAsyncStub(VolumeServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateVolume: _aio.UnaryUnaryMultiCallable[_volume_pb2.CreateVolumeRequest, _volume_pb2.CreateVolumeResponse]  # type: ignore[assignment]
-    """CreateVolume makes a volume: empty, or from a snapshot or a detached volume of the same pool.
-    The name is the idempotency key. ALREADY_EXISTS names what differs.
+    """CreateVolume makes a volume: empty, or from a snapshot or a detached volume of the same pool. The name is the
+    idempotency key. ALREADY_EXISTS names what differs. NOT_FOUND: the pool, the source. OUT_OF_RANGE: a size that the
+    pool cannot make or that is less than the source's. RESOURCE_EXHAUSTED: space. FAILED_PRECONDITION: the pool is
+    draining, the source is attached.
     """
     DeleteVolume: _aio.UnaryUnaryMultiCallable[_volume_pb2.DeleteVolumeRequest, _volume_pb2.DeleteVolumeResponse]  # type: ignore[assignment]
-    """DeleteVolume deletes a volume; success if it is gone. FAILED_PRECONDITION names snapshots, children and attachments that hold it."""
+    """DeleteVolume deletes a volume; success if it is gone. FAILED_PRECONDITION names snapshots, children and
+    attachments that hold it, or the uid that the volume has now. NOT_FOUND: the pool.
+    """
     GetVolume: _aio.UnaryUnaryMultiCallable[_volume_pb2.GetVolumeRequest, _volume_pb2.GetVolumeResponse]  # type: ignore[assignment]
     """GetVolume returns a volume from the index, or with refresh from the storage. NOT_FOUND."""
     ListVolumes: _aio.UnaryUnaryMultiCallable[_volume_pb2.ListVolumesRequest, _volume_pb2.ListVolumesResponse]  # type: ignore[assignment]
-    """ListVolumes pages through the index by name."""
+    """ListVolumes pages through the index by name. NOT_FOUND: the pool. INVALID_ARGUMENT: page_size, page_token."""
     ExpandVolume: _aio.UnaryUnaryMultiCallable[_volume_pb2.ExpandVolumeRequest, _volume_pb2.ExpandVolumeResponse]  # type: ignore[assignment]
-    """ExpandVolume grows a volume, also while it is attached; a smaller or equal size changes nothing."""
+    """ExpandVolume grows a volume, also while it is attached; a smaller or equal size changes nothing. NOT_FOUND.
+    OUT_OF_RANGE: more than the pool can make. RESOURCE_EXHAUSTED: space. FAILED_PRECONDITION: the uid.
+    """
     UpdateVolume: _aio.UnaryUnaryMultiCallable[_volume_pb2.UpdateVolumeRequest, _volume_pb2.UpdateVolumeResponse]  # type: ignore[assignment]
-    """UpdateVolume replaces the labels."""
+    """UpdateVolume replaces the labels. NOT_FOUND. FAILED_PRECONDITION: the uid."""
     RevertVolume: _aio.UnaryUnaryMultiCallable[_volume_pb2.RevertVolumeRequest, _volume_pb2.RevertVolumeResponse]  # type: ignore[assignment]
-    """RevertVolume sets a detached volume back to a snapshot. request_id is mandatory: the call is not repeatable by nature."""
+    """RevertVolume sets a detached volume back to a snapshot: content and size. request_id is mandatory, since the call
+    is not repeatable by nature. NOT_FOUND: the volume, the snapshot. FAILED_PRECONDITION: attachments or newer
+    snapshots that hold it, the uid.
+    """
     ImportVolume: _aio.StreamUnaryMultiCallable[_volume_pb2.ImportVolumeRequest, _volume_pb2.ImportVolumeResponse]  # type: ignore[assignment]
-    """ImportVolume makes a volume from an image: streamed by the client, or a file below a directory that the operator allows."""
+    """ImportVolume makes a volume from an image: streamed by the client, or a file below a directory that the operator
+    allows. A stream that breaks leaves nothing. ALREADY_EXISTS. NOT_FOUND: the pool, the file. PERMISSION_DENIED: a
+    path outside. FAILED_PRECONDITION: bytes that are no image of the stated format, or refer to other files.
+    OUT_OF_RANGE: a size less than the image's. RESOURCE_EXHAUSTED: space.
+    """
     ExportVolume: _aio.UnaryStreamMultiCallable[_volume_pb2.ExportVolumeRequest, _volume_pb2.ExportVolumeResponse]  # type: ignore[assignment]
-    """ExportVolume streams the content of a detached volume, or of a snapshot, as an image."""
+    """ExportVolume streams the content of a detached volume, or of a snapshot, as an image. NOT_FOUND.
+    FAILED_PRECONDITION names the attachments. UNAVAILABLE: other operations keep the volume. RESOURCE_EXHAUSTED:
+    space for the conversion.
+    """
     AdoptVolume: _aio.UnaryUnaryMultiCallable[_volume_pb2.AdoptVolumeRequest, _volume_pb2.AdoptVolumeResponse]  # type: ignore[assignment]
-    """AdoptVolume makes a volume of an object in the pool that carries no owner tag, without touching its data."""
+    """AdoptVolume makes a volume of an object in the pool that carries no owner tag, without touching its data.
+    NOT_FOUND: the pool, the object. ALREADY_EXISTS. FAILED_PRECONDITION: the object cannot be a volume as it is.
+    """
 
 class VolumeServiceServicer(metaclass=_abc_1.ABCMeta):
     """VolumeService makes, changes, fills and deletes volumes.
@@ -105,8 +141,10 @@ class VolumeServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _volume_pb2.CreateVolumeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_volume_pb2.CreateVolumeResponse, _abc.Awaitable[_volume_pb2.CreateVolumeResponse]]:
-        """CreateVolume makes a volume: empty, or from a snapshot or a detached volume of the same pool.
-        The name is the idempotency key. ALREADY_EXISTS names what differs.
+        """CreateVolume makes a volume: empty, or from a snapshot or a detached volume of the same pool. The name is the
+        idempotency key. ALREADY_EXISTS names what differs. NOT_FOUND: the pool, the source. OUT_OF_RANGE: a size that the
+        pool cannot make or that is less than the source's. RESOURCE_EXHAUSTED: space. FAILED_PRECONDITION: the pool is
+        draining, the source is attached.
         """
 
     @_abc_1.abstractmethod
@@ -115,7 +153,9 @@ class VolumeServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _volume_pb2.DeleteVolumeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_volume_pb2.DeleteVolumeResponse, _abc.Awaitable[_volume_pb2.DeleteVolumeResponse]]:
-        """DeleteVolume deletes a volume; success if it is gone. FAILED_PRECONDITION names snapshots, children and attachments that hold it."""
+        """DeleteVolume deletes a volume; success if it is gone. FAILED_PRECONDITION names snapshots, children and
+        attachments that hold it, or the uid that the volume has now. NOT_FOUND: the pool.
+        """
 
     @_abc_1.abstractmethod
     def GetVolume(
@@ -131,7 +171,7 @@ class VolumeServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _volume_pb2.ListVolumesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_volume_pb2.ListVolumesResponse, _abc.Awaitable[_volume_pb2.ListVolumesResponse]]:
-        """ListVolumes pages through the index by name."""
+        """ListVolumes pages through the index by name. NOT_FOUND: the pool. INVALID_ARGUMENT: page_size, page_token."""
 
     @_abc_1.abstractmethod
     def ExpandVolume(
@@ -139,7 +179,9 @@ class VolumeServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _volume_pb2.ExpandVolumeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_volume_pb2.ExpandVolumeResponse, _abc.Awaitable[_volume_pb2.ExpandVolumeResponse]]:
-        """ExpandVolume grows a volume, also while it is attached; a smaller or equal size changes nothing."""
+        """ExpandVolume grows a volume, also while it is attached; a smaller or equal size changes nothing. NOT_FOUND.
+        OUT_OF_RANGE: more than the pool can make. RESOURCE_EXHAUSTED: space. FAILED_PRECONDITION: the uid.
+        """
 
     @_abc_1.abstractmethod
     def UpdateVolume(
@@ -147,7 +189,7 @@ class VolumeServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _volume_pb2.UpdateVolumeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_volume_pb2.UpdateVolumeResponse, _abc.Awaitable[_volume_pb2.UpdateVolumeResponse]]:
-        """UpdateVolume replaces the labels."""
+        """UpdateVolume replaces the labels. NOT_FOUND. FAILED_PRECONDITION: the uid."""
 
     @_abc_1.abstractmethod
     def RevertVolume(
@@ -155,7 +197,10 @@ class VolumeServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _volume_pb2.RevertVolumeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_volume_pb2.RevertVolumeResponse, _abc.Awaitable[_volume_pb2.RevertVolumeResponse]]:
-        """RevertVolume sets a detached volume back to a snapshot. request_id is mandatory: the call is not repeatable by nature."""
+        """RevertVolume sets a detached volume back to a snapshot: content and size. request_id is mandatory, since the call
+        is not repeatable by nature. NOT_FOUND: the volume, the snapshot. FAILED_PRECONDITION: attachments or newer
+        snapshots that hold it, the uid.
+        """
 
     @_abc_1.abstractmethod
     def ImportVolume(
@@ -163,7 +208,11 @@ class VolumeServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_volume_pb2.ImportVolumeRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_volume_pb2.ImportVolumeResponse, _abc.Awaitable[_volume_pb2.ImportVolumeResponse]]:
-        """ImportVolume makes a volume from an image: streamed by the client, or a file below a directory that the operator allows."""
+        """ImportVolume makes a volume from an image: streamed by the client, or a file below a directory that the operator
+        allows. A stream that breaks leaves nothing. ALREADY_EXISTS. NOT_FOUND: the pool, the file. PERMISSION_DENIED: a
+        path outside. FAILED_PRECONDITION: bytes that are no image of the stated format, or refer to other files.
+        OUT_OF_RANGE: a size less than the image's. RESOURCE_EXHAUSTED: space.
+        """
 
     @_abc_1.abstractmethod
     def ExportVolume(
@@ -171,7 +220,10 @@ class VolumeServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _volume_pb2.ExportVolumeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_volume_pb2.ExportVolumeResponse], _abc.AsyncIterator[_volume_pb2.ExportVolumeResponse]]:
-        """ExportVolume streams the content of a detached volume, or of a snapshot, as an image."""
+        """ExportVolume streams the content of a detached volume, or of a snapshot, as an image. NOT_FOUND.
+        FAILED_PRECONDITION names the attachments. UNAVAILABLE: other operations keep the volume. RESOURCE_EXHAUSTED:
+        space for the conversion.
+        """
 
     @_abc_1.abstractmethod
     def AdoptVolume(
@@ -179,6 +231,8 @@ class VolumeServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _volume_pb2.AdoptVolumeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_volume_pb2.AdoptVolumeResponse, _abc.Awaitable[_volume_pb2.AdoptVolumeResponse]]:
-        """AdoptVolume makes a volume of an object in the pool that carries no owner tag, without touching its data."""
+        """AdoptVolume makes a volume of an object in the pool that carries no owner tag, without touching its data.
+        NOT_FOUND: the pool, the object. ALREADY_EXISTS. FAILED_PRECONDITION: the object cannot be a volume as it is.
+        """
 
 def add_VolumeServiceServicer_to_server(servicer: VolumeServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
