@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from volgate.backend import run as commands
-from volgate.errors import VolgateError
+from volgate.errors import Unreachable
 from volgate.settings import Settings, load
 from volgate.spawner import Spawner
 
@@ -52,7 +52,7 @@ def rescan(config: Path | None, state_dir: Path | None) -> dict[str, int]:
         gateway.world.pools.check()
         down = [f"{pool.name}: {pool.problem}" for pool in gateway.world.pools if pool.health == "down"]
         if down:
-            raise VolgateError("pools are down: " + "; ".join(down), reason="POOL_DOWN")
+            raise Unreachable("pools are down: " + "; ".join(down), reason="POOL_DOWN")
         return gateway.rescan()
 
 
