@@ -42,7 +42,9 @@ class StateLock:
 
     def __init__(self, directory: Path) -> None:
         """Take the lock at once or raise Precondition naming the holder's pid."""
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not directory.is_dir():
+            directory.mkdir(parents=True, exist_ok=True)
+            directory.chmod(0o711)  # QEMU's user passes through to a pool below it; each file of ours is closed to it
         self._descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -65,6 +67,7 @@ class Database:
         """Open or create the file and bring its schema up to date. Raises Precondition for a newer schema, OutOfSpace."""
         self.path = path
         with _translated():
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))  # sqlite gives its side files the same mode
             self._engine = _engine(path)
             migrate(self._engine)
         os.chmod(path, 0o600)  # noqa: PTH101  # one call style for descriptors and paths in this module
