@@ -127,6 +127,7 @@ async def _serve(settings: Settings) -> None:
         )
         await server.start()
         await stop.wait()
+        until = loop.time() + settings.server.stop_seconds
         gateway.begin_stop()
         await server.stop(settings.server.stop_seconds)
-        await asyncio.to_thread(gateway.close, settings.server.stop_seconds)
+        await asyncio.to_thread(gateway.close, max(1.0, until - loop.time()))
