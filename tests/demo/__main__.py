@@ -31,7 +31,7 @@ def main() -> int:
                 print(gateway.log()[-4000:], file=sys.stderr)
                 raise
             finally:
-                gateway.stop()
+                gateway.end()
                 guest.disconnect()
     except Mismatch as mismatch:
         print(f"\nFAILED: {mismatch}", file=sys.stderr)

@@ -146,8 +146,7 @@ def _attachment(gateway: Gateway) -> str:
 
 
 def _running(gateway: Gateway) -> list[str]:
-    rows = gateway.ask("operation", "list")
-    return [row["kind"] for row in rows if not row.get("done")]
+    return [row["method"] for row in gateway.ask("operation", "list", "--unfinished")]
 
 
 def _until(what: str, holds: Callable[[], bool], *, quiet: bool = False) -> None:

@@ -1,0 +1,69 @@
+"""`make soak`: every test that has a full count, with it; then docs/soak-report.md of what was run and what it printed.
+
+A module with such tests imports `tests.soaking`. Further arguments go to pytest (`-k kills`); a partial run writes no report.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULT = ROOT / "build" / "soak.xml"
+REPORT = ROOT / "docs" / "soak-report.md"
+SECONDS_PER_TEST = 3 * 3600
+LINES_PER_TEST = 12
+
+
+def modules() -> list[str]:
+    """Test modules with full counts."""
+    found = (ROOT / "tests").rglob("test_*.py")
+    return sorted(str(path.relative_to(ROOT)) for path in found if "tests.soaking import" in path.read_text(encoding="utf-8"))
+
+
+def run(arguments: list[str]) -> int:
+    """Run them; the result is in RESULT."""
+    RESULT.parent.mkdir(exist_ok=True)
+    argv = [sys.executable, "-m", "pytest", "-n", "2", "--dist", "loadfile", "-o", f"timeout={SECONDS_PER_TEST}"]
+    argv += [f"--junitxml={RESULT}", "-o", "junit_logging=system-out", *arguments, *modules()]
+    return subprocess.run(argv, check=False, cwd=ROOT, env={**os.environ, "VOLGATE_SOAK": "1"}).returncode
+
+
+def report(tree: ET.ElementTree[ET.Element]) -> str:
+    """Tell the run as Markdown."""
+    revision = subprocess.run(["git", "rev-parse", "--short", "HEAD"], check=True, cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    when = datetime.datetime.now(tz=datetime.UTC).strftime("%Y-%m-%d")
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 30
+    lines = [
+        "# Soak report",
+        "",
+        f"Written by `make soak` on {when} at revision {revision}; {os.cpu_count()} cores, {memory} GiB, Python {platform.python_version()}.",
+        "The numbers are what the tests printed; a seed given as `VOLGATE_SEED` repeats its run.",
+        "",
+    ]
+    for case in tree.iter("testcase"):
+        failed = case.find("failure") is not None or case.find("error") is not None
+        name = f"{case.get('classname', '').removeprefix('tests.')}::{case.get('name')}"
+        lines.append(f"- {'**FAILED**' if failed else 'passed'} `{name}` ({float(case.get('time', '0')):.0f} s)")
+        printed = [line.strip() for line in (case.findtext("system-out") or "").splitlines() if line.strip()]
+        lines += [f"  - {line}" for line in printed if not line.startswith("---")][-LINES_PER_TEST:]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    """Run and report."""
+    arguments = sys.argv[1:]
+    status = run(arguments)
+    if not arguments and RESULT.exists():
+        REPORT.write_text(report(ET.parse(RESULT)), encoding="utf-8")
+        print(f"report: {REPORT.relative_to(ROOT)}")
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
