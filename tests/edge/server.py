@@ -8,11 +8,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import grpc
 
-from volgate.v1 import pool_pb2
-from volgate_client import Client
+from volgate.v1 import pool_pb2, pool_pb2_grpc
+
+if TYPE_CHECKING:
+    from volgate_client import Client
 
 
 class Server:
@@ -41,13 +44,18 @@ class Server:
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
                 raise RuntimeError(f"the server ended with {self.process.returncode}: {self.log.read_text()[-3000:]}")
-            try:
-                with Client(self.address) as client:
-                    client.pools.ListPools(pool_pb2.ListPoolsRequest(), timeout=0.5)
-                    return self
-            except grpc.RpcError:
-                time.sleep(0.05)
+            if self._answers():
+                return self
+            time.sleep(0.02)
         raise TimeoutError(f"the server does not answer: {self.log.read_text()[-3000:]}")
+
+    def _answers(self) -> bool:
+        with grpc.insecure_channel(self.address) as channel:
+            try:
+                pool_pb2_grpc.PoolServiceStub(channel).ListPools(pool_pb2.ListPoolsRequest(), timeout=2.0)
+            except grpc.RpcError:
+                return False
+        return True
 
     def kill9(self) -> None:
         assert self.process
@@ -66,4 +74,6 @@ class Server:
         return self.process.returncode
 
     def client(self, timeout: float = 60.0) -> Client:
+        from volgate_client import Client
+
         return Client(self.address, timeout=timeout)

@@ -2,39 +2,70 @@
 
 from __future__ import annotations
 
+import asyncio
+import re
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import grpc
 import structlog
+from google.protobuf.message import DecodeError
 from grpc import aio
 from opentelemetry import metrics, trace
-from opentelemetry.trace import SpanKind
+from opentelemetry.trace import SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from volgate.edge.status import as_ours, to_status
 from volgate.edge.types import Context
+from volgate.errors import InvalidRequest, Unreachable
 
-__all__ = ["CallInterceptor"]
+__all__ = ["CALL_ID", "CallInterceptor"]
+
+CALL_ID = "x-request-id"
+"""Metadata that a caller may set; the answer carries it, or the id that was drawn, and so do the log lines and the span."""
 
 _log = structlog.get_logger()
 _tracer = trace.get_tracer("volgate")
 _seconds = metrics.get_meter("volgate").create_histogram("rpc.server.duration", unit="s", description="Time of one call")
 _QUIET = ("/grpc.",)  # health checks and reflection are not worth a line each
+_WATCHES = ("/grpc.", "/volgate.v1.OperationService/WatchOperation")  # streams that end when the server stops, not when they are done
+_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
 
-class _Outcome:
-    """What a call came to; set by the handler's wrapper, read when the call ends."""
+@dataclass
+class _Call:
+    """One call and what it came to."""
 
-    code = "OK"
-    reason = ""
+    method: str
+    id: str
+    code: str = "OK"
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class _Unreadable:
+    """Stands where bytes were no message of the expected type."""
+
+    problem: str
 
 
 class CallInterceptor(aio.ServerInterceptor):
     """Wraps every call."""
+
+    def __init__(self) -> None:
+        """Begin with no watches."""
+        self._watches: set[asyncio.Task[Any]] = set()
+        self._stopping = False
+
+    def end_watches(self) -> None:
+        """End the streams that would go on for as long as their readers like: UNAVAILABLE, reason STOPPING."""
+        self._stopping = True
+        for task in tuple(self._watches):
+            task.cancel()
 
     async def intercept_service(
         self, continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]], details: grpc.HandlerCallDetails
@@ -43,84 +74,135 @@ class CallInterceptor(aio.ServerInterceptor):
         handler = await continuation(details)
         if handler is None:
             return handler
-        method = details.method
-        kind = (handler.request_streaming, handler.response_streaming)
-        makers: dict[tuple[bool, bool], Any] = {
-            (False, False): grpc.unary_unary_rpc_method_handler,
-            (False, True): grpc.unary_stream_rpc_method_handler,
-            (True, False): grpc.stream_unary_rpc_method_handler,
-            (True, True): grpc.stream_stream_rpc_method_handler,
+        makers: dict[tuple[bool, bool], tuple[Any, str]] = {
+            (False, False): (grpc.unary_unary_rpc_method_handler, "unary_unary"),
+            (False, True): (grpc.unary_stream_rpc_method_handler, "unary_stream"),
+            (True, False): (grpc.stream_unary_rpc_method_handler, "stream_unary"),
+            (True, True): (grpc.stream_stream_rpc_method_handler, "stream_stream"),
         }
-        inner = {
-            (False, False): handler.unary_unary,
-            (False, True): handler.unary_stream,
-            (True, False): handler.stream_unary,
-            (True, True): handler.stream_stream,
-        }[kind]
-        wrapped = _streaming(method, inner) if handler.response_streaming else _unary(method, inner)
-        return makers[kind](wrapped, request_deserializer=handler.request_deserializer, response_serializer=handler.response_serializer)
+        maker, name = makers[handler.request_streaming, handler.response_streaming]
+        inner = getattr(handler, name)
+        if handler.request_streaming:
+            inner = _reading_each(inner)
+        if handler.response_streaming:
+            inner = _writing_each(inner)
+        return maker(
+            self._around(details.method, inner),
+            request_deserializer=_tolerant(handler.request_deserializer),
+            response_serializer=handler.response_serializer,
+        )
 
+    def _around(self, method: str, inner: Any) -> Any:
+        """Observe the call and turn its failure into a status."""
+        watch = method.startswith(_WATCHES)
 
-def _unary(method: str, inner: Any) -> Any:
-    async def call(request: Any, context: Context) -> Any:
-        with _around(method, context) as outcome:
-            try:
-                return await inner(request, context)
-            except aio.AbortError:
+        async def handle(request: Any, context: Context) -> Any:
+            with _observed(method, context) as call:
+                try:
+                    if watch:
+                        return await self._watched(inner(_readable(request), context))
+                    return await inner(_readable(request), context)
+                except aio.AbortError:
+                    raise
+                except Exception as error:  # noqa: BLE001  # every failure leaves as a status: ours as they are, the rest as a bug
+                    await _abort(context, error, call)
+
+        return handle
+
+    async def _watched(self, work: Awaitable[Any]) -> Any:
+        task = asyncio.current_task()
+        assert task is not None
+        self._watches.add(task)
+        try:
+            return await work
+        except asyncio.CancelledError:
+            if not self._stopping:
                 raise
-            except Exception as error:  # noqa: BLE001  # every failure leaves as a status: ours as they are, the rest as a bug
-                await _abort(context, error, outcome)
-
-    return call
-
-
-def _streaming(method: str, inner: Any) -> Any:
-    async def call(request: Any, context: Context) -> AsyncIterator[Any]:
-        with _around(method, context) as outcome:
-            try:
-                answers = inner(request, context)
-                if hasattr(answers, "__aiter__"):
-                    async for answer in answers:
-                        yield answer
-                else:
-                    await answers
-            except aio.AbortError:
-                raise
-            except Exception as error:  # noqa: BLE001  # every failure leaves as a status: ours as they are, the rest as a bug
-                await _abort(context, error, outcome)
-
-    return call
+            raise Unreachable("the gateway is stopping; watch again when it is back", reason="STOPPING", retry_after=2.0) from None
+        finally:
+            self._watches.discard(task)
 
 
-async def _abort(context: Context, error: Exception, outcome: _Outcome) -> NoReturn:
+def _tolerant(deserialize: Any) -> Any:
+    """Bytes that are no message are the caller's fault; gRPC would call it INTERNAL."""
+
+    def read(data: bytes) -> Any:
+        try:
+            return deserialize(data)
+        except DecodeError as error:
+            return _Unreadable(str(error))
+
+    return read if deserialize else None
+
+
+def _readable(request: Any) -> Any:
+    if isinstance(request, _Unreadable):
+        raise InvalidRequest(f"request: the bytes are not a message of this call: {request.problem}", field="request")
+    return request
+
+
+def _reading_each(inner: Any) -> Any:
+    async def read(stream: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        async for message in stream:
+            yield _readable(message)
+
+    return lambda stream, context: inner(read(stream), context)
+
+
+def _writing_each(inner: Any) -> Any:
+    """Drive a generator in the call's own task, so that it is closed there and at once when the caller goes away."""
+
+    async def write(request: Any, context: Context) -> None:
+        answers = inner(request, context)
+        if not hasattr(answers, "__aiter__"):
+            await answers  # writes by itself
+            return
+        async with aclosing(answers) as stream:
+            async for answer in stream:
+                await context.write(answer)
+
+    return write
+
+
+async def _abort(context: Context, error: Exception, call: _Call) -> NoReturn:
     ours = as_ours(error)
-    outcome.code, outcome.reason = ours.status, ours.reason
-    trace.get_current_span().set_attribute("volgate.reason", ours.reason)
+    call.code, call.reason = ours.status, ours.reason
     status = to_status(ours)
-    context.set_trailing_metadata(status.trailing_metadata)
+    context.set_trailing_metadata(((CALL_ID, call.id), *status.trailing_metadata))
     await context.abort(status.code, status.details)
     raise AssertionError("abort always raises")
 
 
 @contextmanager
-def _around(method: str, context: Context) -> Iterator[_Outcome]:
-    """Span, log context and the one line and measurement at the end."""
+def _observed(method: str, context: Context) -> Iterator[_Call]:
+    """Id, span, log context and the one line and measurement at the end."""
     metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+    given = metadata.get(CALL_ID, "")
+    call = _Call(method, given if _ID.fullmatch(given) else uuid.uuid4().hex)
+    context.set_trailing_metadata(((CALL_ID, call.id),))
+    began, name = time.monotonic(), method.lstrip("/")
+    service, _, verb = name.rpartition("/")
+    attributes = {"rpc.system": "grpc", "rpc.service": service, "rpc.method": verb, "volgate.call": call.id}
     parent = TraceContextTextMapPropagator().extract(metadata)
-    began, outcome = time.monotonic(), _Outcome()
-    name = method.lstrip("/")
     with (
-        structlog.contextvars.bound_contextvars(call=uuid.uuid4().hex[:12]),
-        _tracer.start_as_current_span(name, context=parent, kind=SpanKind.SERVER, attributes={"rpc.system": "grpc", "rpc.method": name}),
+        structlog.contextvars.bound_contextvars(call=call.id),
+        # the attributes below say what failed; an exception's own text may hold what no span should
+        _tracer.start_as_current_span(
+            name, context=parent, kind=SpanKind.SERVER, attributes=attributes, record_exception=False, set_status_on_exception=False
+        ) as span,
     ):
         try:
-            yield outcome
+            yield call
         except BaseException:
-            outcome.code = "CANCELLED" if outcome.code == "OK" else outcome.code
+            call.code = "CANCELLED" if call.code == "OK" else call.code
             raise
         finally:
             seconds = time.monotonic() - began
-            _seconds.record(seconds, {"rpc.method": name, "rpc.grpc.status_code": outcome.code})
+            span.set_attribute("rpc.grpc.status_code", call.code)
+            if call.code != "OK":
+                span.set_attribute("volgate.reason", call.reason)
+                span.set_status(Status(StatusCode.ERROR, call.reason or call.code))
+            _seconds.record(seconds, {"rpc.method": name, "rpc.grpc.status_code": call.code})
             if not method.startswith(_QUIET):
-                level = _log.info if outcome.code == "OK" else _log.warning
-                level("call", method=name, code=outcome.code, reason=outcome.reason, seconds=round(seconds, 4))
+                level = _log.info if call.code == "OK" else _log.warning
+                level("call", method=name, code=call.code, reason=call.reason, seconds=round(seconds, 4))

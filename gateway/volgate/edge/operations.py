@@ -15,6 +15,7 @@ from volgate.v1 import operation_pb2, operation_pb2_grpc
 
 __all__ = ["OperationServicer"]
 
+_CURSOR = re.compile(r"[0-9]{1,12}(\.[0-9]{1,12})?:[0-9a-f]{32}")
 _NAME = re.compile(r"operations/([0-9a-f]{32})")
 
 
@@ -23,6 +24,12 @@ def _identifier(name: str) -> str:
     if not found:
         raise InvalidRequest(f"name: {name[:80]!r} is not of the form operations/{{id}}", field="name")
     return found[1]
+
+
+def _cursor(last: str) -> str:
+    if last and not _CURSOR.fullmatch(last):
+        raise validate.bad_token()
+    return last
 
 
 class OperationServicer(operation_pb2_grpc.OperationServiceServicer):
@@ -43,7 +50,7 @@ class OperationServicer(operation_pb2_grpc.OperationServiceServicer):
         self, request: operation_pb2.ListOperationsRequest, _: Context
     ) -> operation_pb2.ListOperationsResponse:
         """A page, newest first."""
-        size, after = validate.page_size(request.page_size), validate.read_token("operations", request, request.page_token)
+        size, after = validate.page_size(request.page_size), _cursor(validate.read_token("operations", request, request.page_token))
         found = await self._calls.read(self._calls.gateway.list_operations, after, size + 1, unfinished=request.unfinished_only)
         last = found[size - 1] if len(found) > size else None
         more = validate.page_token("operations", request, f"{last.created_at!r}:{last.id}") if last else ""
@@ -60,7 +67,8 @@ class OperationServicer(operation_pb2_grpc.OperationServiceServicer):
             newest[:] = [record]
             loop.call_soon_threadsafe(changed.set)
 
-        stop = await self._calls.read(self._calls.gateway.watch_operation, _identifier(request.name), tell)
+        identifier = _identifier(request.name)
+        stop = await self._calls.acquire(lambda release: release(), self._calls.gateway.watch_operation, identifier, tell)
         try:
             while True:
                 await changed.wait()

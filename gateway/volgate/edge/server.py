@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import grp
 import os
@@ -42,6 +43,7 @@ from volgate.v1 import (
 __all__ = ["EdgeServer"]
 
 _log = structlog.get_logger()
+_TELL_SECONDS = 0.1  # for those who watch the health to read that it is NOT_SERVING
 _FILES = (pool_pb2, volume_pb2, snapshot_pb2, attachment_pb2, host_pb2, operation_pb2)
 
 
@@ -58,7 +60,8 @@ class EdgeServer:
         self._calls = Calls(gateway)
         self._health = health.aio.HealthServicer()
         options = [("grpc.max_receive_message_length", max_message), ("grpc.max_send_message_length", 16 << 20), ("grpc.so_reuseport", 0)]
-        self._server = aio.server(interceptors=(CallInterceptor(),), options=options)
+        self._interceptor = CallInterceptor()
+        self._server = aio.server(interceptors=(self._interceptor,), options=options)
         self._register()
 
     def _register(self) -> None:
@@ -70,7 +73,7 @@ class EdgeServer:
         host_pb2_grpc.add_HostServiceServicer_to_server(HostServicer(calls), server)
         operation_pb2_grpc.add_OperationServiceServicer_to_server(OperationServicer(calls), server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        names = [service.full_name for file in _FILES for service in file.DESCRIPTOR.services_by_name.values()]
+        names = [*_services()]
         names += [health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME]
         reflection.enable_server_reflection(names, server)
 
@@ -87,16 +90,24 @@ class EdgeServer:
         if self._group:
             os.chown(self._path, -1, grp.getgrnam(self._group).gr_gid)
         self._path.chmod(self._mode)
-        await self._health.set("", health_pb2.HealthCheckResponse.SERVING)
+        for name in ("", *_services()):
+            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
         _log.info("listening", socket=str(self._path))
 
     async def stop(self, grace: float) -> None:
-        """Tell health, refuse new calls, let running ones end within `grace` seconds."""
-        await self._health.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
-        await self._server.stop(grace)
+        """Tell health, refuse new calls, end what only watches, let the others end within `grace` seconds."""
+        await self._health.enter_graceful_shutdown()
+        stopping = asyncio.create_task(self._server.stop(grace))
+        await asyncio.sleep(_TELL_SECONDS)
+        self._interceptor.end_watches()
+        await stopping
         self._calls.close()
         with contextlib.suppress(FileNotFoundError):
             self._path.unlink()
+
+
+def _services() -> list[str]:
+    return [service.full_name for file in _FILES for service in file.DESCRIPTOR.services_by_name.values()]
 
 
 def _clear_stale(path: Path) -> None:

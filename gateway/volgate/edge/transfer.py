@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from pathlib import Path
 from typing import cast
 
 from volgate.edge import convert, validate
@@ -13,7 +14,10 @@ from volgate.errors import InvalidRequest
 from volgate.model import Format
 from volgate.names import PoolName, SnapshotName, VolumeName, check_identifier
 from volgate.operations import requests
-from volgate.store.records import IndexedVolume
+from volgate.operations.imports import remove_spool
+from volgate.operations.ticket import Ticket
+from volgate.operations.transfer import ExportReader, Upload
+from volgate.store.records import IndexedVolume, OperationState
 from volgate.v1 import volume_pb2
 
 __all__ = ["Transfers"]
@@ -39,12 +43,31 @@ class Transfers:
             typed = replace(typed, path=path)
         else:
             typed = await self._spool(typed, stream)
-        ticket, ended = await self._calls.run(typed, identifier, context)
+        ticket = await self._submit(typed, identifier)
+        ended = await self._calls.wait(ticket, typed, context)
         row = convert.volume(cast("IndexedVolume", ticket.future.result())) if ended else None
         return volume_pb2.ImportVolumeResponse(volume=row, operation=convert.operation(ticket.record()))
 
+    async def _submit(self, typed: requests.ImportVolume, identifier: str) -> Ticket:
+        """Begin the import; its upload goes when it has ended, or at once if this was a repeat. One in doubt still needs it."""
+        if not typed.spooled:
+            return await self._calls.submit(typed, identifier)
+        try:
+            ticket = await self._calls.submit(typed, identifier)
+        except BaseException:
+            remove_spool(typed.path)
+            raise
+
+        def ended(_: object) -> None:
+            record = ticket.record()
+            if record.state is not OperationState.IN_DOUBT or Path(typed.path).name.encode() not in record.request:
+                remove_spool(typed.path)
+
+        ticket.future.add_done_callback(ended)
+        return ticket
+
     async def _spool(self, typed: requests.ImportVolume, stream: AsyncIterator[volume_pb2.ImportVolumeRequest]) -> requests.ImportVolume:
-        upload = await self._calls.read(self._calls.gateway.open_upload)
+        upload = await self._calls.acquire(Upload.abort, self._calls.gateway.open_upload)
         try:
             async for message in stream:
                 await self._calls.read(upload.write, _chunk(message))
@@ -61,7 +84,7 @@ class Transfers:
         is_snapshot = "/snapshots/" in request.name
         name: VolumeName | SnapshotName = SnapshotName.parse(request.name) if is_snapshot else VolumeName.parse(request.name)
         wanted = validate.choice(request.format, convert.FORMATS_OPTIONAL, "format") or Format.RAW
-        reader = await self._calls.read(self._calls.gateway.export, name, wanted)
+        reader = await self._calls.acquire(ExportReader.close, self._calls.gateway.export, name, wanted)
         try:
             yield volume_pb2.ExportVolumeResponse(total_bytes=reader.size)
             while (piece := await self._calls.read(reader.next)) is not None:
@@ -81,7 +104,7 @@ def _header(header: volume_pb2.ImportHeader) -> tuple[requests.ImportVolume, str
         pool=PoolName.parse(header.pool, "header.pool").pool,
         volume=check_identifier(header.volume_id, "header.volume_id"),
         source_format=validate.choice(header.source_format, convert.FORMATS_ALL, "header.source_format"),
-        path=validate.printable(header.path, "header.path", longest=4096),
+        path=validate.path(header.path, "header.path"),
         spooled=False,
         format=validate.choice(header.format, convert.FORMATS_OPTIONAL, "header.format"),
         size=validate.bounded(header.size_bytes, "header.size_bytes", 0, 1 << 50),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import json
 import re
@@ -15,24 +14,46 @@ from google.protobuf.message import Message
 
 from volgate.errors import InvalidRequest
 
-__all__ = ["bounded", "choice", "labels", "page_size", "page_token", "printable", "read_token", "request_id", "serial", "uid"]
+__all__ = [
+    "bad_token",
+    "bounded",
+    "choice",
+    "labels",
+    "page_size",
+    "page_token",
+    "path",
+    "printable",
+    "read_token",
+    "request_id",
+    "serial",
+    "uid",
+]
 
 T = TypeVar("T")
 _PRINTABLE = re.compile(r"[^\x00-\x1f\x7f-\x9f]*")
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
 _SERIAL = re.compile(r"[A-Za-z0-9_.+-]{0,20}")
 _LONGEST = 128
+_COMPONENT_MOST = 255
+_PATH_MOST = 4095
 _PAGE_DEFAULT = 500
 _PAGE_MOST = 1000
 
 
 def printable(value: str, field: str, *, longest: int = _LONGEST) -> str:
-    """A string without control characters, of at most `longest` characters."""
-    if len(value) > longest:
-        raise InvalidRequest(f"{field}: {len(value)} characters, at most {longest} are allowed", field=field)
+    """A string without control characters, of at most `longest` bytes of UTF-8."""
+    if len(value.encode()) > longest:
+        raise InvalidRequest(f"{field}: {len(value.encode())} bytes, at most {longest} are allowed", field=field)
     if not _PRINTABLE.fullmatch(value):
         raise InvalidRequest(f"{field}: contains control characters", field=field)
     return value
+
+
+def path(value: str, field: str) -> str:
+    """Empty, or a path that the kernel can take."""
+    if any(len(part.encode()) > _COMPONENT_MOST for part in value.split("/")):
+        raise InvalidRequest(f"{field}: a part of the path is longer than {_COMPONENT_MOST} bytes", field=field)
+    return printable(value, field, longest=_PATH_MOST)
 
 
 def request_id(value: str, field: str = "request_id", *, needed: bool = False) -> str:
@@ -67,7 +88,7 @@ def choice(value: int, table: Mapping[int, T], field: str) -> T:
 
 
 def labels(value: Mapping[str, str], field: str) -> dict[str, str]:
-    """At most 64 labels: keys of `[A-Za-z0-9][A-Za-z0-9._/-]*`, values printable, 128 characters each."""
+    """At most 64 labels: keys of `[A-Za-z0-9][A-Za-z0-9._/-]*`, values printable, 128 bytes each."""
     if len(value) > 64:  # noqa: PLR2004  # the contract's number
         raise InvalidRequest(f"{field}: {len(value)} labels, at most 64 are allowed", field=field)
     for key, item in value.items():
@@ -103,11 +124,16 @@ def read_token(what: str, request: Message, token: str) -> str:
         blob = base64.b64decode(token.encode("ascii"), altchars=b"-_", validate=True)
         if hashlib.sha256(blob[6:]).digest()[:6] == blob[:6]:
             last, mark = json.loads(blob[6:])
-            if mark == _mark(what, request) and isinstance(last, str):
+            if mark == _mark(what, request) and isinstance(last, str) and last.encode():
                 return last
-    except (ValueError, binascii.Error):
+    except (ValueError, TypeError):  # no base64, no JSON, no pair, no text: all the same to the caller
         pass
-    raise InvalidRequest("page_token: is damaged or of another list; begin again without it", reason="BAD_PAGE_TOKEN", field="page_token")
+    raise bad_token()
+
+
+def bad_token() -> InvalidRequest:
+    """The error for a cursor that cannot be read."""
+    return InvalidRequest("page_token: is damaged or of another list; begin again without it", reason="BAD_PAGE_TOKEN", field="page_token")
 
 
 def _mark(what: str, request: Message) -> str:

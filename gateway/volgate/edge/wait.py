@@ -21,7 +21,7 @@ __all__ = ["Calls"]
 P = ParamSpec("P")
 T = TypeVar("T")
 _LONG_SECONDS = 10.0
-_MARGIN = 0.05
+_MARGIN = 0.25  # so that the rich answer arrives also on a busy machine
 
 
 class Calls:
@@ -36,12 +36,29 @@ class Calls:
         """Run a blocking read off the event loop. Raises Busy and what the read raises."""
         return await asyncio.wrap_future(self._reads.submit(function, *args, **kwargs))
 
+    async def acquire(self, release: Callable[[T], object], function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """As `read`, for what must be let go of: `release` gets it if the caller went away before it was there."""
+        future = self._reads.submit(function, *args, **kwargs)
+        try:
+            return await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            future.add_done_callback(lambda done: None if done.cancelled() or done.exception() else release(done.result()))
+            raise
+
+    async def submit(self, request: Request, request_id: str) -> Ticket:
+        """Begin or join a mutation."""
+        return await self.read(self.gateway.submit, request, Caller(request_id=request_id, trace=_traceparent()))
+
     async def run(self, request: Request, request_id: str, context: Context) -> tuple[Ticket, bool]:
         """Submit a mutation and wait for its end; False if it still runs and the answer is the running operation.
 
         Raises the operation's error, or DeadlineExceeded naming it shortly before the caller's deadline: it goes on.
         """
-        ticket = await self.read(self.gateway.submit, request, Caller(request_id=request_id, trace=_traceparent()))
+        ticket = await self.submit(request, request_id)
+        return ticket, await self.wait(ticket, request, context)
+
+    async def wait(self, ticket: Ticket, request: Request, context: Context) -> bool:
+        """Wait for the end of a mutation; False and raises as `run`."""
         left = context.time_remaining()
         patience = None if left is None else max(0.0, left - min(_MARGIN, left * 0.05))
         if ticket.long:
@@ -50,9 +67,9 @@ class Calls:
         await asyncio.wait(waiting, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
         if ticket.future.done():
             ticket.future.result()
-            return ticket, True
+            return True
         if ticket.long or ticket.pending.done():
-            return ticket, False
+            return False
         raise DeadlineExceeded(
             f"{request.method} of {request.target} still runs; repeat the call to learn its outcome",
             operation=f"operations/{ticket.operation}",

@@ -9,9 +9,10 @@ from pathlib import Path
 from volgate.backend import DataPath, VolumeId
 from volgate.backend.image import inspect
 from volgate.errors import AlreadyExists, NotFound, OutOfRange
-from volgate.model import Provisioning, VolumeSpec
+from volgate.model import Provisioning, Volume, VolumeSpec, VolumeState
 from volgate.operations import lookups, requests
 from volgate.operations.context import Context
+from volgate.pools import Pool
 from volgate.store.records import IndexedVolume
 
 __all__ = ["import_volume"]
@@ -19,7 +20,12 @@ __all__ = ["import_volume"]
 
 def import_volume(ctx: Context, request: requests.ImportVolume) -> IndexedVolume:
     """Make a volume of an image file."""
+    if request.spooled:
+        with ctx.step("received", undo=lambda: remove_spool(request.path)):
+            pass
     pool = ctx.world.pools.get(request.pool)
+    identity = VolumeId(request.volume, ctx.drawn_uid)
+    ctx.undo_earlier("create", lambda: pool.call(pool.backend().delete_volume, identity))
     data = pool.facet(DataPath)
     existing = lookups.find_volume(pool, request.volume)
     if existing is not None and existing.uid != ctx.drawn_uid:
@@ -27,11 +33,15 @@ def import_volume(ctx: Context, request: requests.ImportVolume) -> IndexedVolume
             f"{request.target} exists with uid {existing.uid}; import under another name, or repeat with the first import's request_id",
             metadata={"uid": existing.uid},
         )
+    if existing is not None and existing.state is VolumeState.READY:
+        return _finish(ctx, pool, request, existing)  # an earlier attempt died between the volume's completion and its record
     pool.require_accepting()
     if not Path(request.path).exists():
         raise NotFound(f"the image {request.path} is gone; upload it again", field="header.path")
     with ctx.step("inspect"):
-        found = inspect(request.path, request.source_format, maximum=ctx.world.settings.limits.maximum_volume_bytes)
+        settings = ctx.world.settings
+        most = settings.limits.maximum_volume_bytes
+        found = inspect(request.path, request.source_format, maximum=most, staging=str(settings.spool_dir))
     if request.size and request.size < found.virtual_size:
         raise OutOfRange(f"size_bytes: {request.size} is less than the image's {found.virtual_size}", field="header.size_bytes")
     spec = VolumeSpec(
@@ -43,13 +53,16 @@ def import_volume(ctx: Context, request: requests.ImportVolume) -> IndexedVolume
         labels=request.labels,
         incomplete=True,
     )
-    identity = VolumeId(spec.name, spec.uid)
     with ctx.step("create", undo=lambda: pool.call(data.delete_volume, identity)):
         pool.call(data.create_volume, spec)
     with ctx.step("fill"):
         pool.call(data.fill_from_file, identity, request.path, request.source_format, ctx.report)
     with ctx.step("complete"):
         volume = pool.call(data.complete, identity)
+    return _finish(ctx, pool, request, volume)
+
+
+def _finish(ctx: Context, pool: Pool, request: requests.ImportVolume, volume: Volume) -> IndexedVolume:
     if request.spooled:
         ctx.after(lambda: remove_spool(request.path))
     return lookups.put(ctx, pool, volume)
