@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 
-from volgate.errors import AlreadyExists, Cancelled, InUse, NotFound, Precondition
+from volgate.errors import AlreadyExists, Cancelled, InDoubt, InUse, NotFound, Precondition
 from volgate.hosts.interface import AttachPlan, DetachOutcome, Domain, Host
 from volgate.model import Access, DiskOptions, Format, Volume
 from volgate.names import VolumeName, attachment_id
@@ -36,13 +36,14 @@ def attach_volume(ctx: Context, request: requests.AttachVolume) -> Attached:
     host_name, host = ctx.world.host(request.host)
     domain = host.find_domain(request.domain, timeout=timeout)
     identifier = attachment_id(volume.uid, host_name, domain.uuid)
+    alias = f"ua-vg-{identifier[:8]}-{ctx.nonce}"
+    ctx.undo_earlier("attach", lambda: _take_back(host, domain.uuid, alias, "", timeout))
     options = _options(request.options, volume)
     mine, others = _known(ctx, pool, volume, identifier)
     if mine is not None and (standing := _standing(mine, host, options, prepared=request.prepare_only, timeout=timeout)):
         return standing
     _refuse_second_writer(volume, options, others)
     ctx.uid = volume.uid
-    alias = f"ua-vg-{identifier[:8]}-{ctx.nonce}"
     with ctx.step("connection"):
         connection = pool.call(pool.backend().connection, lookups.identity(volume), host=host_name)
     plan = AttachPlan(identifier, alias, domain.uuid, connection, options, str(request.volume))
@@ -53,7 +54,7 @@ def attach_volume(ctx: Context, request: requests.AttachVolume) -> Attached:
         record = replace(record, state=AttachmentState.PREPARED, xml=xml)
         ctx.commit(lambda commit: attachments.put(commit, record))
         return Attached(record, xml)
-    with ctx.step("attach", undo=lambda: host.detach(domain.uuid, alias, connection.path, timeout=timeout)):
+    with ctx.step("attach", undo=lambda: _take_back(host, domain.uuid, alias, connection.path, timeout)):
         disk = host.attach(plan, timeout=timeout)
     done = replace(
         record,
@@ -67,6 +68,12 @@ def attach_volume(ctx: Context, request: requests.AttachVolume) -> Attached:
     )
     ctx.commit(lambda commit: attachments.put(commit, done))
     return Attached(done)
+
+
+def _take_back(host: Host, domain: str, alias: str, source: str, timeout: float) -> None:
+    """Undo an attach. Raises InDoubt while the guest holds the disk: the volume must stay locked until then."""
+    if host.detach(domain, alias, source, timeout=timeout) is DetachOutcome.PENDING:
+        raise InDoubt(f"the guest of domain {domain} has not released {alias}; its removal is tried again")
 
 
 def _options(options: DiskOptions, volume: Volume) -> DiskOptions:

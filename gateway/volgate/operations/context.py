@@ -10,7 +10,7 @@ from typing import Any
 
 from opentelemetry import metrics, trace
 
-from volgate.errors import Cancelled
+from volgate.errors import Cancelled, InDoubt, Unreachable
 from volgate.operations.world import World
 from volgate.store.database import Commit
 from volgate.store.records import AttachmentRecord, StepRecord
@@ -29,16 +29,18 @@ class Context:
     After a crash the whole use case runs again with the same facts: every step finds what the dead attempt left and finishes it.
     """
 
-    def __init__(self, world: World, operation: str, method: str, facts: dict[str, Any], changed: Callable[[], None]) -> None:
-        """Start an attempt; `changed` is called when watchers have something to see."""
+    def __init__(
+        self, world: World, operation: str, method: str, facts: dict[str, Any], changed: Callable[[], None], *, resumed: bool
+    ) -> None:
+        """Start an attempt; `changed` is called when watchers have something to see. `resumed`: an earlier one ended somewhere."""
         self.world = world
         self.operation = operation
         self.method = method
         self.facts = facts
+        self.resumed = resumed
         self.steps: list[StepRecord] = []
         self.progress = 0.0
         self.uid = ""
-        self.undone_cleanly = True
         self.cancelled = threading.Event()
         self.on_pending: Callable[[AttachmentRecord], None] = lambda _record: None
         self.checkpoint: Callable[[], None] = lambda: None
@@ -70,9 +72,18 @@ class Context:
             with _tracer.start_as_current_span(f"step {name}", attributes={"volgate.operation": self.operation}):
                 yield
             outcome = "done"
+        except Unreachable as error:
+            if error.reason != "LANE_TIMEOUT":
+                raise
+            raise InDoubt(f"{name}: {error.message}; what it was at may still go on") from error
         finally:
             self._mark(name, outcome)
             _seconds.record(time.monotonic() - began, {"method": self.method, "step": name, "outcome": outcome})
+
+    def undo_earlier(self, name: str, undo: Undo) -> None:
+        """Register the undo of what an earlier attempt may have done, before anything that can refuse this one."""
+        if self.resumed:
+            self._undo.append((name, undo))
 
     def note(self, **facts: str | float | bool) -> None:
         """Write facts durably now, before an effect that must be found again by them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import structlog
 from volgate.backend import PathsSeen
 from volgate.errors import NotFound, VolgateError
 from volgate.hosts.interface import Domain, EventKind, HostEvent, HostInfo
-from volgate.model import Format, PathState, Redundancy
+from volgate.model import Format, PathState, Redundancy, Volume
 from volgate.model import Path as IoPath
 from volgate.names import AttachmentName, SnapshotName, VolumeName
 from volgate.operations import lookups, requests, transfer
@@ -25,7 +26,7 @@ from volgate.operations.scan import reconcile_attachments, scan_pool
 from volgate.operations.snapshots import request_collapse
 from volgate.operations.ticket import Ticket
 from volgate.operations.world import World
-from volgate.pools import PoolStatus
+from volgate.pools import Pool, PoolStatus
 from volgate.store import attachments, index, journal
 from volgate.store.records import AttachmentRecord, IndexedSnapshot, IndexedVolume, OperationRecord
 
@@ -52,8 +53,8 @@ class Gateway:
         world.pools.check()
         for host in world.hosts.values():
             host.subscribe(self._on_event)
-        left = self.runner.recover()
         self._sweep_spool()
+        left = self.runner.recover()
         _log.info("gateway started", pools=[pool.name for pool in world.pools], resumed=left)
         self._thread.start()
 
@@ -126,14 +127,24 @@ class Gateway:
         """A volume from the index, or with `refresh` from the storage. Raises NotFound."""
         pool = self.world.pools.get(name.pool)
         if refresh:
-            volume = lookups.require_volume(pool, name, "", ready=False)
-            if not self.runner.busy(str(name)):
-                self.world.database.write(lambda commit: index.put_volume(commit, pool.name, volume, time.time()))
+            volume = self._refreshed(pool, name)
         with self.world.database.read() as connection:
             found = index.find_volume(connection, name.pool, name.volume)
         if found is None:
             raise NotFound(f"{name} does not exist")
         return replace(found, volume=volume, observed_at=time.time()) if refresh else found
+
+    def _refreshed(self, pool: Pool, name: VolumeName) -> Volume:
+        """Read a volume from the storage; its row is brought up to date unless an operation is about to do that."""
+        release = self.runner.hold_if_free(str(name))
+        try:
+            volume = lookups.require_volume(pool, name, "", ready=False)
+            if release:
+                self.world.database.write(lambda commit: index.put_volume(commit, pool.name, volume, time.time()))
+        finally:
+            if release:
+                release()
+        return volume
 
     def list_volumes(self, pool: str, after: str, limit: int) -> list[IndexedVolume]:
         """A page of the index; `after` is `pool/volume` of the last row seen."""
@@ -295,12 +306,14 @@ class Gateway:
         self.world.database.write(lambda commit: journal.prune(commit, oldest))
 
     def _sweep_spool(self) -> None:
-        """Remove uploads that no unfinished operation needs: their callers are gone."""
+        """Remove what a dead process left in the spool, but for the uploads that unfinished operations need."""
         with self.world.database.read() as connection:
             needed = b"\n".join(record.request for record in journal.unfinished(connection))
         for path in Path(self.world.settings.spool_dir).iterdir():
-            if path.name.encode() not in needed:
-                path.unlink(missing_ok=True)
+            if path.is_dir():
+                shutil.rmtree(path)  # a sandbox of a dead process
+            elif path.name.encode() not in needed:
+                path.unlink()
 
 
 def _redundancy(paths: list[IoPath]) -> Redundancy:

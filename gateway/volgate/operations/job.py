@@ -59,12 +59,14 @@ class Job:
         job.began = time.monotonic()
         job.record = record
         job._prepare()  # noqa: SLF001  # its own class
+        job.attempted = True  # perhaps: "running" is not worth a commit of its own
         return job
 
     def _prepare(self) -> None:
         self.lock = threading.Lock()
         self.missing = {"recorded", "first"}
         self.active = False
+        self.attempted = False
         self.cancel = False
         self.context: Context | None = None
         self.listeners: list[Callable[[OperationRecord], None]] = []

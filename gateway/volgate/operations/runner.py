@@ -104,10 +104,14 @@ class Runner:
             raise Busy(f"{target} is busy with other operations for {timeout:g} s")
         return lambda: self._queues.leave(member)
 
-    def busy(self, target: str) -> bool:
-        """Whether an operation on the object runs or waits."""
-        with self._lock:
-            return any(target in lock_keys(job.request) for job in self._jobs.values())
+    def hold_if_free(self, target: str) -> Callable[[], None] | None:
+        """Lock one object if no operation on it runs or waits; return what lets go, or None."""
+        member, mine = uuid.uuid4().hex, threading.Event()
+        self._queues.enter(member, (target,), mine.set)
+        if mine.is_set():
+            return lambda: self._queues.leave(member)
+        self._queues.leave(member)
+        return None
 
     def find(self, identifier: str) -> Job | None:
         """The job of an operation that has not ended."""
@@ -145,11 +149,17 @@ class Runner:
     # -- joining and queueing
 
     def _same(self, caller: Caller, digest: str) -> Job | None:
-        """The running job that this call repeats."""
-        if caller.request_id and (job := self._by_request.get(caller.request_id)):
+        """The running job that this call repeats.
+
+        A request id of its own joins nothing else: the journal keeps one id per operation, and an id that is not kept could
+        not answer a late repeat.
+        """
+        if not caller.request_id:
+            return self._by_body.get(digest)
+        job = self._by_request.get(caller.request_id)
+        if job is not None:
             _require_same_body(job.record, digest)
-            return job
-        return self._by_body.get(digest)
+        return job
 
     def _register(self, job: Job, *, joins: bool) -> None:
         self._jobs[job.id] = job
@@ -195,7 +205,8 @@ class Runner:
     def _begin(commit: Commit, job: Job) -> OperationRecord | None:
         if job.caller.request_id and (earlier := journal.by_request_id(commit, job.caller.request_id)):
             _require_same_body(earlier, job.digest)
-            return earlier
+            if earlier.state not in (OperationState.FAILED, OperationState.CANCELLED):
+                return earlier
         journal.begin(commit, job.record)
         return None
 
@@ -241,13 +252,17 @@ class Runner:
                 time.sleep(delay)
                 continue
             except VolgateError as error:
-                self._fail(job, context, error)
+                if context.resumed and error.retryable:
+                    self._doubt(job, error)  # what the earlier attempt did is there: neither finished nor undone yet
+                else:
+                    self._fail(job, context, error)
             except Exception as error:  # noqa: BLE001  # a bug: undone like any failure, and reported as INTERNAL with an id
                 self._fail(job, context, _bug(job, error))
             return
 
     def _context(self, job: Job) -> Context:
-        context = Context(self._world, job.id, job.request.method, job.facts, job.changed)
+        context = Context(self._world, job.id, job.request.method, job.facts, job.changed, resumed=job.attempted)
+        job.attempted = True
         context.on_pending = job.ticket.postpone
         context.checkpoint = lambda: self._note(job)
         if job.cancel:
@@ -305,7 +320,9 @@ class Runner:
         try:
             self._world.database.write(lambda commit: journal.settle(commit, ended))
         except VolgateError as unrecorded:
-            _log.warning("a failure could not be recorded; it is tried again at the next start", operation=job.id, error=unrecorded.message)
+            text = f"{error.message}; and that could not be recorded: {unrecorded.message}"
+            self._doubt(job, InDoubt(text, operation=f"operations/{job.id}"))
+            return
         error.operation = error.operation or f"operations/{job.id}"
         self._end(job, ended, None, error)
 

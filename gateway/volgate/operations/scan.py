@@ -6,11 +6,10 @@ import time
 from dataclasses import replace
 from functools import partial
 
-import msgspec
 import structlog
 
 from volgate.backend import Snapshots
-from volgate.errors import VolgateError
+from volgate.errors import NotFound, VolgateError
 from volgate.model import Snapshot, Volume
 from volgate.names import VolumeName
 from volgate.operations import lookups
@@ -26,50 +25,63 @@ __all__ = ["reconcile_attachments", "scan_pool"]
 _log = structlog.get_logger()
 
 
-def scan_pool(world: World, pool: Pool, runner: Runner | None) -> int:
-    """Read the whole pool and bring its rows up to date; return how many rows changed. Objects with an operation are left to it."""
+def scan_pool(world: World, pool: Pool, runner: Runner) -> int:
+    """Read the whole pool and bring its rows up to date; return how many changed. Objects with an operation are left to it."""
     began = time.time()
     found = pool.call(_listed, pool)
     with world.database.read() as connection:
-        known = index.volume_uids(connection, pool.name)
-    changed = 0
-    for volume, snapshots in found:
-        row = known.pop(volume.name, None)
-        if _busy(runner, pool, volume.name):
-            continue
-        fresh = row is None or row[1] != msgspec.json.encode(volume)
-        changed += fresh
-        if fresh or snapshots is not None:
-            world.database.write(partial(_write, pool=pool.name, volume=volume, snapshots=snapshots, now=began))
-    for name in known:
-        if not _busy(runner, pool, name) and lookups.find_volume(pool, name) is None:
-            changed += 1
-            world.database.write(partial(index.forget_volume, pool=pool.name, name=name))
+        known = index.pool_rows(connection, pool.name)
+    differing = [volume.name for volume, snapshots in found if _differs(known.pop(volume.name, None), volume, snapshots)]
+    changed = sum(_bring_up_to_date(world, pool, name, runner) for name in (*differing, *known))
+    world.database.write(partial(index.observed, pool=pool.name, at=began))
     return changed
 
 
-def _listed(pool: Pool) -> list[tuple[Volume, list[Snapshot] | None]]:
+def _differs(row: index.Row | None, volume: Volume, snapshots: list[Snapshot]) -> bool:
+    """Whether a row has to be written; the snapshots of a volume with a problem cannot be read, their rows stay."""
+    seen = index.row_of(volume, snapshots)
+    return row is None or (row[0] != seen[0] if volume.problem else row != seen)
+
+
+def _listed(pool: Pool) -> list[tuple[Volume, list[Snapshot]]]:
+    return [(volume, _snapshots(pool, volume)) for volume in pool.backend().list_volumes()]
+
+
+def _snapshots(pool: Pool, volume: Volume) -> list[Snapshot]:
+    """The snapshots of a volume that can tell them."""
     backend = pool.backend()
-    rows: list[tuple[Volume, list[Snapshot] | None]] = []
-    for volume in backend.list_volumes():
-        snapshots: list[Snapshot] | None = None
-        if isinstance(backend, Snapshots) and volume.problem == "":
-            snapshots = list(backend.list_snapshots(lookups.identity(volume)))
-        rows.append((volume, snapshots))
-    return rows
+    if not isinstance(backend, Snapshots) or volume.problem:
+        return []
+    try:
+        return list(backend.list_snapshots(lookups.identity(volume)))
+    except NotFound:  # deleted since it was listed
+        return []
 
 
-def _write(commit: Commit, *, pool: str, volume: Volume, snapshots: list[Snapshot] | None, now: float) -> None:
+def _bring_up_to_date(world: World, pool: Pool, name: str, runner: Runner) -> bool:
+    """Read one volume again under its lock, for the listing may be older than its row; False if an operation has it."""
+    release = runner.hold_if_free(str(VolumeName(pool.name, name)))
+    if release is None:
+        return False
+    try:
+        volume = lookups.find_volume(pool, name)
+        if volume is None:
+            world.database.write(partial(index.forget_volume, pool=pool.name, name=name))
+        else:
+            snapshots = pool.call(_snapshots, pool, volume)
+            world.database.write(partial(_write, pool=pool.name, volume=volume, snapshots=snapshots, now=time.time()))
+    finally:
+        release()
+    return True
+
+
+def _write(commit: Commit, *, pool: str, volume: Volume, snapshots: list[Snapshot], now: float) -> None:
     index.put_volume(commit, pool, volume, now)
-    if snapshots is not None:
+    if not volume.problem:
         index.replace_snapshots(commit, pool, volume.name, snapshots, now)
 
 
-def _busy(runner: Runner | None, pool: Pool, name: str) -> bool:
-    return runner is not None and runner.busy(str(VolumeName(pool.name, name)))
-
-
-def reconcile_attachments(world: World, runner: Runner | None) -> list[AttachmentRecord]:
+def reconcile_attachments(world: World, runner: Runner) -> list[AttachmentRecord]:
     """Compare every attachment with its host: mark those that the domain has lost, clear the mark of those that are back."""
     with world.database.read() as connection:
         records = attachments.page(connection, limit=100_000)
@@ -77,12 +89,14 @@ def reconcile_attachments(world: World, runner: Runner | None) -> list[Attachmen
     for record in records:
         if record.state not in (AttachmentState.ATTACHED, AttachmentState.LOST) or record.host not in world.hosts:
             continue
-        if runner is not None and runner.busy(str(VolumeName(record.pool, record.volume))):
-            continue
         now = _observe(world, record)
-        if now != record:
-            world.database.write(partial(attachments.put, record=now))
-            changed.append(now)
+        if now == record or (release := runner.hold_if_free(str(VolumeName(record.pool, record.volume)))) is None:
+            continue
+        try:
+            if world.database.write(partial(attachments.replace, old=record, new=now)):
+                changed.append(now)
+        finally:
+            release()
     return changed
 
 

@@ -33,6 +33,7 @@ __all__ = [
 def create_volume(ctx: Context, request: requests.CreateVolume) -> IndexedVolume:
     """Make a volume, or return the one that an equal request made."""
     pool = ctx.world.pools.get(request.pool)
+    ctx.undo_earlier("create", lambda: pool.call(pool.backend().delete_volume, VolumeId(request.volume, ctx.drawn_uid)))
     existing = lookups.find_volume(pool, request.volume)
     if existing is not None and existing.uid != ctx.drawn_uid:
         _refuse_different(request, existing)
@@ -120,9 +121,10 @@ def delete_volume(ctx: Context, request: requests.DeleteVolume) -> None:
     pool = ctx.world.pools.get(request.name.pool)
     backend = pool.backend()
     ctx.commit(lambda commit: index.forget_volume(commit, request.name.pool, request.name.volume))
-    if dying := ctx.facts.get("deleting"):
+    if dying := str(ctx.facts.get("deleting", "")):
+        ctx.uid = dying
         with ctx.step("delete"):
-            pool.call(backend.delete_volume, VolumeId(request.name.volume, str(dying)))
+            pool.call(backend.delete_volume, VolumeId(request.name.volume, dying))
         return
     volume = lookups.find_volume(pool, request.name.volume)
     if volume is None:

@@ -9,7 +9,7 @@ from sqlalchemy.dialects.sqlite import insert
 from volgate.store.records import AttachmentRecord
 from volgate.store.tables import attachment
 
-__all__ = ["find", "forget", "of_volume", "page", "put"]
+__all__ = ["find", "forget", "of_volume", "page", "put", "replace"]
 
 _decoder = msgspec.json.Decoder(AttachmentRecord)
 
@@ -25,6 +25,14 @@ def put(connection: Connection, record: AttachmentRecord) -> None:
         "record": msgspec.json.encode(record),
     }
     connection.execute(insert(attachment).values(values).on_conflict_do_update(index_elements=["id"], set_=values))
+
+
+def replace(connection: Connection, old: AttachmentRecord, new: AttachmentRecord) -> bool:
+    """Overwrite one if nobody has changed it since it was read; say whether that was so."""
+    if find(connection, old.id) != old:
+        return False
+    put(connection, new)
+    return True
 
 
 def forget(connection: Connection, identifier: str) -> None:

@@ -72,22 +72,27 @@ class Database:
             migrate(self._engine)
         os.chmod(path, 0o600)  # noqa: PTH101  # one call style for descriptors and paths in this module
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._gate = threading.Lock()
+        self._closed = False
         self._writer = threading.Thread(target=self._write, name="database-writer", daemon=True)
         self._writer.start()
-        self._closed = False
 
     def submit(self, work: Callable[[Connection], T]) -> Future[T]:
         """Run `work` in the next commit; the future resolves when that commit is durable."""
         future: Future[T] = Future()
-        if self._closed:
-            future.set_exception(Unreachable("the database is closed", reason="STOPPING"))
-        else:
-            self._jobs.put((work, future))
+        with self._gate:
+            if not self._closed:
+                self._jobs.put((work, future))
+                return future
+        future.set_exception(Unreachable("the database is closed", reason="STOPPING"))
         return future
 
     def write(self, work: Callable[[Connection], T]) -> T:
-        """Run `work` in the next commit and wait until it is durable. Raises OutOfSpace (STATE_FULL), Unreachable."""
-        return self.submit(work).result(60.0)
+        """Run `work` in the next commit and wait until it is durable, however long: a commit that was given up could still happen.
+
+        Raises OutOfSpace (STATE_FULL), Precondition (STATE_UNWRITABLE), DataLoss (STATE_DAMAGED), Unreachable (closed).
+        """
+        return self.submit(work).result()
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Connection]:
@@ -126,8 +131,9 @@ class Database:
 
     def close(self) -> None:
         """Finish what is queued, then close."""
-        self._closed = True
-        self._jobs.put(None)
+        with self._gate:
+            self._closed = True
+            self._jobs.put(None)
         self._writer.join(30.0)
         self._engine.dispose()
 

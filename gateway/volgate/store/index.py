@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import msgspec
-from sqlalchemy import Connection, delete, select, tuple_
+from sqlalchemy import Connection, delete, select, tuple_, update
 from sqlalchemy.dialects.sqlite import insert
 
 from volgate.model import Snapshot, Volume
@@ -20,14 +20,18 @@ __all__ = [
     "find_volume",
     "forget_snapshot",
     "forget_volume",
+    "observed",
     "page_snapshots",
     "page_volumes",
+    "pool_rows",
     "put_snapshot",
     "put_volume",
     "replace_snapshots",
-    "volume_uids",
+    "row_of",
 ]
 
+Row = tuple[bytes, tuple[bytes, ...]]
+"""A volume and its snapshots by name, encoded."""
 _volumes = msgspec.json.Decoder(Volume)
 _snapshots = msgspec.json.Decoder(Snapshot)
 
@@ -76,10 +80,26 @@ def page_volumes(connection: Connection, pool: str, after: tuple[str, str], limi
     return [IndexedVolume(owner, decode(record), at, tuple(sorted(held.get((owner, name), ())))) for owner, name, record, at in rows]
 
 
-def volume_uids(connection: Connection, pool: str) -> dict[str, tuple[str, bytes]]:
-    """Name to uid and record of every row of a pool, for a scan to compare with."""
-    query = select(volume.c.name, volume.c.uid, volume.c.record).where(volume.c.pool == pool)
-    return {name: (uid, record) for name, uid, record in connection.execute(query)}
+def pool_rows(connection: Connection, pool: str) -> dict[str, Row]:
+    """Every volume of a pool by name, as :func:`row_of` makes it: for a scan to compare with."""
+    cut: dict[str, list[bytes]] = {}
+    query = select(snapshot.c.volume, snapshot.c.record).where(snapshot.c.pool == pool).order_by(snapshot.c.name)
+    for of, record in connection.execute(query):
+        cut.setdefault(of, []).append(record)
+    rows = connection.execute(select(volume.c.name, volume.c.record).where(volume.c.pool == pool))
+    return {name: (record, tuple(cut.get(name, ()))) for name, record in rows}
+
+
+def row_of(found: Volume, snapshots: Iterable[Snapshot]) -> Row:
+    """What the index holds of a volume and its snapshots once they are written."""
+    ordered = sorted(snapshots, key=lambda item: item.name)
+    return msgspec.json.encode(found), tuple(msgspec.json.encode(item) for item in ordered)
+
+
+def observed(connection: Connection, pool: str, at: float) -> None:
+    """Note that all rows of a pool that are older were found as they are at a time."""
+    for table in (volume, snapshot):
+        connection.execute(update(table).where(table.c.pool == pool, table.c.observed_at < at).values(observed_at=at))
 
 
 def put_snapshot(connection: Connection, pool: str, found: Snapshot, now: float) -> None:

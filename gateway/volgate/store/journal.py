@@ -40,13 +40,8 @@ def find(connection: Connection, identifier: str) -> OperationRecord | None:
 
 
 def by_request_id(connection: Connection, request_id: str) -> OperationRecord | None:
-    """The newest operation of a caller's request id that did not fail."""
-    query = (
-        select(operation)
-        .where(operation.c.request_id == request_id, operation.c.state.not_in([OperationState.FAILED, OperationState.CANCELLED]))
-        .order_by(operation.c.created_at.desc())
-        .limit(1)
-    )
+    """The newest operation of a caller's request id."""
+    query = select(operation).where(operation.c.request_id == request_id).order_by(operation.c.created_at.desc()).limit(1)
     row = connection.execute(query).first()
     return _record(row) if row else None
 

@@ -1,0 +1,40 @@
+"""What lies in a directory pool, read from its files alone: a fingerprint, and whatever has no business there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from volgate_plugins.directory.manifest import Manifest
+
+MARKER = ".volgate-pool.json"
+
+
+def stray(pool: Path, *folders: Path) -> list[str]:
+    """Every file that no volume accounts for: in the pool, and in other folders that must be empty (a spool)."""
+    found = [str(path.relative_to(pool)) for name in (".work", ".trash") for path in (pool / name).iterdir()]
+    found += [path.name for path in pool.iterdir() if path.name not in (MARKER, ".work", ".trash", "volumes")]
+    for folder in (pool / "volumes").iterdir():
+        manifest = Manifest.read((folder / "volume.json").read_bytes())
+        named = {layer.file for layer in manifest.content.layers} | {"volume.json"}
+        found += [f"{folder.name}/{path.name}" for path in folder.iterdir() if path.name not in named]
+        found += [f"{folder.name}/{name} is missing" for name in named if not (folder / name).exists()]
+        if manifest.content.incomplete or manifest.content.pending or manifest.content.merging:
+            found.append(f"{folder.name} has work under way")
+    return found + [str(path) for folder in folders if folder.exists() for path in folder.iterdir()]
+
+
+def names(pool: Path) -> list[str]:
+    """The names of the volumes by their manifests; one that is there twice comes twice."""
+    return sorted(json.loads((folder / "volume.json").read_bytes())["name"] for folder in (pool / "volumes").iterdir())
+
+
+def fingerprint(pool: Path) -> str:
+    """A hash of every name and every byte below the pool."""
+    digest = hashlib.sha256()
+    for path in sorted(pool.rglob("*")):
+        digest.update(str(path.relative_to(pool)).encode() + b"\0")
+        if path.is_file():
+            digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
