@@ -5,7 +5,7 @@ A module with such tests imports `tests.soaking`. Further arguments go to pytest
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import os
 import platform
 import subprocess
@@ -37,7 +37,7 @@ def run(arguments: list[str]) -> int:
 def report(tree: ET.ElementTree[ET.Element]) -> str:
     """Tell the run as Markdown."""
     revision = subprocess.run(["git", "rev-parse", "--short", "HEAD"], check=True, cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    when = datetime.datetime.now(tz=datetime.UTC).strftime("%Y-%m-%d")
+    when = dt.datetime.now(tz=dt.UTC).strftime("%Y-%m-%d")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 30
     lines = [
         "# Soak report",
