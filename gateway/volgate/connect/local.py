@@ -2,41 +2,71 @@
 
 from __future__ import annotations
 
-import json
+import errno
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+from volgate.backend import unseal
 from volgate.connection import FileSource, LocalFile
-from volgate.errors import Precondition, translate
+from volgate.errors import DataLoss, Precondition, translate
 
 __all__ = ["connect"]
 
+_TAG_MOST = 1 << 20  # bytes
+
 
 def connect(file: LocalFile) -> FileSource:
-    """Prove that the file, its chain and its tag are what the record says. Raises Precondition (IDENTITY_MISMATCH), NotFound."""
-    with translate(f"open {file.path}"):
-        descriptor = _open_beneath(file.root, file.path)
-        try:
-            found = os.fstat(descriptor)
-        finally:
-            os.close(descriptor)
-        expected = file.identity
-        if not stat.S_ISREG(found.st_mode) or (found.st_dev, found.st_ino) != (expected.device, expected.inode):
-            raise _mismatch(file.path, f"is {found.st_dev}:{found.st_ino}, recorded {expected.device}:{expected.inode}")
-        for path, _ in file.chain:
-            os.close(_open_beneath(file.root, path))
-        tag = _open_beneath(file.root, file.tag)
-    with os.fdopen(tag, "rb") as stream:
-        uid = json.load(stream).get("uid")
-    if uid != expected.uid:
-        raise _mismatch(file.tag, f"names volume {uid}, recorded {expected.uid}")
+    """Prove that the file, its chain and its tag are what the record says.
+
+    Raises Precondition (IDENTITY_MISMATCH; UNSAFE_PATH: a link on the way, or outside the pool), NotFound, DataLoss (TAG_DAMAGED).
+    """
+    expected = file.identity
+    with _opened(file.root, file.path) as descriptor:
+        found = os.fstat(descriptor)
+    if (found.st_dev, found.st_ino) != (expected.device, expected.inode):
+        raise _mismatch(file.path, f"is {found.st_dev}:{found.st_ino}, recorded {expected.device}:{expected.inode}")
+    for path, _ in file.chain:
+        with _opened(file.root, path):
+            pass
+    with _opened(file.root, file.tag) as descriptor:
+        data = os.read(descriptor, _TAG_MOST)
+    try:
+        tag, _ = unseal(data, Any)
+    except DataLoss as error:
+        raise DataLoss(f"{file.tag}: {error.message}; nothing was done", reason=error.reason) from error
+    if tag.uid != expected.uid:
+        raise _mismatch(file.tag, f"names volume {tag.uid}, recorded {expected.uid}")
     return FileSource(file.path, file.format, file.chain)
 
 
+@contextmanager
+def _opened(root: str, path: str) -> Iterator[int]:
+    """Open a regular file below `root`, a component at a time; a link anywhere on the way is refused."""
+    with translate(f"open {path}"):
+        try:
+            descriptor = _open_beneath(root, path)
+        except ValueError:
+            raise Precondition(f"{path} is not below the pool's directory {root}; nothing was done", reason="UNSAFE_PATH") from None
+        except OSError as error:
+            if error.errno not in (errno.ELOOP, errno.ENOTDIR):
+                raise
+            raise Precondition(f"{path} is reached through a link or a file; nothing was done", reason="UNSAFE_PATH") from error
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise _mismatch(path, "is no regular file")
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+
 def _open_beneath(root: str, path: str) -> int:
-    """Open a file below `root`, a component at a time; a link anywhere on the way is refused."""
     relative = Path(path).relative_to(root)
+    if ".." in relative.parts or not relative.name:
+        raise ValueError(path)
     current = os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         for part in relative.parts[:-1]:

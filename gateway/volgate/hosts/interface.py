@@ -45,7 +45,10 @@ class Domain:
 
 @dataclass(frozen=True, slots=True)
 class AttachPlan:
-    """One attach attempt: `alias` (`ua-vg-...`) was drawn in the journal's first commit and is used by this attempt alone."""
+    """One attach attempt: `alias` (`ua-vg-...`) was drawn in the journal's first commit and is used by this attempt alone.
+
+    `beside` are `<disk>`s prepared for the same domain that it may not have yet: their targets and addresses are taken.
+    """
 
     attachment: str
     alias: str
@@ -53,6 +56,7 @@ class AttachPlan:
     connection: Connection
     options: DiskOptions
     volume: str = ""
+    beside: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +156,7 @@ class Host(Protocol):
     def detach(self, domain: str, alias: str, source: str, *, timeout: float) -> DetachOutcome:
         """Detach by alias, its source checked (a mismatch is InUse with reason IDENTITY_MISMATCH); wait for the guest up to `timeout`.
 
+        A libvirt that hangs is waited for at least 5 seconds.
         GONE only when neither the live XML, nor the config, nor QEMU has it any more; a missing disk or domain is GONE.
         """
         ...

@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from volgate.connect.health import file_paths
 from volgate.connect.local import connect
-from volgate.connection import Connection
+from volgate.connection import Connection, DiskSource
 from volgate.errors import NotFound, Precondition, VolgateError
 from volgate.hosts.interface import AttachedDisk, AttachPlan, DetachOutcome, Domain, EventKind, Finding, HostEvent, HostInfo, Presence
-from volgate.hypervisor import block_jobs, devices, domains, qmp, repair
-from volgate.hypervisor.disk_xml import render
+from volgate.hypervisor import block_jobs, domains, qmp
+from volgate.hypervisor.calls import Calls, Libvirt
+from volgate.hypervisor.domains import Request, Seen
 from volgate.hypervisor.events import Event, Events
 from volgate.hypervisor.facts import describe_domain, describe_link
 from volgate.hypervisor.link import Link
+from volgate.lanes import Lane
 from volgate.model import Path as IoPath
 from volgate.model import PathState
 
 __all__ = ["LocalHost"]
 
 _GONE = Presence(domain_exists=False, active=False, live=False, config=False, qemu=False)
+_INFO_SECONDS = 5.0
+_ASK_SECONDS = 5.0  # a detach that is to wait for nothing still has so long to ask
+_ASK_AGAIN = 6.0  # a guest in early boot misses the first request; QEMU refuses to repeat it for 5 seconds
+_TICK = 1.0  # a detach looks this often although no event came: one may be lost with a connection
 
 
 class LocalHost:
@@ -32,46 +40,58 @@ class LocalHost:
         self.name = name
         self._events = Events()
         self._link = Link(uri, self._events.register)
+        self._calls = Calls(self._link)
+        self._files = Lane("files", 8, 256)
         self._hook = disk_hook or (lambda xml, _plan: xml)
 
     def info(self) -> HostInfo:
         """Describe the host; a libvirt that is down is a fact, not an error."""
-        base = HostInfo(self.name, _first_line("/etc/machine-id"), _boot_id(), self._link.uri, connected=False)
+        found = HostInfo(self.name, _first_line("/etc/machine-id"), _boot_id(), self._link.uri, connected=False)
         try:
-            libvirt_version, qemu_version, features = self._link.call("", 10.0, "describe", lambda: describe_link(self._link.connection()))
+            versions = self._calls.ask("describe", time.monotonic() + _INFO_SECONDS, describe_link)
         except VolgateError as error:
-            return HostInfo(base.name, base.machine_id, base.boot_id, base.uri, connected=False, problem=error.message)
-        return HostInfo(base.name, base.machine_id, base.boot_id, base.uri, True, libvirt_version, qemu_version, features)  # connected
+            return HostInfo(found.name, found.machine_id, found.boot_id, found.uri, connected=False, problem=error.message)
+        return HostInfo(found.name, found.machine_id, found.boot_id, found.uri, True, *versions)  # connected
 
     def find_domain(self, reference: str, *, timeout: float) -> Domain:
         """Find a domain by name or uuid."""
-        return self._link.call("", timeout, "find", lambda: Domain(*describe_domain(domains.lookup(self._link.connection(), reference))))
+        return self._find(reference, time.monotonic() + timeout)
+
+    def _find(self, reference: str, deadline: float) -> Domain:
+        return self._calls.ask("find", deadline, lambda c: Domain(*describe_domain(domains.lookup(c, reference))))
 
     def list_domains(self, *, timeout: float) -> Sequence[Domain]:
         """List every domain."""
-        return self._link.call("", timeout, "list", lambda: [Domain(*describe_domain(d)) for d in self._link.connection().listAllDomains()])
+
+        def work(connection: Libvirt) -> list[Domain]:
+            found = []
+            for domain in connection.listAllDomains():
+                try:
+                    found.append(Domain(*describe_domain(domain)))
+                except NotFound:
+                    continue  # it ended meanwhile
+            return found
+
+        return self._calls.ask("list", time.monotonic() + timeout, work)
 
     def prepare(self, plan: AttachPlan, *, timeout: float) -> str:
         """Prove the volume and render its disk for a domain that somebody else starts."""
+        deadline = time.monotonic() + timeout
+        wanted = self._request(plan, deadline)
 
-        def work() -> str:
-            source = connect(plan.connection)
-            found = devices.disks(domains.lookup(self._link.connection(), plan.domain).XMLDesc())
-            target = devices.free_target({device.target for device in found}, plan.options.bus)
-            return self._hook(render(source, plan.options, alias=plan.alias, target=target), plan)
+        def work(connection: Libvirt) -> str:
+            return domains.plan(domains.lookup(connection, plan.domain), wanted)
 
-        return self._link.call(plan.domain, timeout, "prepare", work)
+        return self._calls.look(self._key(plan.domain, deadline), "prepare", deadline, work)
 
     def attach(self, plan: AttachPlan, *, timeout: float) -> AttachedDisk:
         """Prove, attach, prove again."""
+        deadline = time.monotonic() + timeout
+        wanted = self._request(plan, deadline)
 
-        def work() -> AttachedDisk:
-            domain = domains.lookup(self._link.connection(), plan.domain)
-            source = connect(plan.connection)
-            device = domains.attach(
-                domain, source, plan.options, alias=plan.alias, amend=lambda text: self._hook(text, plan), timeout=timeout
-            )
-            seen = domains.observe(domain, plan.alias, source.path)
+        def work(connection: Libvirt) -> AttachedDisk:
+            domain = domains.lookup(connection, plan.domain)
+            device, seen = domains.attach(domain, wanted, deadline=deadline)
             return AttachedDisk(
                 domain=plan.domain,
                 domain_name=domain.name(),
@@ -85,126 +105,171 @@ class LocalHost:
                 boot_id=_boot_id(),
             )
 
-        return self._link.call(plan.domain, timeout, "attach", work)
+        return self._calls.change(self._key(plan.domain, deadline), "attach", deadline, work)
 
     def detach(self, domain: str, alias: str, source: str, *, timeout: float) -> DetachOutcome:
-        """Detach and wait for the guest; a domain that is gone holds nothing."""
+        """Ask, then wait for the guest in the caller's own thread: no lane and no lock is held meanwhile."""
+        deadline = time.monotonic() + timeout
+        try:
+            key = self._key(domain, _soon(deadline))
+            while True:
+                mark, asked = self._events.mark(), time.monotonic()
+                self._calls.change(key, "detach", _soon(deadline), lambda c: domains.begin_detach(domains.lookup(c, key), alias, source))
+                while time.monotonic() < asked + _ASK_AGAIN:
+                    if self._released(key, alias, source, deadline):
+                        return DetachOutcome.GONE
+                    left = deadline - time.monotonic()
+                    if left <= 0:
+                        return DetachOutcome.PENDING
+                    self._events.wait(mark, min(left, _TICK))
+                    mark = self._events.mark()
+        except NotFound as error:
+            if error.reason != "DOMAIN_NOT_FOUND":
+                raise
+            return DetachOutcome.GONE
 
-        def work() -> bool:
-            try:
-                found = domains.lookup(self._link.connection(), domain)
-            except NotFound:
-                return True
-            return domains.detach(found, alias, source, timeout=timeout, wait=self._events.wait)
+    def _released(self, domain: str, alias: str, source: str, deadline: float) -> bool:
+        """Look once; what QEMU has and libvirt does not list is taken away."""
 
-        gone = self._link.call(domain, timeout + 15.0, "detach", work)
-        return DetachOutcome.GONE if gone else DetachOutcome.PENDING
+        def clear(connection: Libvirt) -> None:
+            domains.clear(domains.lookup(connection, domain), alias, source, deadline=deadline)
+
+        seen = self._see(domain, alias, source, _soon(deadline))
+        if seen.live is None and seen.qemu:
+            self._calls.change(domain, "repair", _soon(deadline), clear)
+            seen = self._see(domain, alias, source, _soon(deadline))
+        return seen.gone
+
+    def _see(self, domain: str, alias: str, source: str, deadline: float) -> Seen:
+        return self._calls.look(domain, "look", deadline, lambda c: domains.observe(domains.lookup(c, domain), alias, source))
 
     def presence(self, domain: str, alias: str, source: str, *, timeout: float) -> Presence:
         """Look where the disk is."""
 
-        def work() -> Presence:
+        def work(connection: Libvirt) -> Presence:
             try:
-                found = domains.lookup(self._link.connection(), domain)
+                found = domains.lookup(connection, domain)
+                boot = describe_domain(found)[4]
+                seen = domains.observe(found, alias, source)
             except NotFound:
                 return _GONE
-            seen = domains.observe(found, alias, source)
             device = seen.live or seen.config
-            boot = describe_domain(found)[4]
             return Presence(
-                True,
-                seen.active,
-                seen.live is not None,
-                seen.config is not None,
-                seen.qemu,
-                device.source if device else "",
-                boot,  # domain_exists
+                domain_exists=True,
+                active=seen.active,
+                live=seen.live is not None,
+                config=seen.config is not None,
+                qemu=seen.qemu,
+                source=device.source if device else "",
+                boot=boot,
             )
 
-        return self._link.call(domain, timeout, "look", work)
+        deadline = time.monotonic() + timeout
+        return self._calls.look(self._key(domain, deadline, missing=domain), "look", deadline, work)
 
     def resize(self, domain: str, alias: str, size: int, *, timeout: float) -> int:
         """Grow the attached disk."""
 
-        def work() -> int:
-            found = domains.lookup(self._link.connection(), domain)
-            return block_jobs.resize(found, self._live(domain, alias), size)
+        def work(connection: Libvirt) -> int:
+            found = domains.lookup(connection, domain)
+            return block_jobs.resize(found, domains.require_live(found, alias), size)
 
-        return self._link.call(domain, timeout, "resize", work)
+        deadline = time.monotonic() + timeout
+        return self._calls.change(self._key(domain, deadline), "resize", deadline, work)
 
     def switch_overlay(self, domain: str, alias: str, top: Connection, base: str, *, quiesce: bool, timeout: float) -> bool:
         """Put a layer on top, of a running guest through QEMU, of a stopped one in its configuration."""
+        deadline = time.monotonic() + timeout
+        source = self._connect(top, deadline)
 
-        def work() -> bool:
-            found = domains.lookup(self._link.connection(), domain)
-            source = connect(top)
-            if found.isActive():
-                device = self._live(domain, alias)
-                if quiesce and device.source != source.path:
-                    with block_jobs.frozen(found):
-                        block_jobs.switch_overlay(found, device, source, base)
-                else:
+        def work(connection: Libvirt) -> bool:
+            found = domains.lookup(connection, domain)
+            if domains.observe(found, alias, "").active:
+                device = domains.require_live(found, alias)
+                with block_jobs.frozen(found) if quiesce and device.source != source.path else nullcontext():
                     block_jobs.switch_overlay(found, device, source, base)
             elif quiesce:
                 raise Precondition(f"quiesce: {found.name()} does not run, there is no guest to freeze", reason="NO_AGENT")
             block_jobs.configure_overlay(found, alias, source)
             return quiesce
 
-        return self._link.call(domain, timeout, "snapshot", work)
+        return self._calls.change(self._key(domain, deadline), "snapshot", deadline, work)
 
     def paths(self, domain: str, alias: str, *, timeout: float) -> Sequence[IoPath]:
-        """The disk as the domain has it."""
+        """The disk as the domain has it; a domain that cannot be asked is a failed path."""
 
-        def work() -> list[IoPath]:
-            try:
-                found = domains.lookup(self._link.connection(), domain)
-                seen = domains.observe(found, alias, "")
-            except VolgateError as error:
-                return [IoPath("libvirt", self.name, domain, alias, PathState.FAILED, last_error=error.message)]
+        def work(connection: Libvirt) -> IoPath:
+            found = domains.lookup(connection, domain)
+            seen = domains.observe(found, alias, "")
             device = seen.live or seen.config
             if device is None:
-                return [IoPath("libvirt", self.name, found.name(), alias, PathState.FAILED, last_error="the domain does not have the disk")]
+                return IoPath("libvirt", self.name, found.name(), alias, PathState.FAILED, last_error="the domain does not have the disk")
             errors = qmp.io_errors(found, alias) if seen.live else 0
             facts = {"alias": alias, "target": device.target, "address": device.place, "serial": device.serial}
             state = PathState.ACTIVE_OPTIMIZED if seen.live else PathState.STANDBY
-            return [IoPath("libvirt", self.name, found.name(), device.target, state, errors=errors, facts=facts)]
+            return IoPath("libvirt", self.name, found.name(), device.target, state, errors=errors, facts=facts)
 
-        return self._link.call(domain, timeout, "paths", work)
+        deadline = time.monotonic() + timeout
+        try:
+            return [self._calls.look(self._key(domain, deadline), "paths", deadline, work)]
+        except VolgateError as error:
+            return [IoPath("libvirt", self.name, domain, alias, PathState.FAILED, last_error=error.message)]
 
     def file_paths(self, connection: Connection, *, timeout: float) -> Sequence[IoPath]:
         """The host's part of the way."""
-        return self._link.call("", timeout, "file paths", lambda: file_paths(connection, self.name))
+        return self._files.call_within(timeout, file_paths, connection, self.name)
 
     def repair(self, domain: str, sources: Sequence[str], *, apply: bool, timeout: float) -> Sequence[Finding]:
         """Find orphans, and remove them if asked."""
+        deadline = time.monotonic() + timeout
 
-        def work() -> list[Finding]:
-            found = domains.lookup(self._link.connection(), domain)
-            if not found.isActive():
-                return []
-            names, clean = repair.repair(found, sources, apply=apply, deadline=time.monotonic() + timeout)
-            return [Finding(domain, name, "", "QEMU has it, libvirt does not list it", clean) for name in names]
+        def work(connection: Libvirt) -> list[Finding]:
+            found, gone = domains.orphans(domains.lookup(connection, domain), sources, deadline if apply else None)
+            return [Finding(domain, name, "", "QEMU has it, libvirt does not list it", gone) for name in found.names]
 
-        return self._link.call(domain, timeout + 5.0, "repair", work)
+        return self._calls.change(self._key(domain, deadline), "repair", _soon(deadline), work)
 
     def subscribe(self, listener: Callable[[HostEvent], None]) -> None:
-        """Hand events on."""
+        """Hand events on; libvirt is connected, and stays so, from now on."""
 
         def tell(event: Event) -> None:
             listener(HostEvent(EventKind(event.kind), event.domain, event.alias))
 
-        self._events.listeners.append(tell)
+        self._events.subscribe(tell)
+        self._link.start()
 
     def close(self) -> None:
         """Let go of libvirt."""
+        self._calls.close()
+        self._files.close()
         self._link.close()
+        self._events.close()
 
-    def _live(self, domain: str, alias: str) -> devices.Device:
-        found = domains.lookup(self._link.connection(), domain)
-        device = domains.observe(found, alias, "").live
-        if device is None:
-            raise Precondition(f"{found.name()} does not have disk {alias} now")
-        return device
+    def _request(self, plan: AttachPlan, deadline: float) -> Request:
+        source = self._connect(plan.connection, deadline)
+        return Request(source, plan.options, plan.alias, amend=lambda xml: self._hook(xml, plan), beside=plan.beside)
+
+    def _connect(self, connection: Connection, deadline: float) -> DiskSource:
+        """Prove a volume in a lane of its own: a hung file system starves no domain."""
+        return self._files.call_within(max(0.0, deadline - time.monotonic()), connect, connection)
+
+    def _key(self, domain: str, deadline: float, *, missing: str = "") -> str:
+        """The uuid of a domain, by which its lanes are known. Raises NotFound unless `missing` says what to take then."""
+        try:
+            return str(uuid.UUID(domain))
+        except ValueError:
+            pass
+        try:
+            return self._find(domain, deadline).uuid
+        except NotFound:
+            if not missing:
+                raise
+            return missing
+
+
+def _soon(deadline: float) -> float:
+    """A deadline that leaves time to ask libvirt at all."""
+    return max(deadline, time.monotonic() + _ASK_SECONDS)
 
 
 def _boot_id() -> str:

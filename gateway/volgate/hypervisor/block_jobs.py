@@ -13,9 +13,10 @@ import libvirt_qemu
 
 from volgate.connection import FileSource
 from volgate.errors import InUse, OutOfRange, Precondition, Unreachable
-from volgate.hypervisor import devices, qmp
-from volgate.hypervisor.devices import Device
-from volgate.hypervisor.link import translated
+from volgate.hypervisor import qmp
+from volgate.hypervisor.devices import Device, layout
+from volgate.hypervisor.disk_xml import with_source
+from volgate.hypervisor.faults import translated
 
 __all__ = ["configure_overlay", "frozen", "resize", "switch_overlay"]
 
@@ -63,34 +64,17 @@ def configure_overlay(domain: libvirt.virDomain, alias: str, top: FileSource) ->
     if not domain.isPersistent():
         return
     with translated(f"configure {alias} of {domain.name()}", mutation=True):
-        device = devices.by_alias(devices.disks(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)), alias)
+        device = layout(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)).by_alias(alias)
         if device is None or device.source == top.path:
             return
-        domain.updateDeviceFlags(_with_source(device.xml, top), libvirt.VIR_DOMAIN_AFFECT_CONFIG)
-
-
-def _with_source(xml: str, top: FileSource) -> str:
-    """The same disk on another file, its chain explicit."""
-    disk = ET.fromstring(xml)  # noqa: S314  # libvirt's own answer
-    for old in (*disk.findall("backingStore"), *disk.findall("source")):
-        disk.remove(old)
-    ET.SubElement(disk, "source", file=top.path)
-    parent = disk
-    for path, kind in top.chain:
-        parent = ET.SubElement(parent, "backingStore", type="file")
-        ET.SubElement(parent, "format", type=kind.value)
-        ET.SubElement(parent, "source", file=path)
-    ET.SubElement(parent, "backingStore")
-    if (driver := disk.find("driver")) is not None:
-        driver.set("type", top.format.value)
-    return ET.tostring(disk, encoding="unicode")
+        domain.updateDeviceFlags(with_source(device.xml, top), libvirt.VIR_DOMAIN_AFFECT_CONFIG)
 
 
 def _snapshot_xml(domain: libvirt.virDomain, device: Device, top: FileSource) -> str:
     """A snapshot of exactly this disk: every other one is named and left out."""
     root = ET.Element("domainsnapshot")
     listed = ET.SubElement(root, "disks")
-    for other in devices.disks(domain.XMLDesc()):
+    for other in layout(domain.XMLDesc()).disks:
         if other.target != device.target:
             ET.SubElement(listed, "disk", name=other.target, snapshot="no")
     disk = ET.SubElement(listed, "disk", name=device.target, snapshot="external", type="file")

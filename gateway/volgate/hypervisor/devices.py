@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import string
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import count
 from xml.etree import ElementTree as ET
 
 from volgate.errors import OutOfSpace
 from volgate.model import Bus
 
-__all__ = ["Device", "by_alias", "by_source", "disks", "free_scsi", "free_target", "needs_controller", "require_port"]
+__all__ = ["Device", "Layout", "Place", "free_place", "layout", "parse_disk"]
 
-_SCSI_TARGETS = 255
+_SCSI_TARGETS = 255  # of a virtio-scsi controller
+_VIRTIO = {"virtio-scsi", "virtio-transitional", "virtio-non-transitional"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,59 +38,93 @@ class Device:
         return f"{kind}:" + ":".join(self.address.get(key, "0") for key in order) if kind else ""
 
 
-def disks(xml: str) -> list[Device]:
-    """Every disk of a domain's XML."""
-    return [_device(disk) for disk in ET.fromstring(xml).iterfind("./devices/disk")]  # noqa: S314  # libvirt's own answer
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """A domain's XML as far as disks go. `running`: it is the live one. `scsi` are the virtio-scsi controllers, `taken` all SCSI ones."""
+
+    running: bool
+    disks: tuple[Device, ...]
+    scsi: frozenset[int]
+    taken: frozenset[int]
+    iothreads: frozenset[int]
+
+    def by_alias(self, alias: str) -> Device | None:
+        """The disk of an alias."""
+        return next((device for device in self.disks if device.alias == alias), None)
+
+    def by_source(self, source: str) -> Device | None:
+        """The disk whose top layer is a file."""
+        return next((device for device in self.disks if device.source == source), None)
 
 
-def by_alias(found: list[Device], alias: str) -> Device | None:
-    """The disk of an alias."""
-    return next((device for device in found if device.alias == alias), None)
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a new disk goes; `address` is None where the choice is libvirt's. `controller` is a virtio-scsi controller's number."""
+
+    target: str
+    address: dict[str, str] | None = None
+    controller: int | None = None
 
 
-def by_source(found: list[Device], source: str) -> Device | None:
-    """The disk whose top layer is a file."""
-    return next((device for device in found if device.source == source), None)
-
-
-def free_target(taken: set[str], bus: Bus) -> str:
-    """The first free name: vda, vdb, ..., vdaa, ..."""
-    prefix, number = ("vd" if bus is Bus.VIRTIO_BLK else "sd"), 0
-    while (name := prefix + _letters(number)) in taken:
-        number += 1
-    return name
-
-
-def free_scsi(found: list[Device]) -> dict[str, str]:
-    """An explicit address on the first controller: libvirt's own choice ends at 7 disks of a controller. Raises OutOfSpace."""
-    taken = {int(d.address.get("target", "0")) for d in found if d.bus == "scsi" and d.address.get("controller", "0") == "0"}
-    for target in range(_SCSI_TARGETS):
-        if target not in taken:
-            return {"type": "drive", "controller": "0", "bus": "0", "target": str(target), "unit": "0"}
-    raise OutOfSpace("the domain's virtio-scsi controller is full", reason="NO_FREE_SLOT")
-
-
-def needs_controller(xml: str) -> bool:
-    """Whether the domain has no virtio-scsi controller yet."""
-    return not any(c.get("type") == "scsi" for c in ET.fromstring(xml).iterfind("./devices/controller"))  # noqa: S314  # libvirt's own answer
-
-
-def require_port(xml: str) -> None:
-    """Raise OutOfSpace if a q35 domain has no free PCIe root port for a virtio-blk disk."""
+def layout(xml: str) -> Layout:
+    """Read a domain's XML."""
     root = ET.fromstring(xml)  # noqa: S314  # libvirt's own answer
-    ports = {
-        int(controller.get("index", "0"))
-        for controller in root.iterfind("./devices/controller[@type='pci']")
-        if controller.get("model") == "pcie-root-port"
-    }
-    if not ports:
-        return  # not a PCIe machine: its slots are libvirt's to count
-    taken = {int(address.get("bus", "0"), 16) for address in root.iterfind(".//address[@type='pci']")}
-    if not ports - taken:
-        raise OutOfSpace(
-            f"all {len(ports)} PCIe root ports of the domain are taken; use bus virtio-scsi, or add pcie-root-port controllers",
-            reason="NO_FREE_SLOT",
-        )
+    controllers = root.findall("./devices/controller[@type='scsi']")
+    listed = {int(thread.get("id", "0")) for thread in root.iterfind("./iothreadids/iothread")}
+    return Layout(
+        running=root.get("id") is not None,
+        disks=tuple(_device(disk) for disk in root.iterfind("./devices/disk")),
+        scsi=frozenset(int(c.get("index", "0")) for c in controllers if c.get("model") in _VIRTIO),
+        taken=frozenset(int(c.get("index", "0")) for c in controllers),
+        iothreads=frozenset(listed or range(1, int(root.findtext("iothreads") or "0") + 1)),
+    )
+
+
+def parse_disk(xml: str) -> Device:
+    """Read one disk."""
+    return _device(ET.fromstring(xml))  # noqa: S314  # libvirt's own answer, or what we rendered
+
+
+def free_place(layouts: Sequence[Layout], beside: Iterable[Device], bus: Bus) -> Place:
+    """The first place that is free in every layout (live, persistent) and beside disks still to come.
+
+    The SCSI address is explicit: libvirt's own choice ends at 7 disks of a controller. Raises OutOfSpace (NO_FREE_SLOT).
+    """
+    found = [*(device for one in layouts for device in one.disks), *beside]
+    target = _free_target({device.target for device in found}, bus)
+    if bus is Bus.VIRTIO_BLK:
+        return Place(target)
+    controllers = sorted({number for one in layouts for number in one.scsi})
+    foreign = {number for one in layouts for number in one.taken - one.scsi}
+    for controller in [number for number in controllers if number not in foreign] or [_free_number(controllers, foreign)]:
+        taken = {
+            int(d.address.get("target", "0")) for d in found if d.bus == "scsi" and d.address.get("controller", "0") == str(controller)
+        }
+        for number in range(_SCSI_TARGETS):
+            if number not in taken:
+                address = {"type": "drive", "controller": str(controller), "bus": "0", "target": str(number), "unit": "0"}
+                return Place(target, address, controller)
+    raise OutOfSpace("every virtio-scsi controller of the domain is full; add one", reason="NO_FREE_SLOT")
+
+
+def _free_number(controllers: Iterable[int], foreign: Iterable[int]) -> int:
+    taken = {*controllers, *foreign}
+    return next(number for number in count() if number not in taken)
+
+
+def _free_target(taken: set[str], bus: Bus) -> str:
+    """The first free name: vda, vdb, ..., vdaa, ..."""
+    prefix = "vd" if bus is Bus.VIRTIO_BLK else "sd"
+    return next(name for number in count() if (name := prefix + _letters(number)) not in taken)
+
+
+def _letters(number: int) -> str:
+    letters = ""
+    number += 1
+    while number:
+        number, rest = divmod(number - 1, 26)
+        letters = string.ascii_lowercase[rest] + letters
+    return letters
 
 
 def _device(disk: ET.Element) -> Device:
@@ -106,12 +143,3 @@ def _device(disk: ET.Element) -> Device:
         indexes=tuple(index for source in disk.iter("source") if (index := source.get("index"))),
         xml=ET.tostring(disk, encoding="unicode"),
     )
-
-
-def _letters(number: int) -> str:
-    letters = ""
-    number += 1
-    while number:
-        number, rest = divmod(number - 1, 26)
-        letters = string.ascii_lowercase[rest] + letters
-    return letters

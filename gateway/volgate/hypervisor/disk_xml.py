@@ -8,7 +8,7 @@ from volgate.connection import DiskSource
 from volgate.errors import InvalidRequest, Precondition
 from volgate.model import Access, Bus, CacheMode, DiskOptions, Format, IoMode, Qos
 
-__all__ = ["render"]
+__all__ = ["render", "with_source", "without_slot"]
 
 _SERIAL_MOST = 20  # virtio-blk cuts longer ones silently
 
@@ -16,7 +16,7 @@ _SERIAL_MOST = 20  # virtio-blk cuts longer ones silently
 def render(source: DiskSource, options: DiskOptions, *, alias: str, target: str, address: dict[str, str] | None = None) -> str:
     """Render a disk. `address` is the attributes of `<address>`, None leaves it to libvirt.
 
-    Raises InvalidRequest (io, iothread, serial), Precondition (a shared qcow2).
+    Raises InvalidRequest (io, iothread, serial, qos), Precondition (a shared qcow2).
     """
     _check(source, options)
     disk = ET.Element("disk", type="file", device="disk", snapshot="external")
@@ -25,10 +25,10 @@ def render(source: DiskSource, options: DiskOptions, *, alias: str, target: str,
     if options.discard:
         driver.set("discard", "unmap")
         driver.set("detect_zeroes", "unmap")
-    if options.iothread and options.bus is Bus.VIRTIO_BLK:
+    if options.iothread:
         driver.set("iothread", str(options.iothread))
     ET.SubElement(disk, "source", file=source.path)
-    _chain(disk, source.chain)
+    disk.append(_chain(source))
     ET.SubElement(disk, "target", dev=target, bus="virtio" if options.bus is Bus.VIRTIO_BLK else "scsi")
     _iotune(disk, options.qos)
     if options.access is Access.READ_ONLY:
@@ -43,23 +43,52 @@ def render(source: DiskSource, options: DiskOptions, *, alias: str, target: str,
     return ET.tostring(disk, encoding="unicode")
 
 
+def with_source(xml: str, source: DiskSource) -> str:
+    """The same disk on another file, its chain explicit."""
+    disk = ET.fromstring(xml)  # noqa: S314  # libvirt's own answer
+    for old in (*disk.findall("backingStore"), *disk.findall("source")):
+        disk.remove(old)
+    disk.append(ET.Element("source", file=source.path))
+    disk.append(_chain(source))
+    if (driver := disk.find("driver")) is not None:
+        driver.set("type", source.format.value)
+    return ET.tostring(disk, encoding="unicode")
+
+
+def without_slot(xml: str) -> str:
+    """The same disk for the other of live and persistent: its PCI slot may be taken there, libvirt finds one."""
+    disk = ET.fromstring(xml)  # noqa: S314  # libvirt's own answer
+    if (address := disk.find("address[@type='pci']")) is not None:
+        disk.remove(address)
+    return ET.tostring(disk, encoding="unicode")
+
+
 def _check(source: DiskSource, options: DiskOptions) -> None:
     if options.io is IoMode.NATIVE and options.cache not in (CacheMode.NONE, CacheMode.DIRECTSYNC):
         raise InvalidRequest(f"options.io: native needs cache none or directsync, not {options.cache}", field="options.io")
+    if options.iothread and options.bus is Bus.VIRTIO_SCSI:
+        raise InvalidRequest(
+            "options.iothread: virtio-scsi disks share their controller's iothread; use virtio-blk", field="options.iothread"
+        )
     if len(options.serial) > _SERIAL_MOST:
         raise InvalidRequest(f"options.serial: at most {_SERIAL_MOST} characters reach a guest", field="options.serial")
     if options.access is Access.SHARED and source.format is not Format.RAW:
         raise Precondition(f"options.access: {source.format} cannot be shared by writers; use raw", field="options.access")
+    for unit in ("bytes", "iops"):
+        total, read, write = (getattr(options.qos, f"{of}_{unit}_sec") for of in ("total", "read", "write"))
+        if total and (read or write):
+            raise InvalidRequest(f"options.qos: total_{unit}_sec excludes read_{unit}_sec and write_{unit}_sec", field="options.qos")
 
 
-def _chain(parent: ET.Element, chain: tuple[tuple[str, Format], ...]) -> None:
-    """Nest the layers below; the empty element at the end says that there are no more."""
-    for path, kind in chain:
-        store = ET.SubElement(parent, "backingStore", type="file")
+def _chain(source: DiskSource) -> ET.Element:
+    """The layers below, nested; the empty element at the end says that there are no more."""
+    first = store = ET.Element("backingStore")
+    for path, kind in source.chain:
+        store.set("type", "file")
         ET.SubElement(store, "format", type=kind.value)
         ET.SubElement(store, "source", file=path)
-        parent = store
-    ET.SubElement(parent, "backingStore")
+        store = ET.SubElement(store, "backingStore")
+    return first
 
 
 def _iotune(disk: ET.Element, qos: Qos) -> None:

@@ -1,38 +1,62 @@
-"""Domains and their disks: find, attach, observe, detach. Each mutation looks first, acts, and then proves what it did."""
+"""Domains and their disks: find, attach, observe, detach. Each change looks first, acts, and then proves what it did.
+
+`attach`, `begin_detach` and `clear` run beside no other change of the same domain (:mod:`volgate.hypervisor.calls`).
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import libvirt
 
 from volgate.connection import DiskSource
-from volgate.errors import InDoubt, InUse, NotFound, Precondition, VolgateError
-from volgate.hypervisor import devices, qmp
-from volgate.hypervisor.devices import Device
-from volgate.hypervisor.disk_xml import render
-from volgate.hypervisor.link import translated
-from volgate.hypervisor.repair import repair
-from volgate.model import Bus, DiskOptions
+from volgate.errors import InDoubt, InUse, NotFound, Precondition, Unreachable
+from volgate.hypervisor import qmp, repair
+from volgate.hypervisor.devices import Device, Layout, Place, free_place, layout, parse_disk
+from volgate.hypervisor.disk_xml import render, without_slot
+from volgate.hypervisor.faults import translated
+from volgate.hypervisor.repair import Orphans
+from volgate.model import DiskOptions
 
-__all__ = ["Seen", "attach", "detach", "lookup", "observe"]
+__all__ = ["Request", "Seen", "attach", "begin_detach", "clear", "lookup", "observe", "orphans", "plan", "require_live"]
 
 _LIVE = libvirt.VIR_DOMAIN_AFFECT_LIVE
 _CONFIG = libvirt.VIR_DOMAIN_AFFECT_CONFIG
-_CONTROLLER = "<controller type='scsi' index='0' model='virtio-scsi'/>"
-_TICK = 0.02
+_CONTROLLER = "<controller type='scsi' index='{}' model='virtio-scsi'/>"
+_NAMES_TRIED = 8  # libvirt takes the next number after a clash of node names
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """Where a disk is: in the live XML, in the persistent one, in QEMU itself (its device or a node of its file)."""
+    """Where a disk is: in the live XML, in the persistent one, in QEMU itself (its device, or a node of its file that nothing explains)."""
 
     active: bool
     live: Device | None
     config: Device | None
     qemu: bool
+
+    @property
+    def gone(self) -> bool:
+        """Nowhere any more."""
+        return self.live is None and self.config is None and not self.qemu
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A disk to attach. `beside` are disks promised to this domain that it does not have yet; `amend` may change the XML."""
+
+    source: DiskSource
+    options: DiskOptions
+    alias: str
+    amend: Callable[[str], str] = lambda xml: xml
+    beside: Sequence[str] = ()
+
+    @property
+    def files(self) -> list[str]:
+        """The file and its layers."""
+        return [self.source.path, *(path for path, _ in self.source.chain)]
 
 
 def lookup(connection: libvirt.virConnect, reference: str) -> libvirt.virDomain:
@@ -45,99 +69,144 @@ def lookup(connection: libvirt.virConnect, reference: str) -> libvirt.virDomain:
 
 
 def observe(domain: libvirt.virDomain, alias: str, source: str) -> Seen:
-    """Look where a disk is, by its alias, deciding nothing."""
-    with translated(f"look at {domain.name()}"):
-        active = bool(domain.isActive())
-        live = devices.by_alias(devices.disks(domain.XMLDesc()), alias) if active else None
-        config = _configured(domain, alias) if domain.isPersistent() else None
+    """Look where a disk is, by its alias, deciding nothing. A domain that starts or stops meanwhile is looked at again."""
+    for _ in range(2):
+        try:
+            return _observe(domain, alias, source)
+        except Precondition as error:
+            if error.reason != "DOMAIN_STATE":
+                raise
+    return _observe(domain, alias, source)
+
+
+def _observe(domain: libvirt.virDomain, alias: str, source: str) -> Seen:
+    now, then = _layouts(domain)
+    live = now.by_alias(alias) if now.running else None
+    config = then.by_alias(alias) if then else None
     qemu = False
-    if active:
-        found = qmp.drives(domain)
-        held = any(drive.device == alias for drive in found)
-        qemu = held or (bool(source) and live is None and any(node.file == source for node in qmp.nodes(domain)))
-    return Seen(active, live, config, qemu)
+    if now.running:
+        qemu = any(drive.device == alias for drive in qmp.drives(domain))
+        if live is None and not qemu and source:
+            qemu = bool(repair.look(domain, [source]).nodes)
+    return Seen(now.running, live, config, qemu)
 
 
-def _configured(domain: libvirt.virDomain, alias: str) -> Device | None:
-    found = devices.disks(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
-    return devices.by_alias(found, alias)
+def _layouts(domain: libvirt.virDomain) -> tuple[Layout, Layout | None]:
+    """The live layout (the persistent one of a domain that is off), and the persistent one if there is one."""
+    with translated(f"read {domain.name()}"):
+        now = layout(domain.XMLDesc())
+        return now, layout(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)) if domain.isPersistent() else None
 
 
-def attach(
-    domain: libvirt.virDomain,
-    source: DiskSource,
-    options: DiskOptions,
-    *,
-    alias: str,
-    amend: Callable[[str], str],
-    timeout: float,
-) -> Device:
+def attach(domain: libvirt.virDomain, wanted: Request, *, deadline: float) -> tuple[Device, Seen]:
     """Attach live where the domain runs and in its configuration where it is persistent; return the disk as libvirt has it.
 
     Done already under this alias: success. Raises InUse (the file is in this domain under another alias), OutOfSpace
-    (NO_FREE_SLOT), Precondition, InDoubt (libvirt died on the way).
+    (NO_FREE_SLOT), Precondition, Unreachable (nothing done), InDoubt (libvirt died on the way).
     """
-    deadline = time.monotonic() + timeout
-    seen = observe(domain, alias, source.path)
+    try:
+        return _attach_now(domain, wanted, deadline)
+    except Precondition as error:
+        if error.reason != "DOMAIN_STATE":
+            raise
+        return _attach_now(domain, wanted, deadline)  # it started or stopped meanwhile
+
+
+def _attach_now(domain: libvirt.virDomain, wanted: Request, deadline: float) -> tuple[Device, Seen]:
+    path = wanted.source.path
+    seen = observe(domain, wanted.alias, path)
     if seen.active and seen.live is None:
-        _clear_orphans(domain, source.path, deadline)
+        _clear_orphans(domain, wanted.files, deadline)
     device = seen.live or seen.config
-    if device is not None and device.source != source.path:
-        raise InUse(f"alias {alias} of {domain.name()} holds {device.source}, not {source.path}", reason="IDENTITY_MISMATCH")
-    xml = device.xml if device is not None else _planned(domain, source, options, alias, amend)
-    flags = (_LIVE if seen.active and seen.live is None else 0) | (_CONFIG if domain.isPersistent() and seen.config is None else 0)
+    if device is not None and device.source != path:
+        raise InUse(f"alias {wanted.alias} of {domain.name()} holds {device.source}, not {path}", reason="IDENTITY_MISMATCH")
+    with translated(f"look at {domain.name()}"):
+        flags = (_LIVE if seen.active and seen.live is None else 0) | (_CONFIG if domain.isPersistent() and seen.config is None else 0)
     if flags:
-        with translated(f"attach {source.path} to {domain.name()}", mutation=True):
-            domain.attachDeviceFlags(xml, flags)
-    return _proven(domain, alias, source.path)
+        xml = without_slot(device.xml) if device is not None else _prepared(domain, wanted)
+        if time.monotonic() > deadline:
+            raise Unreachable(f"attach {path} to {domain.name()}: the time was up before anything was done", reason="DOMAIN_BUSY")
+        _attach(domain, xml, flags)
+    return _proven(domain, wanted.alias, path)
 
 
-def _clear_orphans(domain: libvirt.virDomain, source: str, deadline: float) -> None:
-    """Remove what an attach that libvirtd's death interrupted left in QEMU: a retry would fail on its node names."""
-    found, clean = repair(domain, [source], apply=True, deadline=deadline)
-    if found and not clean:
-        raise InDoubt(f"{domain.name()} still holds {', '.join(found)} of an interrupted attach; the guest has not released it")
+def _clear_orphans(domain: libvirt.virDomain, files: list[str], deadline: float) -> None:
+    """Remove what an attach that libvirtd's death interrupted left in QEMU: the disk would be there twice."""
+    found, gone = repair.repair(domain, files, deadline=deadline)
+    if found.devices and not gone:
+        raise Unreachable(
+            f"{domain.name()} holds {', '.join(found.devices)} of an interrupted attach until the guest releases it; repeat the call",
+            reason="DOMAIN_BUSY",
+        )
 
 
-def _planned(domain: libvirt.virDomain, source: DiskSource, options: DiskOptions, alias: str, amend: Callable[[str], str]) -> str:
-    with translated(f"read {domain.name()}"):
-        texts = [domain.XMLDesc()] + ([domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)] if domain.isPersistent() else [])
-    found = [device for text in texts for device in devices.disks(text)]
-    if holder := devices.by_source(found, source.path):
-        raise InUse(f"{domain.name()} has {source.path} already as {holder.target} ({holder.alias or 'no alias'})")
-    address = None
-    if options.bus is Bus.VIRTIO_SCSI:
-        if devices.needs_controller(texts[0]):
-            _add_controller(domain)
-        address = devices.free_scsi(found)
-    elif domain.isActive():
-        devices.require_port(texts[0])
-    target = devices.free_target({device.target for device in found}, options.bus)
-    return amend(render(source, options, alias=alias, target=target, address=address))
+def plan(domain: libvirt.virDomain, wanted: Request) -> str:
+    """Render the disk for a free place, attaching nothing. Raises InUse, InvalidRequest, Precondition, OutOfSpace."""
+    xml, place = _planned(domain, wanted)
+    if place.controller is not None and any(place.controller not in one.scsi for one in _layouts(domain) if one):
+        raise Precondition(
+            f"{domain.name()} has no virtio-scsi controller {place.controller}; add it, or use virtio-blk",
+            reason="NO_CONTROLLER",
+        )
+    return xml
 
 
-def _add_controller(domain: libvirt.virDomain) -> None:
-    flags = (_LIVE if domain.isActive() else 0) | (_CONFIG if domain.isPersistent() else 0)
-    with translated(f"add a virtio-scsi controller to {domain.name()}", mutation=True):
-        domain.attachDeviceFlags(_CONTROLLER, flags)
+def _planned(domain: libvirt.virDomain, wanted: Request) -> tuple[str, Place]:
+    now, then = _layouts(domain)
+    layouts = [one for one in (now, then) if one is not None]
+    for one in layouts:
+        if holder := one.by_source(wanted.source.path):
+            raise InUse(f"{domain.name()} has {wanted.source.path} already as {holder.target} ({holder.alias or 'no alias'})")
+    if (thread := wanted.options.iothread) and not all(thread in one.iothreads for one in layouts):
+        raise Precondition(
+            f"options.iothread: {domain.name()} has no iothread {thread}; it has {sorted(now.iothreads) or 'none'}",
+            field="options.iothread",
+        )
+    place = free_place(layouts, [parse_disk(xml) for xml in wanted.beside], wanted.options.bus)
+    xml = render(wanted.source, wanted.options, alias=wanted.alias, target=place.target, address=place.address)
+    return wanted.amend(xml), place
 
 
-def _proven(domain: libvirt.virDomain, alias: str, source: str) -> Device:
+def _prepared(domain: libvirt.virDomain, wanted: Request) -> str:
+    """Render the disk, and give the domain the controller that it is planned on wherever it lacks it."""
+    xml, place = _planned(domain, wanted)
+    now, then = _layouts(domain)
+    if place.controller is not None:
+        flags = _LIVE if now.running and place.controller not in now.scsi else 0
+        flags |= _CONFIG if then and place.controller not in then.scsi else 0
+        if flags:
+            with translated(f"add a virtio-scsi controller to {domain.name()}", mutation=True):
+                domain.attachDeviceFlags(_CONTROLLER.format(place.controller), flags)
+    return xml
+
+
+def _attach(domain: libvirt.virDomain, xml: str, flags: int) -> None:
+    """Attach; nodes that others left in QEMU may have the names that libvirt gives next, it goes on past them."""
+    for attempt in range(_NAMES_TRIED):
+        try:
+            with translated(f"attach a disk to {domain.name()}", mutation=True):
+                domain.attachDeviceFlags(xml, flags)
+        except Precondition as error:
+            if "Duplicate nodes with node-name" not in error.message or attempt == _NAMES_TRIED - 1:
+                raise
+        else:
+            return
+
+
+def _proven(domain: libvirt.virDomain, alias: str, source: str) -> tuple[Device, Seen]:
     """Read back what libvirt and QEMU have now."""
     seen = observe(domain, alias, source)
     device = seen.live or seen.config
     if device is None or device.source != source or (seen.active and not (seen.live and seen.qemu)):
-        raise InDoubt(f"{domain.name()}: the disk {alias} is not where it should be after the attach; it is tried again")
-    return device
+        raise InDoubt(f"{domain.name()}: the disk {alias} is not where it should be after the attach; repeat the call")
+    return device, seen
 
 
-def detach(domain: libvirt.virDomain, alias: str, source: str, *, timeout: float, wait: Callable[[float], None]) -> bool:
-    """Detach by alias, the configuration first; True only when the XML, the configuration and QEMU have it no more.
+def begin_detach(domain: libvirt.virDomain, alias: str, source: str) -> Seen:
+    """Take a disk out of the configuration and ask the guest to release it; return where it was seen before.
 
-    `wait` sleeps until an event of the domain or for so many seconds. False: the guest has not released it within `timeout`.
     Raises InUse (IDENTITY_MISMATCH) before anything is done if the alias holds another source.
     """
-    deadline = time.monotonic() + timeout
     seen = observe(domain, alias, source)
     for device in (seen.live, seen.config):
         if device is not None and source and device.source != source:
@@ -145,29 +214,45 @@ def detach(domain: libvirt.virDomain, alias: str, source: str, *, timeout: float
                 f"{domain.name()}: alias {alias} holds {device.source}, not {source}; nothing was detached", reason="IDENTITY_MISMATCH"
             )
     if seen.config is not None:
-        with translated(f"remove {alias} from the configuration of {domain.name()}", mutation=True):
-            domain.detachDeviceFlags(seen.config.xml, _CONFIG)
+        _remove(domain, alias, _CONFIG)
     if seen.live is not None:
-        _ask(domain, alias)
-    while True:
-        seen = observe(domain, alias, source)
-        if seen.live is None and seen.qemu:
-            repair(domain, [source], apply=True, deadline=deadline)
-        if seen.live is None and not seen.qemu:
-            return True
-        left = deadline - time.monotonic()
-        if left <= 0:
-            return False
-        wait(min(left, 0.25))
+        _remove(domain, alias, _LIVE)
+    return seen
 
 
-def _ask(domain: libvirt.virDomain, alias: str) -> None:
-    """Ask the guest to release the disk; a request that stands already, or a disk that just went, is fine."""
+def _remove(domain: libvirt.virDomain, alias: str, flag: int) -> None:
+    """Ask; a request that stands already, or a disk that just went, is fine."""
     try:
         with translated(f"detach {alias} from {domain.name()}", mutation=True):
-            domain.detachDeviceAlias(alias, _LIVE)
-    except (InDoubt, NotFound):
-        raise
-    except VolgateError as error:
-        if not any(mark in error.message for mark in ("in the process of unplug", "no device found", "not running")):
-            raise Precondition(error.message, reason=error.reason) from error
+            domain.detachDeviceAlias(alias, flag)
+    except NotFound as error:
+        if error.reason != "DISK_NOT_FOUND":
+            raise
+    except Precondition as error:
+        expected = ("in the process of unplug", "guest is busy", "no device found", "not running")
+        if not any(mark in error.message for mark in expected):
+            raise
+
+
+def clear(domain: libvirt.virDomain, alias: str, source: str, *, deadline: float) -> None:
+    """Remove what QEMU still has of a disk that libvirt does not list, if anything."""
+    if _observe(domain, alias, source).live is None:
+        orphans(domain, [source] if source else [], deadline)
+
+
+def orphans(domain: libvirt.virDomain, sources: Sequence[str], deadline: float | None) -> tuple[Orphans, bool]:
+    """Find what QEMU has of ours and libvirt does not list, and remove it until `deadline` (None: only look); whether it is gone."""
+    if not _layouts(domain)[0].running:
+        return Orphans(), True
+    if deadline is None:
+        found = repair.orphans(domain, sources)
+        return found, not found.names
+    return repair.repair(domain, sources, deadline=deadline)
+
+
+def require_live(domain: libvirt.virDomain, alias: str) -> Device:
+    """The disk of a running domain. Raises Precondition."""
+    device = observe(domain, alias, "").live
+    if device is None:
+        raise Precondition(f"{domain.name()} does not run with disk {alias} now; look at the attachment's state")
+    return device

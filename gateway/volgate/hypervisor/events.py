@@ -28,17 +28,22 @@ class Event:
 
 
 class Events:
-    """Registers with every new connection and tells its listeners; waiters on a domain are woken at once."""
+    """Registers with every new connection, wakes who waits for a domain, and tells the listeners."""
 
     def __init__(self) -> None:
         """Start the thread that tells."""
-        self.listeners: list[Callable[[Event], None]] = []
-        self._queue: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._listeners: list[Callable[[Event], None]] = []
+        self._queue: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         self._news = threading.Condition()
+        self._number = 0
         threading.Thread(target=self._tell, name="libvirt-listeners", daemon=True).start()
 
+    def subscribe(self, listener: Callable[[Event], None]) -> None:
+        """Call `listener`, from a thread of ours, with every event from now on."""
+        self._listeners.append(listener)
+
     def register(self, connection: libvirt.virConnect) -> None:
-        """Ask a new connection for its events; a driver without them is left as it is."""
+        """Ask a new connection for its events; a driver without one of them is left as it is."""
         wanted: list[tuple[int, Any]] = [
             (libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, self._lifecycle),
             (libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED, self._removed),
@@ -48,32 +53,45 @@ class Events:
             try:
                 connection.domainEventRegisterAny(None, identifier, callback, None)
             except libvirt.libvirtError as error:
+                if not connection.isAlive():
+                    raise
                 _log.info("libvirt has no such event", event=identifier, error=str(error))
-        self._queue.put(Event("reconnected"))
+        self._put(Event("reconnected"))
 
-    def wait(self, seconds: float) -> None:
-        """Sleep until any event, or for so long."""
+    def mark(self) -> int:
+        """How many events there were: what `wait` is to look beyond."""
+        return self._number
+
+    def wait(self, mark: int, seconds: float) -> None:
+        """Sleep until there is an event after `mark`, at most so many seconds."""
         with self._news:
-            self._news.wait(seconds)
+            self._news.wait_for(lambda: self._number != mark, seconds)
+
+    def close(self) -> None:
+        """End the thread that tells."""
+        self._queue.put(None)
 
     def _lifecycle(self, _connection: Any, domain: Any, event: int, _detail: int, _opaque: Any) -> None:
         if event in _STARTED:
-            self._queue.put(Event("domain-started", domain.UUIDString()))
+            self._put(Event("domain-started", domain.UUIDString()))
         elif event in _STOPPED:
-            self._queue.put(Event("domain-stopped", domain.UUIDString()))
+            self._put(Event("domain-stopped", domain.UUIDString()))
 
     def _removed(self, _connection: Any, domain: Any, alias: str, _opaque: Any) -> None:
-        self._queue.put(Event("device-removed", domain.UUIDString(), alias))
+        self._put(Event("device-removed", domain.UUIDString(), alias))
 
     def _io_error(self, _connection: Any, domain: Any, _path: str, alias: str, _action: int, _reason: str, _opaque: Any) -> None:
-        self._queue.put(Event("io-error", domain.UUIDString(), alias))
+        self._put(Event("io-error", domain.UUIDString(), alias))
+
+    def _put(self, event: Event) -> None:
+        with self._news:
+            self._number += 1
+            self._news.notify_all()
+        self._queue.put(event)
 
     def _tell(self) -> None:
-        while True:
-            event = self._queue.get()
-            with self._news:
-                self._news.notify_all()
-            for listener in tuple(self.listeners):
+        while (event := self._queue.get()) is not None:
+            for listener in tuple(self._listeners):
                 try:
                     listener(event)
                 except Exception:  # noqa: BLE001  # one listener's bug must not silence the others

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import libvirt
 
-from volgate.hypervisor.link import translated
+from volgate.hypervisor.faults import translated
 
 __all__ = ["describe_domain", "describe_link"]
 

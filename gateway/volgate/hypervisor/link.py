@@ -1,61 +1,170 @@
-"""One connection to libvirt: its event loop, its reconnect, its errors in our words, a bounded lane for each domain."""
+"""One connection to libvirt, kept by a thread of its own: however libvirtd hangs, a caller waits for its own deadline only."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import TimeoutError as FutureTimeoutError
-from contextlib import contextmanager
-from typing import Any, ParamSpec, TypeVar
+import time
+from collections.abc import Callable
 
 import libvirt
 import structlog
-from opentelemetry import trace
 
-from volgate.errors import InDoubt, NotFound, OutOfSpace, Precondition, Unreachable, Unsupported, VolgateError
-from volgate.lanes import Lane
+from volgate.errors import Unreachable
 
-__all__ = ["Link", "translated"]
+__all__ = ["Link", "Session"]
 
-P = ParamSpec("P")
-T = TypeVar("T")
 _log = structlog.get_logger()
-_tracer = trace.get_tracer("volgate")
 _loop_lock = threading.Lock()
 _loop: threading.Thread | None = None
-_LOST = {libvirt.VIR_ERR_RPC, libvirt.VIR_ERR_NO_CONNECT, libvirt.VIR_ERR_INVALID_CONN, libvirt.VIR_ERR_SYSTEM_ERROR}
-_LOST_TEXT = ("client socket is closed", "monitor", "End of file", "Broken pipe", "Connection reset", "keepalive", "connection closed")
-_TABLE: dict[int, tuple[type[VolgateError], str]] = {
-    libvirt.VIR_ERR_NO_DOMAIN: (NotFound, "DOMAIN_NOT_FOUND"),
-    libvirt.VIR_ERR_OPERATION_TIMEOUT: (Unreachable, "DOMAIN_BUSY"),
-    libvirt.VIR_ERR_RESOURCE_BUSY: (Unreachable, "DOMAIN_BUSY"),
-    libvirt.VIR_ERR_OPERATION_INVALID: (Precondition, "DOMAIN_STATE"),
-    libvirt.VIR_ERR_OPERATION_UNSUPPORTED: (Unsupported, "UNSUPPORTED"),
-    libvirt.VIR_ERR_CONFIG_UNSUPPORTED: (Unsupported, "UNSUPPORTED"),
-    libvirt.VIR_ERR_NO_SUPPORT: (Unsupported, "UNSUPPORTED"),
-    libvirt.VIR_ERR_AGENT_UNRESPONSIVE: (Precondition, "NO_AGENT"),
-    libvirt.VIR_ERR_AGENT_UNSYNCED: (Precondition, "NO_AGENT"),
-    libvirt.VIR_ERR_AUTH_FAILED: (Unreachable, "LIBVIRT_AUTH"),
-}
+_KEEPALIVE = (5, 3)  # a connection is given up after 15 to 20 silent seconds
+_LOOK_SECONDS = 0.5  # how soon a broken connection is noticed when nobody calls
+_PAUSES = (0.05, 2.0)  # between attempts: the first, the longest
+_CLOSE_SECONDS = 2.0
 
 
-@contextmanager
-def translated(doing: str, *, mutation: bool = False) -> Iterator[None]:
-    """Turn libvirt's errors into ours; a connection lost during a mutation leaves its outcome in doubt."""
-    try:
-        yield
-    except libvirt.libvirtError as error:
-        code, text = error.get_error_code(), str(error.get_error_message() or error)
-        lost = code in _LOST and (code != libvirt.VIR_ERR_SYSTEM_ERROR or "onnect" in text or "monitor" in text)
-        if lost or (code == libvirt.VIR_ERR_INTERNAL_ERROR and any(mark in text for mark in _LOST_TEXT)):
-            kind: type[VolgateError] = InDoubt if mutation else Unreachable
-            raise kind(f"{doing}: libvirt went away ({text})", reason="LIBVIRT_LOST") from error
-        if "No more available PCI slots" in text:
-            raise OutOfSpace(f"{doing}: {text}; use bus virtio-scsi or add PCIe root ports", reason="NO_FREE_SLOT") from error
-        if '"write" lock' in text or '"consistent read"' in text:
-            raise Precondition(f"{doing}: another process has the image open: {text}", reason="IN_USE") from error
-        found, reason = _TABLE.get(code, (Precondition, "LIBVIRT_REFUSED"))
-        raise found(f"{doing}: {text}", reason=reason, metadata={"libvirt_code": str(code)}) from error
+class Session:
+    """A connection and how many calls are in it; it is closed after the last of them, never under one."""
+
+    def __init__(self, connection: libvirt.virConnect) -> None:
+        """Take a fresh connection."""
+        self.connection = connection
+        self.users = 0
+
+    @property
+    def alive(self) -> bool:
+        """Whether its socket is open, by libvirt's own record: nothing is sent."""
+        try:
+            return bool(self.connection.isAlive())
+        except libvirt.libvirtError:
+            return False
+
+    def close(self) -> None:
+        """Close the connection."""
+        try:
+            self.connection.close()
+        except libvirt.libvirtError as error:
+            _log.info("closing libvirt's connection", error=str(error))
+
+
+class Link:
+    """The connection to one libvirt: made at first use, made again in the background whenever it breaks."""
+
+    def __init__(self, uri: str, on_connect: Callable[[libvirt.virConnect], None]) -> None:
+        """`on_connect` is called with each new connection before anybody else has it, to register for events."""
+        self.uri = uri
+        self._on_connect = on_connect
+        self._changed = threading.Condition()
+        self._keeper: threading.Thread | None = None
+        self._session: Session | None = None
+        self._retired: list[Session] = []
+        self._failures = 0
+        self._problem = Unreachable(f"libvirt at {uri} was not tried yet", reason="LIBVIRT_LOST")
+        self._urgent = False
+        self._closed = False
+
+    def start(self) -> None:
+        """Begin to connect in the background."""
+        with self._changed:
+            if self._keeper is None and not self._closed:
+                self._keeper = threading.Thread(target=self._keep, name="libvirt-link", daemon=True)
+                self._keeper.start()
+
+    def acquire(self, deadline: float) -> Session:
+        """Return the live connection, waiting for an attempt to make one until `deadline` (monotonic seconds); `release` it.
+
+        Raises Unreachable: the attempt failed, or takes longer.
+        """
+        self.start()
+        with self._changed:
+            failures = self._failures
+            while not self._closed:
+                if self._session is not None and self._session.alive:
+                    self._session.users += 1
+                    return self._session
+                if self._failures != failures:
+                    raise Unreachable(self._problem.message, reason=self._problem.reason, retry_after=1.0)
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    raise Unreachable(
+                        f"libvirt at {self.uri} does not answer; is libvirtd hanging?", reason="LIBVIRT_LOST", retry_after=1.0
+                    )
+                self._urgent = True
+                self._changed.notify_all()
+                self._changed.wait(left)
+        raise Unreachable("the connection to libvirt is closed: the gateway stops", reason="STOPPING")
+
+    def release(self, session: Session) -> None:
+        """Give a connection back."""
+        with self._changed:
+            session.users -= 1
+            if not session.users:
+                self._changed.notify_all()
+
+    def close(self) -> None:
+        """Let go of the connection; calls in it end first, or are left to themselves after two seconds."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+            keeper = self._keeper
+        if keeper is not None:
+            keeper.join(_CLOSE_SECONDS)
+
+    def _keep(self) -> None:
+        """Connect, watch, connect again: the only thread that opens and closes, so one hung attempt is all there ever is."""
+        _start_loop()
+        pause = _PAUSES[0]
+        while self._tidy():
+            if self._session is not None:
+                with self._changed:
+                    self._changed.wait_for(self._broken, _LOOK_SECONDS)
+                continue
+            try:
+                fresh = self._open()
+            except libvirt.libvirtError as error:
+                self._fail(error, pause)
+                pause = min(2 * pause, _PAUSES[1])
+                continue
+            pause = _PAUSES[0]
+            with self._changed:
+                self._session = fresh
+                self._changed.notify_all()
+            _log.info("connected to libvirt", uri=self.uri)
+
+    def _tidy(self) -> bool:
+        """Retire a broken connection, close those that nobody uses; False when all is closed."""
+        with self._changed:
+            if self._session is not None and (self._closed or not self._session.alive):
+                self._retired.append(self._session)
+                self._session = None
+            if self._closed and any(session.users for session in self._retired):
+                self._changed.wait(_LOOK_SECONDS)
+            unused = [session for session in self._retired if not session.users]
+            self._retired = [session for session in self._retired if session.users]
+            going_on = not self._closed or bool(self._retired)
+        for session in unused:
+            session.close()
+        return going_on
+
+    def _broken(self) -> bool:
+        return self._closed or self._session is None or not self._session.alive
+
+    def _open(self) -> Session:
+        connection = libvirt.open(self.uri)
+        if "embed" not in self.uri and "test:" not in self.uri:
+            connection.setKeepAlive(*_KEEPALIVE)
+        self._on_connect(connection)
+        return Session(connection)
+
+    def _fail(self, error: libvirt.libvirtError, pause: float) -> None:
+        reason = "LIBVIRT_AUTH" if error.get_error_code() == libvirt.VIR_ERR_AUTH_FAILED else "LIBVIRT_LOST"
+        with self._changed:
+            self._problem = Unreachable(
+                f"connect to libvirt at {self.uri}: {error.get_error_message()}; is libvirtd running?", reason=reason
+            )
+            self._failures += 1
+            self._urgent = False
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._urgent or self._closed, pause)
 
 
 def _start_loop() -> None:
@@ -71,67 +180,8 @@ def _start_loop() -> None:
 
 def _run_loop() -> None:
     while True:
-        libvirt.virEventRunDefaultImpl()
-
-
-class Link:
-    """A connection that is made when it is needed and made again when it broke."""
-
-    def __init__(self, uri: str, on_connect: Callable[[libvirt.virConnect], None]) -> None:
-        """`on_connect` is called with each new connection, to register for events."""
-        self.uri = uri
-        self._on_connect = on_connect
-        self._lock = threading.Lock()
-        self._connection: libvirt.virConnect | None = None
-        self._lanes: dict[str, Lane] = {}
-        self._general = Lane("libvirt", 8, 256)
-
-    def connection(self) -> libvirt.virConnect:
-        """The live connection. Raises Unreachable."""
-        with self._lock:
-            if self._connection is not None and _alive(self._connection):
-                return self._connection
-            _start_loop()
-            with translated(f"connect to {self.uri}"):
-                connection = libvirt.open(self.uri)
-                if "embed" not in self.uri and "test:" not in self.uri:
-                    connection.setKeepAlive(5, 3)
-            self._connection = connection
-        self._on_connect(connection)
-        return connection
-
-    def call(self, key: str, timeout: float, name: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run blocking libvirt work in the lane of a domain (`key`, "" for none), under a span.
-
-        Raises Busy, and Unreachable (DOMAIN_BUSY) when it does not end in time: a mutation is observed by its caller's next attempt.
-        """
-        with self._lock:
-            lane = self._lanes.setdefault(key, Lane(f"domain-{key[:8]}", 2, 128)) if key else self._general
-        with _tracer.start_as_current_span(f"libvirt {name}", attributes={"libvirt.domain": key}):
-            future = lane.submit(function, *args, **kwargs)
-            try:
-                return future.result(timeout)
-            except FutureTimeoutError:
-                future.cancel()
-                raise InDoubt(
-                    f"{name}: libvirt did not answer within {timeout:g} s; the domain is busy or hangs", reason="DOMAIN_BUSY"
-                ) from None
-
-    def close(self) -> None:
-        """Let go of the connection and the lanes."""
-        with self._lock:
-            for lane in (*self._lanes.values(), self._general):
-                lane.close()
-            connection, self._connection = self._connection, None
-        if connection is not None:
-            try:
-                connection.close()
-            except libvirt.libvirtError as error:
-                _log.info("closing libvirt's connection", error=str(error))
-
-
-def _alive(connection: Any) -> bool:
-    try:
-        return bool(connection.isAlive())
-    except libvirt.libvirtError:
-        return False
+        try:
+            libvirt.virEventRunDefaultImpl()
+        except libvirt.libvirtError as error:
+            _log.warning("libvirt's event loop", error=str(error))
+            time.sleep(0.1)  # never spin on a loop that keeps failing

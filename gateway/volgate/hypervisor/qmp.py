@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,31 +11,35 @@ import libvirt
 import libvirt_qemu
 
 from volgate.errors import Precondition
-from volgate.hypervisor.link import translated
+from volgate.hypervisor.faults import translated
 
 __all__ = ["Drive", "Node", "command", "drives", "io_errors", "nodes"]
 
 
 @dataclass(frozen=True, slots=True)
 class Drive:
-    """A device with a disk in it: its id (libvirt's alias) and size in bytes."""
+    """A device with a disk in it: its id (libvirt's alias), its top node, size in bytes and the files of its layers, top first."""
 
     device: str
     node: str
     size: int
+    files: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A block node: its name and the file it opens."""
+    """A block node. `index` is libvirt's number of the layer ("" if libvirt did not name it), `files` its own file and those below."""
 
     name: str
-    file: str
-    driver: str
+    index: str
+    files: tuple[str, ...]
 
 
 def command(domain: libvirt.virDomain, name: str, **arguments: Any) -> Any:
-    """Run one command and return its answer. Raises Precondition with QEMU's words, Unreachable."""
+    """Run one command and return its answer. Raises Precondition with QEMU's words (QEMU_REFUSED), Unreachable.
+
+    libvirt runs it as a change of the domain: never in the middle of an attach or detach of whomever.
+    """
     text = json.dumps({"execute": name, "arguments": arguments} if arguments else {"execute": name})
     with translated(f"QEMU {name}"):
         answer = json.loads(libvirt_qemu.qemuMonitorCommand(domain, text, 0))
@@ -48,14 +53,20 @@ def drives(domain: libvirt.virDomain) -> list[Drive]:
     found = []
     for block in command(domain, "query-block"):
         inserted = block.get("inserted") or {}
-        size = int((inserted.get("image") or {}).get("virtual-size", 0))
-        found.append(Drive(_identifier(block.get("qdev") or block.get("device") or ""), inserted.get("node-name", ""), size))
+        image = inserted.get("image") or {}
+        device = _identifier(block.get("qdev") or block.get("device") or "")
+        found.append(Drive(device, inserted.get("node-name", ""), int(image.get("virtual-size", 0)), tuple(_layers(image))))
     return found
 
 
 def nodes(domain: libvirt.virDomain) -> list[Node]:
     """Every named block node."""
-    return [Node(n.get("node-name", ""), n.get("file", ""), n.get("drv", "")) for n in command(domain, "query-named-block-nodes")]
+    found = []
+    for node in command(domain, "query-named-block-nodes"):
+        name = node.get("node-name", "")
+        files = dict.fromkeys((_opened(node.get("file", "")), *_layers(node.get("image") or {})))
+        found.append(Node(name, _index(name), tuple(files)))
+    return found
 
 
 def io_errors(domain: libvirt.virDomain, alias: str) -> int:
@@ -71,3 +82,31 @@ def _identifier(qdev: str) -> str:
     """The device's id: virtio-blk reports the path of its backend child."""
     parts = [part for part in qdev.split("/") if part not in ("", "machine", "peripheral", "virtio-backend")]
     return parts[0] if parts else qdev
+
+
+def _index(name: str) -> str:
+    """N of libvirt-N-storage and libvirt-N-format."""
+    head, _, rest = name.partition("-")
+    number, _, kind = rest.partition("-")
+    return number if head == "libvirt" and number.isdigit() and kind else ""
+
+
+def _layers(image: dict[str, Any]) -> Iterator[str]:
+    while image:
+        yield _opened(str(image.get("filename", "")))
+        image = image.get("backing-image") or {}
+
+
+def _opened(name: str) -> str:
+    """The file behind QEMU's name of it: a path, or a `json:` description that nests one."""
+    if not name.startswith("json:"):
+        return name
+    try:
+        described = json.loads(name.removeprefix("json:"))
+    except ValueError:
+        return name
+    while isinstance(described, dict):
+        if isinstance(path := described.get("filename"), str):
+            return _opened(path)
+        described = described.get("file")
+    return name

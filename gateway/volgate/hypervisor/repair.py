@@ -1,72 +1,124 @@
 """Orphans: what QEMU has and libvirt's XML does not, after libvirtd died in the middle of an attach.
 
-Only devices whose id begins with `ua-vg-` (ours), and deviceless nodes that open one of our own files, are ever touched.
+Only devices whose id begins with `ua-vg-` (ours), and nodes that libvirt named, that no device holds and that open one of
+the files asked about, are ever touched.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import libvirt
 
 from volgate.errors import Precondition
-from volgate.hypervisor import devices, qmp
-from volgate.hypervisor.link import translated
+from volgate.hypervisor import qmp
+from volgate.hypervisor.devices import layout
+from volgate.hypervisor.faults import translated
 
-__all__ = ["PREFIX", "orphan_devices", "orphan_nodes", "repair"]
+__all__ = ["PREFIX", "Orphans", "look", "orphans", "repair"]
 
 PREFIX = "ua-vg-"
+_BETWEEN = 0.05  # seconds from the first look to the one that confirms it
+_ASK_AGAIN = 6.0  # QEMU refuses to repeat an unplug request for 5 seconds
+_SETTLE = 0.1  # libvirt handles a device's end late: a new device of the same alias would be struck from its XML
 
 
-def orphan_devices(domain: libvirt.virDomain) -> list[str]:
-    """Ids of devices of ours that libvirt does not list."""
+@dataclass(frozen=True, slots=True)
+class Orphans:
+    """Device ids and node names, upper layers first. `files` are those that the nodes open."""
+
+    devices: tuple[str, ...] = ()
+    nodes: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> list[str]:
+        """All of them."""
+        return [*self.devices, *self.nodes]
+
+    def __and__(self, other: Orphans) -> Orphans:
+        """What both have."""
+        return Orphans(*(tuple(n for n in mine if n in set(its)) for mine, its in zip(_lists(self), _lists(other), strict=True)))
+
+
+def _lists(found: Orphans) -> tuple[tuple[str, ...], ...]:
+    return found.devices, found.nodes, found.files
+
+
+def look(domain: libvirt.virDomain, sources: Iterable[str]) -> Orphans:
+    """Compare once. QEMU is read first: what it had before the XML was read and is not in the XML is no attach that just ended."""
+    drives, nodes = qmp.drives(domain), qmp.nodes(domain)
     with translated("read the domain's XML"):
-        known = {device.alias for device in devices.disks(domain.XMLDesc())}
-    return [drive.device for drive in qmp.drives(domain) if drive.device.startswith(PREFIX) and drive.device not in known]
+        known = layout(domain.XMLDesc())
+    aliases = {device.alias for device in known.disks}
+    indexes = {index for device in known.disks for index in device.indexes}
+    stray = [drive for drive in drives if drive.device.startswith(PREFIX) and drive.device not in aliases]
+    held = {drive.node for drive in drives if drive not in stray}
+    files = {*sources, *(file for drive in stray for file in drive.files)} - {""}
+    free = [node for node in nodes if node.index and node.index not in indexes]
+    kept = {node.index for node in free if node.name in held}
+    free = [node for node in free if node.index not in kept]
+    files |= {file for node in free if files.intersection(node.files[:1]) for file in node.files}
+    ours = [node for node in free if files.intersection(node.files[:1])]
+    return Orphans(tuple(drive.device for drive in stray), tuple(node.name for node in ours), tuple(sorted(files)))
 
 
-def orphan_nodes(domain: libvirt.virDomain, sources: Sequence[str]) -> list[str]:
-    """Names of libvirt's nodes of these files that no disk in the XML uses and no device holds; formats before what they stand on."""
-    with translated("read the domain's XML"):
-        known = {index for device in devices.disks(domain.XMLDesc()) for index in device.indexes}
-    held = {drive.node for drive in qmp.drives(domain)}
-    found = []
-    for node in qmp.nodes(domain):
-        parts = node.name.split("-")
-        ours = parts[0] == "libvirt" and len(parts) > 2 and parts[1] not in known  # noqa: PLR2004  # libvirt-N-storage, libvirt-N-format
-        if ours and node.name not in held and any(source and source in node.file for source in sources):
-            found.append(node.name)
-    return sorted(found, key=lambda name: (name.endswith("storage"), name))
+def orphans(domain: libvirt.virDomain, sources: Iterable[str]) -> Orphans:
+    """What two looks agree on."""
+    first = look(domain, sources)
+    if not first.names:
+        return first
+    time.sleep(_BETWEEN)
+    return first & look(domain, sources)
 
 
-def repair(domain: libvirt.virDomain, sources: Sequence[str], *, apply: bool, deadline: float) -> tuple[list[str], bool]:
-    """Find orphans and, with `apply`, remove them until `deadline` (monotonic seconds); return their names and whether they are gone."""
-    found = orphan_devices(domain)
-    if apply:
-        for device in found:
-            _unplug(domain, device)
-        while orphan_devices(domain) and time.monotonic() < deadline:
-            time.sleep(0.02)
-    stray = orphan_nodes(domain, sources)
-    if apply:
-        for node in stray:
-            _close(domain, node)
-    clean = not apply or not (orphan_devices(domain) or orphan_nodes(domain, sources))
-    return found + stray, clean and apply
+def repair(domain: libvirt.virDomain, sources: Sequence[str], *, deadline: float) -> tuple[Orphans, bool]:
+    """Remove orphans until `deadline` (monotonic seconds); return what was found and whether it is gone.
+
+    The caller keeps attaches and detaches of this domain away meanwhile.
+    """
+    found = orphans(domain, sources)
+    if not found.names:
+        return found, True
+    if found.devices and not _unplug(domain, found.devices, deadline):
+        return found, False
+    stray = look(domain, found.files)
+    _close(domain, list(stray.nodes))
+    return found, not look(domain, found.files).names
 
 
-def _unplug(domain: libvirt.virDomain, device: str) -> None:
+def _unplug(domain: libvirt.virDomain, devices: Sequence[str], deadline: float) -> bool:
+    """Ask the guest to release devices until QEMU has none of them; False if it does not in time."""
+    asked = float("-inf")
+    while left := {drive.device for drive in qmp.drives(domain)}.intersection(devices):
+        now = time.monotonic()
+        if now - asked > _ASK_AGAIN:
+            asked = now
+            for device in sorted(left):
+                _quietly(domain, "device_del", ("in the process of unplug", "is busy", "not found"), id=device)
+        elif now > deadline:
+            return False
+        time.sleep(0.02)
+    time.sleep(_SETTLE)
+    return True
+
+
+def _close(domain: libvirt.virDomain, names: list[str]) -> None:
+    """Close nodes; one that another stands on is refused until that one is closed."""
+    for _ in range(len(names)):
+        names = [name for name in names if not _quietly(domain, "blockdev-del", ("is in use", "is busy"), **{"node-name": name})]
+
+
+def _quietly(domain: libvirt.virDomain, command: str, expected: tuple[str, ...], **arguments: str) -> bool:
+    """Run a command; False if it is refused for an expected reason. What is gone already is fine."""
     try:
-        qmp.command(domain, "device_del", id=device)
+        qmp.command(domain, command, **arguments)
     except Precondition as error:
-        if "in the process of unplug" not in error.message and "not found" not in error.message:
+        if "Failed to find node" in error.message:
+            return True
+        if not any(mark in error.message for mark in expected):
             raise
-
-
-def _close(domain: libvirt.virDomain, node: str) -> None:
-    try:
-        qmp.command(domain, "blockdev-del", **{"node-name": node})
-    except Precondition as error:
-        if "Failed to find" not in error.message:
-            raise
+        return False
+    return True
