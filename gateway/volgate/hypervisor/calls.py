@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import libvirt
 from opentelemetry import trace
@@ -19,7 +19,7 @@ from volgate.lanes import Lane
 __all__ = ["Calls", "Libvirt"]
 
 T = TypeVar("T")
-Libvirt = libvirt.virConnect
+Libvirt: TypeAlias = libvirt.virConnect
 Work = Callable[[Libvirt], T]
 _tracer = trace.get_tracer("volgate")
 _DEPTH = 128
