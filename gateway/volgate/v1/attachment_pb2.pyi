@@ -744,7 +744,7 @@ class Path(_message.Message):
     ERRORS_FIELD_NUMBER: _builtins.int
     FACTS_FIELD_NUMBER: _builtins.int
     transport: _builtins.str
-    """"file", "filesystem", "libvirt"."""
+    """"image" (its layers, as the pool sees them), "file", "filesystem", "libvirt"."""
     initiator: _builtins.str
     """The near end."""
     target: _builtins.str

@@ -134,9 +134,9 @@ class Volumes(Resizes, Measures, Relabels, PathsSeen, Backend):
             try:
                 layers = self._store.connection(stored_as, manifest).chain
             except (OSError, VolgateError) as error:
-                return [Path("file", "", self._store.pool.root, file, PathState.FAILED, last_error=str(error), facts=facts)]
+                return [Path("image", "pool", self._store.pool.root, file, PathState.FAILED, last_error=str(error), facts=facts)]
             facts["layers"] = str(1 + len(layers))
-            return [Path("file", "", self._store.pool.root, file, PathState.ACTIVE_OPTIMIZED, facts=facts)]
+            return [Path("image", "pool", self._store.pool.root, file, PathState.ACTIVE_OPTIMIZED, facts=facts)]
 
     def _existing(self, spec: VolumeSpec) -> Volume | None:
         try:
