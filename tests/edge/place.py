@@ -1,0 +1,72 @@
+"""A gateway with its folders, and short words for what tests need often."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.edge.server import Server
+from tests.edge.wire import Wire
+from volgate.v1 import snapshot_pb2, volume_pb2
+
+__all__ = ["MIB", "Place", "parts"]
+
+MIB = 1 << 20
+CONFIG = """
+[limits]
+scan_seconds = 3600
+check_seconds = 3600
+[hosts.lab]
+uri = "test:///default"
+[hosts.deaf]
+uri = "qemu+unix:///system?socket={top}/nobody"
+[pools.main]
+kind = "directory"
+path = "{top}/main"
+[pools.shallow]
+kind = "directory"
+path = "{top}/shallow"
+max_depth = 2
+[pools.gone]
+kind = "directory"
+path = "{top}/nowhere/gone"
+create = false
+[imports]
+allowed_directories = ["{top}/images"]
+"""
+
+
+class Place:
+    """`test:///default` is libvirt's own driver for tests: it has one running domain, `test`, and no disks can be attached to it."""
+
+    def __init__(self, top: Path, config: str = CONFIG) -> None:
+        self.top, self.state, self.pool, self.images = top, top / "state", top / "main", top / "images"
+        self.images.mkdir()
+        self.server = Server(self.state, config=config.format(top=top))
+        self.wire = Wire(self.server.address)
+        self._numbers = itertools.count(1)
+
+    def name(self, what: str = "v") -> str:
+        """A name that no other test has."""
+        return f"{what}{next(self._numbers)}"
+
+    def volume(self, size: int = 4 * MIB, *, pool: str = "main", **more) -> volume_pb2.Volume:
+        request = volume_pb2.CreateVolumeRequest(
+            pool=f"pools/{pool}", volume_id=more.pop("volume_id", self.name()), size_bytes=size, **more
+        )
+        return self.wire.volumes.CreateVolume(request, timeout=30).volume
+
+    def snapshot(self, of: volume_pb2.Volume, name: str = "s1") -> snapshot_pb2.Snapshot:
+        request = snapshot_pb2.CreateSnapshotRequest(volume=of.name, snapshot_id=name)
+        return self.wire.snapshots.CreateSnapshot(request, timeout=30).snapshot
+
+    def spool(self) -> list[Path]:
+        return sorted((self.state / "spool").iterdir())
+
+
+def parts(header: volume_pb2.ImportHeader, data: bytes, chunk: int = MIB) -> Iterator[volume_pb2.ImportVolumeRequest]:
+    """An upload."""
+    yield volume_pb2.ImportVolumeRequest(header=header)
+    for offset in range(0, len(data), chunk):
+        yield volume_pb2.ImportVolumeRequest(chunk=data[offset : offset + chunk])
