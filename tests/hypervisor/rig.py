@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 
 from tests.labs.libvirtd import PrivateLibvirtd
 from tests.plugins.directory_rig import MIB, Rig
 from volgate.backend import VolumeId
 from volgate.connection import LocalFile
-from volgate.hosts.interface import AttachedDisk, AttachPlan, DetachOutcome
+from volgate.hosts.interface import AttachedDisk, AttachPlan, DetachOutcome, Presence
 from volgate.hosts.local import LocalHost
 from volgate.model import Bus, DiskOptions, Format
 
@@ -23,7 +25,8 @@ def plan(domain: str, connection: LocalFile, **options) -> AttachPlan:
     """An attempt under an alias of its own; the serial is told by the guest on either bus."""
     nonce = uuid.uuid4().hex[:8]
     options.setdefault("serial", f"s-{nonce}")
-    return AttachPlan(f"a-{nonce}", f"ua-vg-{nonce}", domain, connection, DiskOptions(**options))
+    alias = options.pop("alias", f"ua-vg-{nonce}")
+    return AttachPlan(f"a-{nonce}", alias, domain, connection, DiskOptions(**options))
 
 
 class Bench:
@@ -47,3 +50,13 @@ class Bench:
 
     def detach(self, wanted: AttachPlan, timeout: float = SECONDS) -> DetachOutcome:
         return self.host.detach(wanted.domain, wanted.alias, wanted.connection.path, timeout=timeout)
+
+    def seen(self, wanted: AttachPlan) -> Presence:
+        return self.host.presence(wanted.domain, wanted.alias, wanted.connection.path, timeout=SECONDS)
+
+    @staticmethod
+    def eventually(true: Callable[[], bool], seconds: float = 10.0) -> None:
+        deadline = time.monotonic() + seconds
+        while not true():
+            assert time.monotonic() < deadline, "it did not come true"
+            time.sleep(0.02)

@@ -25,6 +25,7 @@ __all__ = ["Request", "Seen", "attach", "begin_detach", "clear", "lookup", "obse
 _LIVE = libvirt.VIR_DOMAIN_AFFECT_LIVE
 _CONFIG = libvirt.VIR_DOMAIN_AFFECT_CONFIG
 _CONTROLLER = "<controller type='scsi' index='{}' model='virtio-scsi'/>"
+_LOOKS, _BETWEEN_LOOKS = 20, 0.1  # libvirt takes up to 2 seconds to record that a QEMU died
 _NAMES_TRIED = 8  # libvirt takes the next number after a clash of node names
 
 
@@ -69,13 +70,14 @@ def lookup(connection: libvirt.virConnect, reference: str) -> libvirt.virDomain:
 
 
 def observe(domain: libvirt.virDomain, alias: str, source: str) -> Seen:
-    """Look where a disk is, by its alias, deciding nothing. A domain that starts or stops meanwhile is looked at again."""
-    for _ in range(2):
+    """Look where a disk is, by its alias, deciding nothing. A domain that starts, stops or dies meanwhile is looked at again."""
+    for _ in range(_LOOKS):
         try:
             return _observe(domain, alias, source)
-        except Precondition as error:
-            if error.reason != "DOMAIN_STATE":
+        except (Precondition, Unreachable) as error:
+            if error.reason not in ("DOMAIN_STATE", "QEMU_LOST"):
                 raise
+        time.sleep(_BETWEEN_LOOKS)
     return _observe(domain, alias, source)
 
 
