@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -29,7 +30,15 @@ from volgate.model import (
 from volgate.names import SnapshotName, VolumeName
 from volgate.operations.requests import Plan
 from volgate.pools import PoolStatus
-from volgate.store.records import AttachmentRecord, AttachmentState, IndexedSnapshot, IndexedVolume, OperationRecord, OperationState
+from volgate.store.records import (
+    AttachmentRecord,
+    AttachmentState,
+    IndexedSnapshot,
+    IndexedVolume,
+    OperationRecord,
+    OperationState,
+    VolumeRow,
+)
 from volgate.v1 import attachment_pb2, host_pb2, operation_pb2, pool_pb2, snapshot_pb2, volume_pb2
 
 __all__ = [
@@ -46,8 +55,10 @@ __all__ = [
     "redundancy",
     "snapshot",
     "volume",
+    "volumes",
 ]
 
+_PAGED_ROWS = 1 << 14  # at about 1 KiB each
 _V = volume_pb2
 _A = attachment_pb2
 FORMATS_ALL: dict[int, Format] = {
@@ -102,7 +113,20 @@ def stamp(seconds: float) -> Timestamp | None:
     return Timestamp(seconds=int(seconds), nanos=int(seconds % 1 * 1e9)) if seconds else None
 
 
-def volume(row: IndexedVolume) -> volume_pb2.Volume:
+def volumes(rows: Sequence[VolumeRow], next_page_token: str) -> volume_pb2.ListVolumesResponse:
+    """A page. Encoded messages put one after another are one message that has all their repeated fields."""
+    page = volume_pb2.ListVolumesResponse.FromString(b"".join(map(_encoded, rows)))
+    page.next_page_token = next_page_token
+    return page
+
+
+@lru_cache(_PAGED_ROWS)
+def _encoded(row: VolumeRow) -> bytes:
+    """A page of one, kept: a caller that polls the same list pays for what changed."""
+    return volume_pb2.ListVolumesResponse(volumes=[volume(row)]).SerializeToString()
+
+
+def volume(row: IndexedVolume | VolumeRow) -> volume_pb2.Volume:
     """A volume."""
     found = row.volume
     source = ""

@@ -71,8 +71,8 @@ class VolumeServicer(Transfers, volume_pb2_grpc.VolumeServiceServicer):
         size, after = validate.page_size(request.page_size), validate.read_token("volumes", request, request.page_token)
         rows = await self._calls.read(self._calls.gateway.list_volumes, pool, after, size + 1)
         last = rows[size - 1] if len(rows) > size else None
-        more = validate.page_token("volumes", request, f"{last.pool}/{last.volume.name}") if last else ""
-        return volume_pb2.ListVolumesResponse(volumes=[convert.volume(row) for row in rows[:size]], next_page_token=more)
+        more = validate.page_token("volumes", request, f"{last.pool}/{last.name}") if last else ""
+        return convert.volumes(rows[:size], more)
 
     async def ExpandVolume(  # noqa: N802  # the contract's name
         self, request: volume_pb2.ExpandVolumeRequest, context: Context

@@ -28,7 +28,7 @@ from volgate.operations.ticket import Ticket
 from volgate.operations.world import World
 from volgate.pools import Pool, PoolStatus
 from volgate.store import attachments, index, journal
-from volgate.store.records import AttachmentRecord, IndexedSnapshot, IndexedVolume, OperationRecord
+from volgate.store.records import AttachmentRecord, IndexedSnapshot, IndexedVolume, OperationRecord, VolumeRow
 
 __all__ = ["Gateway"]
 
@@ -146,7 +146,7 @@ class Gateway:
                 release()
         return volume
 
-    def list_volumes(self, pool: str, after: str, limit: int) -> list[IndexedVolume]:
+    def list_volumes(self, pool: str, after: str, limit: int) -> list[VolumeRow]:
         """A page of the index; `after` is `pool/volume` of the last row seen."""
         if pool:
             self.world.pools.get(pool)

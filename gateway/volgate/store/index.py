@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import msgspec
-from sqlalchemy import Connection, delete, select, tuple_, update
+from sqlalchemy import Connection, bindparam, delete, select, tuple_, update
 from sqlalchemy.dialects.sqlite import insert
 
 from volgate.model import Snapshot, Volume
-from volgate.store.records import IndexedSnapshot, IndexedVolume
+from volgate.store.records import IndexedSnapshot, IndexedVolume, VolumeRow
 from volgate.store.tables import attachment, snapshot, volume
 
 __all__ = [
@@ -34,12 +34,37 @@ Row = tuple[bytes, tuple[bytes, ...]]
 """A volume and its snapshots by name, encoded."""
 _volumes = msgspec.json.Decoder(Volume)
 _snapshots = msgspec.json.Decoder(Snapshot)
+# statements of frequent calls are built once: building one costs as much as running it
+_ROW = insert(volume)
+_PUT_VOLUME = _ROW.on_conflict_do_update(
+    index_elements=["pool", "name"], set_={name: _ROW.excluded[name] for name in ("uid", "record", "observed_at")}
+)
+_HELD = (attachment.c.pool == volume.c.pool) & (attachment.c.volume == volume.c.name)
+_FIND_VOLUME = (
+    select(volume.c.record, volume.c.observed_at, attachment.c.id)
+    .outerjoin(attachment, _HELD)
+    .where(volume.c.pool == bindparam("of_pool"), volume.c.name == bindparam("of_name"))
+    .order_by(attachment.c.id)
+)
+_key = tuple_(volume.c.pool, volume.c.name)
+_PAGED = select(volume.c.pool, volume.c.name, volume.c.record, volume.c.observed_at).order_by(volume.c.pool, volume.c.name)
+_PAGE = _PAGED.where(_key > tuple_(bindparam("after_pool"), bindparam("after_name"))).limit(bindparam("most"))
+_PAGE_OF_POOL = _PAGED.where(volume.c.pool == bindparam("of_pool"), volume.c.name > bindparam("after")).limit(bindparam("most"))
+_holder = tuple_(attachment.c.pool, attachment.c.volume)
+_HELD_IN_PAGE = (
+    select(attachment.c.pool, attachment.c.volume, attachment.c.id)
+    .where(
+        _holder >= tuple_(bindparam("first_pool"), bindparam("first")),
+        _holder <= tuple_(bindparam("last_pool"), bindparam("last")),
+    )
+    .order_by(attachment.c.id)
+)
 
 
 def put_volume(connection: Connection, pool: str, found: Volume, now: float) -> None:
     """Write or overwrite a volume's row."""
     values = {"pool": pool, "name": found.name, "uid": found.uid, "record": msgspec.json.encode(found), "observed_at": now}
-    connection.execute(insert(volume).values(values).on_conflict_do_update(index_elements=["pool", "name"], set_=values))
+    connection.execute(_PUT_VOLUME, values)
 
 
 def forget_volume(connection: Connection, pool: str, name: str) -> None:
@@ -50,34 +75,26 @@ def forget_volume(connection: Connection, pool: str, name: str) -> None:
 
 def find_volume(connection: Connection, pool: str, name: str) -> IndexedVolume | None:
     """Read a volume's row with the ids of its attachments."""
-    row = connection.execute(select(volume.c.record, volume.c.observed_at).where(volume.c.pool == pool, volume.c.name == name)).first()
-    if row is None:
+    rows = connection.execute(_FIND_VOLUME, {"of_pool": pool, "of_name": name}).all()
+    if not rows:
         return None
-    held = connection.scalars(
-        select(attachment.c.id).where(attachment.c.pool == pool, attachment.c.volume == name).order_by(attachment.c.id)
-    )
-    return IndexedVolume(pool, _volumes.decode(row.record), row.observed_at, tuple(held))
+    return IndexedVolume(pool, _volumes.decode(rows[0].record), rows[0].observed_at, tuple(row.id for row in rows if row.id))
 
 
-def page_volumes(connection: Connection, pool: str, after: tuple[str, str], limit: int) -> list[IndexedVolume]:
+def page_volumes(connection: Connection, pool: str, after: tuple[str, str], limit: int) -> list[VolumeRow]:
     """A page by pool and name; `after` is the pool and name of the last row seen."""
-    query = select(volume.c.pool, volume.c.name, volume.c.record, volume.c.observed_at).order_by(volume.c.pool, volume.c.name).limit(limit)
     if pool:
-        query = query.where(volume.c.pool == pool, volume.c.name > (after[1] if after[0] == pool else ""))
+        found = connection.execute(_PAGE_OF_POOL, {"of_pool": pool, "after": after[1] if after[0] == pool else "", "most": limit})
     else:
-        query = query.where(tuple_(volume.c.pool, volume.c.name) > tuple_(*after))
-    rows = connection.execute(query).all()
+        found = connection.execute(_PAGE, {"after_pool": after[0], "after_name": after[1], "most": limit})
+    rows = found.all()
     if not rows:
         return []
-    held: dict[tuple[str, str], list[str]] = {}
-    span = select(attachment.c.pool, attachment.c.volume, attachment.c.id).where(
-        tuple_(attachment.c.pool, attachment.c.volume) >= tuple_(rows[0].pool, rows[0].name),
-        tuple_(attachment.c.pool, attachment.c.volume) <= tuple_(rows[-1].pool, rows[-1].name),
-    )
-    for owner, name, identifier in connection.execute(span):
-        held.setdefault((owner, name), []).append(identifier)
-    decode = _volumes.decode
-    return [IndexedVolume(owner, decode(record), at, tuple(sorted(held.get((owner, name), ())))) for owner, name, record, at in rows]
+    held: dict[tuple[str, str], tuple[str, ...]] = {}
+    span = {"first_pool": rows[0].pool, "first": rows[0].name, "last_pool": rows[-1].pool, "last": rows[-1].name}
+    for owner, name, identifier in connection.execute(_HELD_IN_PAGE, span):
+        held[owner, name] = (*held.get((owner, name), ()), identifier)
+    return [VolumeRow(owner, name, record, at, held.get((owner, name), ())) for owner, name, record, at in rows]
 
 
 def pool_rows(connection: Connection, pool: str) -> dict[str, Row]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, Row, delete, insert, select, update
+from sqlalchemy import Connection, Row, bindparam, delete, insert, select, update
 
 from volgate.store.records import OperationRecord, OperationState, StepRecord
 from volgate.store.tables import operation
@@ -14,23 +14,28 @@ __all__ = ["begin", "by_request_id", "find", "note", "page", "prune", "settle", 
 
 _FINAL = [state.value for state in OperationState if state.final]
 _steps = msgspec.json.Decoder(tuple[StepRecord, ...])
+_COLUMNS = tuple(operation.c.keys())
+# statements of every mutation are built once: building one costs as much as running it
+_BEGIN = insert(operation)
+_SETTLE = update(operation).where(operation.c.id == bindparam("of"))
+_BY_REQUEST = select(operation).where(operation.c.request_id == bindparam("of")).order_by(operation.c.created_at.desc()).limit(1)
 
 
 def begin(connection: Connection, record: OperationRecord) -> None:
     """Write a new operation."""
-    connection.execute(insert(operation), _values(record))
+    connection.execute(_BEGIN, _values(record))
 
 
 def settle(connection: Connection, record: OperationRecord) -> None:
     """Overwrite an operation with its present state."""
     values = _values(record)
-    connection.execute(update(operation).where(operation.c.id == values.pop("id")), values)
+    connection.execute(_SETTLE, values | {"of": values.pop("id")})
 
 
 def note(connection: Connection, record: OperationRecord) -> None:
     """Write the facts, steps and state that an operation has reached."""
     changed = {"facts": record.facts, "state": record.state.value, "uid": record.uid, "steps": msgspec.json.encode(record.steps)}
-    connection.execute(update(operation).where(operation.c.id == record.id), changed)
+    connection.execute(_SETTLE, changed | {"of": record.id})
 
 
 def find(connection: Connection, identifier: str) -> OperationRecord | None:
@@ -41,8 +46,7 @@ def find(connection: Connection, identifier: str) -> OperationRecord | None:
 
 def by_request_id(connection: Connection, request_id: str) -> OperationRecord | None:
     """The newest operation of a caller's request id."""
-    query = select(operation).where(operation.c.request_id == request_id).order_by(operation.c.created_at.desc()).limit(1)
-    row = connection.execute(query).first()
+    row = connection.execute(_BY_REQUEST, {"of": request_id}).first()
     return _record(row) if row else None
 
 
@@ -69,7 +73,7 @@ def prune(connection: Connection, older_than: float) -> int:
 
 
 def _values(record: OperationRecord) -> dict[str, Any]:
-    values = {column: getattr(record, column) for column in operation.c.keys()}  # noqa: SIM118  # a ColumnCollection iterates columns
+    values = {column: getattr(record, column) for column in _COLUMNS}
     values["state"] = record.state.value
     values["steps"] = msgspec.json.encode(record.steps)
     return values

@@ -4,10 +4,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import NamedTuple
+
+import msgspec
 
 from volgate.model import DiskOptions, Snapshot, Volume
 
-__all__ = ["AttachmentRecord", "AttachmentState", "IndexedSnapshot", "IndexedVolume", "OperationRecord", "OperationState", "StepRecord"]
+__all__ = [
+    "AttachmentRecord",
+    "AttachmentState",
+    "IndexedSnapshot",
+    "IndexedVolume",
+    "OperationRecord",
+    "OperationState",
+    "StepRecord",
+    "VolumeRow",
+]
+
+_volumes = msgspec.json.Decoder(Volume)
 
 
 class OperationState(StrEnum):
@@ -104,6 +118,21 @@ class IndexedVolume:
     volume: Volume
     observed_at: float
     attachments: tuple[str, ...] = field(default=())
+
+
+class VolumeRow(NamedTuple):
+    """A volume's row as it lies in the index: equal rows are equal values, so that what was made of one can be kept."""
+
+    pool: str
+    name: str
+    record: bytes
+    observed_at: float
+    attachments: tuple[str, ...] = ()
+
+    @property
+    def volume(self) -> Volume:
+        """The volume, decoded at each look."""
+        return _volumes.decode(self.record)
 
 
 @dataclass(frozen=True, slots=True)
