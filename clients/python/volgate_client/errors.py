@@ -1,21 +1,61 @@
-"""What a call can fail with, read from the rich status."""
+"""What a call can fail with: one class per kind of failure, filled from the rich status."""
 
 from __future__ import annotations
 
-from typing import cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
-import grpc
-from google.rpc import error_details_pb2
-from grpc_status import rpc_status
+if TYPE_CHECKING:
+    import grpc
+    from google.protobuf.any_pb2 import Any as Packed
 
-__all__ = ["VolgateError", "from_rpc"]
+    from volgate.v1.operation_pb2 import Operation
+
+__all__ = [
+    "AlreadyExists",
+    "Bug",
+    "Cancelled",
+    "DataLoss",
+    "DeadlineExceeded",
+    "Denied",
+    "FieldViolation",
+    "Holder",
+    "InDoubt",
+    "InUse",
+    "InvalidRequest",
+    "NotFound",
+    "OutOfRange",
+    "OutOfSpace",
+    "Precondition",
+    "Unavailable",
+    "Unsupported",
+    "VolgateError",
+    "from_operation",
+    "from_rpc",
+    "local",
+]
+
+
+class Holder(NamedTuple):
+    """Who blocks a call: a snapshot, a child, an attachment, another process."""
+
+    kind: str
+    name: str
+    detail: str = ""
+
+
+class FieldViolation(NamedTuple):
+    """A field of the request that is wrong, and why."""
+
+    field: str
+    description: str
 
 
 class VolgateError(Exception):
     """A failed call.
 
-    `code` is the gRPC code's name, `reason` the stable word, `holders` who blocks (type, name, detail), `field` the request's
-    field, `retry_after` seconds or None, `operation` the operation's name if one is known.
+    `code` is the gRPC code's name, `reason` the stable word (see volgate.v1.Reason) or the code where the server said none,
+    `holders` who blocks, `fields` the wrong fields, `retry_after` seconds or None, `operation` the operation's name if one
+    is known, `metadata` the rest of the error's facts. `retryable` tells that the same call may be repeated safely.
     """
 
     def __init__(self, code: str, message: str) -> None:
@@ -24,31 +64,174 @@ class VolgateError(Exception):
         self.code = code
         self.message = message
         self.reason = code
-        self.holders: list[tuple[str, str, str]] = []
-        self.field = ""
+        self.holders: list[Holder] = []
+        self.fields: list[FieldViolation] = []
         self.retry_after: float | None = None
         self.operation = ""
+        self.metadata: dict[str, str] = {}
+        self.retryable = False
+
+    @property
+    def field(self) -> str:
+        """The first wrong field, or ""."""
+        return self.fields[0].field if self.fields else ""
 
 
-def from_rpc(error: grpc.RpcError) -> VolgateError:
-    """Read a status with all its details."""
-    ours = VolgateError(error.code().name, error.details() or "")
+class InvalidRequest(VolgateError):
+    """The request itself is wrong; `fields` says where."""
+
+
+class OutOfRange(VolgateError):
+    """A size or limit is not possible."""
+
+
+class NotFound(VolgateError):
+    """The object does not exist."""
+
+
+class AlreadyExists(VolgateError):
+    """The name is taken by something that differs from what was asked."""
+
+
+class Precondition(VolgateError):
+    """The state of the object forbids the call."""
+
+
+class InUse(Precondition):
+    """Somebody uses the object; `holders` says who."""
+
+
+class Unsupported(VolgateError):
+    """The backend or the host cannot do this."""
+
+
+class OutOfSpace(VolgateError):
+    """No space, no quota, no free slot."""
+
+
+class Denied(VolgateError):
+    """A right is missing."""
+
+
+class Unavailable(VolgateError):
+    """The gateway, its storage or libvirt does not answer, or is too busy."""
+
+
+class InDoubt(VolgateError):
+    """The outcome is not known yet; the same call again learns it."""
+
+
+class DeadlineExceeded(VolgateError):
+    """No answer in time; a mutation goes on, and the same call again joins it."""
+
+
+class Cancelled(VolgateError):
+    """The operation was cancelled and undone, or the connection was closed."""
+
+
+class DataLoss(VolgateError):
+    """Data is damaged."""
+
+
+class Bug(VolgateError):
+    """The gateway failed by a bug; the message carries an id that its log explains."""
+
+
+_BY_CODE: dict[str, type[VolgateError]] = {
+    "INVALID_ARGUMENT": InvalidRequest,
+    "OUT_OF_RANGE": OutOfRange,
+    "NOT_FOUND": NotFound,
+    "ALREADY_EXISTS": AlreadyExists,
+    "FAILED_PRECONDITION": Precondition,
+    "UNIMPLEMENTED": Unsupported,
+    "RESOURCE_EXHAUSTED": OutOfSpace,
+    "PERMISSION_DENIED": Denied,
+    "UNAUTHENTICATED": Denied,
+    "UNAVAILABLE": Unavailable,
+    "ABORTED": InDoubt,
+    "DEADLINE_EXCEEDED": DeadlineExceeded,
+    "CANCELLED": Cancelled,
+    "DATA_LOSS": DataLoss,
+    "INTERNAL": Bug,
+}
+
+# An operation keeps its reason without a code; what is not here failed for the state of its object.
+_CODE_OF_REASON = {
+    "INVALID_FIELD": "INVALID_ARGUMENT",
+    "NOT_FOUND": "NOT_FOUND",
+    "DOMAIN_NOT_FOUND": "NOT_FOUND",
+    "EXISTS_DIFFERENT": "ALREADY_EXISTS",
+    "OUT_OF_SPACE": "RESOURCE_EXHAUSTED",
+    "QUOTA_EXCEEDED": "RESOURCE_EXHAUSTED",
+    "OVERSUBSCRIBED": "RESOURCE_EXHAUSTED",
+    "NO_FREE_SLOT": "RESOURCE_EXHAUSTED",
+    "STATE_FULL": "RESOURCE_EXHAUSTED",
+    "OUT_OF_RANGE": "OUT_OF_RANGE",
+    "UNSUPPORTED": "UNIMPLEMENTED",
+    "DENIED": "PERMISSION_DENIED",
+    "BUSY": "UNAVAILABLE",
+    "UNREACHABLE": "UNAVAILABLE",
+    "IO_ERROR": "UNAVAILABLE",
+    "IN_DOUBT": "ABORTED",
+    "CANCELLED": "CANCELLED",
+    "DATA_LOSS": "DATA_LOSS",
+    "BUG": "INTERNAL",
+}
+
+
+def from_rpc(error: grpc.RpcError, address: str = "") -> VolgateError:
+    """Read a status with all its details; `address` is named where the gateway itself did not answer."""
+    from google.rpc import error_details_pb2
+    from grpc_status import rpc_status
+
+    code, message = error.code().name, error.details() or ""
     status = rpc_status.from_call(cast("grpc.Call", error))
-    for detail in status.details if status else ():
-        if detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
-            info = error_details_pb2.ErrorInfo()
-            detail.Unpack(info)
-            ours.reason, ours.operation = info.reason, info.metadata.get("operation", "")
-        elif detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR):
-            retry = error_details_pb2.RetryInfo()
-            detail.Unpack(retry)
-            ours.retry_after = retry.retry_delay.seconds + retry.retry_delay.nanos / 1e9
-        elif detail.Is(error_details_pb2.PreconditionFailure.DESCRIPTOR):
-            failure = error_details_pb2.PreconditionFailure()
-            detail.Unpack(failure)
-            ours.holders = [(v.type, v.subject, v.description) for v in failure.violations]
-        elif detail.Is(error_details_pb2.BadRequest.DESCRIPTOR):
-            bad = error_details_pb2.BadRequest()
-            detail.Unpack(bad)
-            ours.field = bad.field_violations[0].field if bad.field_violations else ""
+    details = list(status.details) if status else []
+    info = error_details_pb2.ErrorInfo()
+    answered = any(detail.Unpack(info) for detail in details)
+    if not answered and code == "UNAVAILABLE":
+        message = f"no gateway answers at {address}: {message}"
+    elif not answered and code == "DEADLINE_EXCEEDED":
+        message = f"no answer from {address} in time; a mutation goes on, repeat the call to learn its outcome"
+    kind = InUse if info.reason == "IN_USE" else _BY_CODE.get(code, VolgateError)
+    ours = kind(code, message)
+    ours.retryable = code == "UNAVAILABLE" and not answered
+    if answered:
+        ours.reason, ours.metadata = info.reason, dict(info.metadata)
+        ours.operation = info.metadata.get("operation", "")
+    for detail in details:
+        _add(ours, detail)
+    return ours
+
+
+def _add(ours: VolgateError, detail: Packed) -> None:
+    from google.rpc import error_details_pb2
+
+    retry = error_details_pb2.RetryInfo()
+    failure = error_details_pb2.PreconditionFailure()
+    bad = error_details_pb2.BadRequest()
+    if detail.Unpack(retry):
+        ours.retry_after = retry.retry_delay.seconds + retry.retry_delay.nanos / 1e9
+        ours.retryable = True
+    elif detail.Unpack(failure):
+        ours.holders += [Holder(v.type, v.subject, v.description) for v in failure.violations]
+    elif detail.Unpack(bad):
+        ours.fields += [FieldViolation(v.field, v.description) for v in bad.field_violations]
+
+
+def from_operation(operation: Operation) -> VolgateError:
+    """The error of an operation that ended without success."""
+    reason = operation.error_reason or "CANCELLED"
+    code = _CODE_OF_REASON.get(reason, "FAILED_PRECONDITION")
+    kind = InUse if reason == "IN_USE" else _BY_CODE[code]
+    ours = kind(code, operation.error_message or f"{operation.method} of {operation.target} was cancelled and undone")
+    ours.reason, ours.operation = reason, operation.name
+    return ours
+
+
+def local(field: str, message: str) -> InvalidRequest:
+    """An argument that is wrong before anything is sent."""
+    ours = InvalidRequest("INVALID_ARGUMENT", f"{field}: {message}")
+    ours.reason = "INVALID_FIELD"
+    ours.fields = [FieldViolation(field, message)]
     return ours

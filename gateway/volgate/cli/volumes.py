@@ -87,7 +87,8 @@ def create(  # the options explain themselves
         answer = client.call(client.volumes.CreateVolume, request)
         if not answer.HasField("volume"):
             client.wait(answer.operation, timeout=86400)
-            answer = client.call(client.volumes.GetVolume, pb.GetVolumeRequest(name=f"pools/{pool}/volumes/{name}"))
+            shown(client.get_volume(f"pools/{pool}/volumes/{name}"))
+            return
         shown(answer.volume)
 
 

@@ -1,0 +1,1 @@
+"""The client for threads, generated from the package `aio`; only `seam` is written by hand."""

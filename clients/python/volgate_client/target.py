@@ -1,0 +1,19 @@
+"""Where a gateway listens."""
+
+from __future__ import annotations
+
+__all__ = ["DEFAULT", "OPTIONS", "target"]
+
+DEFAULT = "unix:/run/volgate/volgate.sock"
+
+OPTIONS = (
+    ("grpc.max_receive_message_length", 16 << 20),
+    ("grpc.initial_reconnect_backoff_ms", 50),  # a gateway that restarts is found again at once, not after gRPC's 20 s
+    ("grpc.min_reconnect_backoff_ms", 50),
+    ("grpc.max_reconnect_backoff_ms", 2000),
+)
+
+
+def target(address: str) -> str:
+    """An address as gRPC has it: unix:PATH, an absolute PATH of a socket, or HOST:PORT; "" is the default socket."""
+    return f"unix:{address}" if address.startswith("/") else address or DEFAULT
