@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Self
 
 import grpc
 
@@ -51,7 +52,7 @@ class Daemon:
     def address(self) -> str:
         return f"unix:{self.state}/volgate.sock"
 
-    def start(self, timeout: float = 30.0) -> Daemon:
+    def start(self, timeout: float = 30.0) -> Self:
         command = [sys.executable, "-m", "volgate.cli", "serve", "--state-dir", str(self.state), "--config", str(self.config)]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
@@ -115,7 +116,7 @@ class Daemon:
                 raise
         return self.process.returncode
 
-    def __enter__(self) -> Daemon:
+    def __enter__(self) -> Self:
         return self.start()
 
     def __exit__(self, kind: object, *_: object) -> None:

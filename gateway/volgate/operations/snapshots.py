@@ -6,7 +6,7 @@ import time
 from dataclasses import replace
 
 from volgate.backend import Overlays, Snapshots, SnapshotSpec
-from volgate.errors import InDoubt, InUse, NotFound, Precondition
+from volgate.errors import AlreadyExists, InDoubt, InUse, NotFound, Precondition
 from volgate.model import Format, Snapshot, Volume
 from volgate.operations import lookups, requests
 from volgate.operations.context import Context
@@ -24,6 +24,7 @@ def create_snapshot(ctx: Context, request: requests.CreateSnapshot) -> IndexedSn
     volume = lookups.require_volume(pool, request.name.of, request.volume_uid)
     existing = next((s for s in lookups.snapshots_of(pool, volume) if s.name == request.name.snapshot), None)
     if existing is not None and existing.uid != ctx.drawn_uid:
+        _refuse_different(request, existing)
         return _put(ctx, pool, existing, volume)
     spec = SnapshotSpec(request.name.snapshot, ctx.drawn_uid, request.labels, quiesced=request.quiesce)
     held = [record for record in lookups.attachments_of(ctx.world, pool.name, volume) if not lookups.released(ctx, record)]
@@ -35,6 +36,14 @@ def create_snapshot(ctx: Context, request: requests.CreateSnapshot) -> IndexedSn
     else:
         snapshot = _cut_under_guest(ctx, pool, volume, spec, held)
     return _put(ctx, pool, snapshot, lookups.require_volume(pool, request.name.of, volume.uid))
+
+
+def _refuse_different(request: requests.CreateSnapshot, existing: Snapshot) -> None:
+    """Raise AlreadyExists naming what differs from what the existing snapshot was asked to be."""
+    compared = {"labels": (existing.labels, request.labels), "quiesce": (existing.quiesced, request.quiesce)}
+    differing = [f"{field} is {have}, asked {want}" for field, (have, want) in compared.items() if have != want]
+    if differing:
+        raise AlreadyExists(f"{request.name} exists and differs: {'; '.join(differing)}", metadata={"uid": existing.uid})
 
 
 def _cut_under_guest(ctx: Context, pool: Pool, volume: Volume, spec: SnapshotSpec, held: list[AttachmentRecord]) -> Snapshot:
