@@ -12,6 +12,7 @@ from volgate.model import PathState
 
 __all__ = ["file_paths"]
 
+_FULL = 1 << 20  # bytes; file systems keep a few blocks that nobody gets
 _LITTLE = 0.02  # of the file system: a warning before the guest is paused for want of space
 
 
@@ -53,7 +54,7 @@ def _file_system(file: LocalFile, host: str, mount: _Mount) -> IoPath:
     errors = _kernel_errors(mount)
     if space.f_flag & os.ST_RDONLY or "ro" in mount.options:
         state, error = PathState.FAILED, f"{mount.point} is mounted read-only"
-    elif space.f_bavail == 0:
+    elif space.f_bavail * space.f_frsize < _FULL:
         state, error = PathState.FAILED, f"{mount.point} is full"
     elif space.f_blocks and space.f_bavail < _LITTLE * space.f_blocks:
         error = f"{mount.point} is nearly full"
