@@ -73,10 +73,14 @@ class AttachmentServicer(attachment_pb2_grpc.AttachmentServiceServicer):
         self, request: attachment_pb2.ListAttachmentsRequest, _: Context
     ) -> attachment_pb2.ListAttachmentsResponse:
         """A page by id."""
-        volume = str(VolumeName.parse(request.volume, "volume")) if request.volume else ""
+        volume = VolumeName.parse(request.volume, "volume") if request.volume else None
         host = host_name(request.host, "host")
         size, after = validate.page_size(request.page_size), validate.read_token("attachments", request, request.page_token)
-        rows = await self._calls.read(self._calls.gateway.list_attachments, volume, host, after, size + 1)
+        if volume:
+            await self._calls.read(self._calls.gateway.get_volume, volume, refresh=False)  # none: NOT_FOUND, not an empty page
+        if host:
+            self._calls.gateway.world.host(host)
+        rows = await self._calls.read(self._calls.gateway.list_attachments, str(volume or ""), host, after, size + 1)
         more = validate.page_token("attachments", request, rows[size - 1].id) if len(rows) > size else ""
         return attachment_pb2.ListAttachmentsResponse(attachments=[convert.attachment(row) for row in rows[:size]], next_page_token=more)
 

@@ -66,6 +66,7 @@ class SnapshotServicer(snapshot_pb2_grpc.SnapshotServiceServicer):
         if "/volumes/" in request.parent:
             name = VolumeName.parse(request.parent, "parent")
             pool, volume = name.pool, name.volume
+            await self._calls.read(self._calls.gateway.get_volume, name, refresh=False)  # none: NOT_FOUND, not an empty page
         elif request.parent:
             pool = PoolName.parse(request.parent, "parent").pool
         size, after = validate.page_size(request.page_size), validate.read_token("snapshots", request, request.page_token)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from volgate.operations import attachments, imports, requests, snapshots, volumes
+from volgate.operations import attachments, imports, plans, requests, snapshots, volumes
 from volgate.operations.context import Context
 from volgate.operations.requests import Plan
 from volgate.operations.world import World
@@ -38,13 +38,13 @@ HANDLERS: dict[str, Handler] = {
     "CreateVolume": Handler(volumes.create_volume, volumes.plan_create, IndexedVolume),
     "DeleteVolume": Handler(volumes.delete_volume, volumes.plan_delete, type(None)),
     "ExpandVolume": Handler(volumes.expand_volume, volumes.plan_expand, IndexedVolume),
-    "UpdateVolume": Handler(volumes.update_volume, volumes.plan_simple, IndexedVolume),
-    "RevertVolume": Handler(volumes.revert_volume, volumes.plan_revert, IndexedVolume, joins=False),
-    "AdoptVolume": Handler(volumes.adopt_volume, volumes.plan_simple, IndexedVolume),
+    "UpdateVolume": Handler(volumes.update_volume, plans.plan_update, IndexedVolume),
+    "RevertVolume": Handler(volumes.revert_volume, plans.plan_revert, IndexedVolume, joins=False),
+    "AdoptVolume": Handler(volumes.adopt_volume, plans.plan_adopt, IndexedVolume),
     "ImportVolume": Handler(imports.import_volume, volumes.plan_simple, IndexedVolume, long=True),
-    "CreateSnapshot": Handler(snapshots.create_snapshot, volumes.plan_simple, IndexedSnapshot),
-    "DeleteSnapshot": Handler(snapshots.delete_snapshot, volumes.plan_simple, type(None)),
+    "CreateSnapshot": Handler(snapshots.create_snapshot, plans.plan_snapshot, IndexedSnapshot),
+    "DeleteSnapshot": Handler(snapshots.delete_snapshot, plans.plan_snapshot_deletion, type(None)),
     "CollapseLayers": Handler(snapshots.collapse_layers, volumes.plan_simple, type(None), long=True),
     "AttachVolume": Handler(attachments.attach_volume, attachments.plan_attach, attachments.Attached),
-    "DetachVolume": Handler(attachments.detach_volume, volumes.plan_simple, type(None)),
+    "DetachVolume": Handler(attachments.detach_volume, plans.plan_detach, type(None)),
 }

@@ -23,7 +23,6 @@ __all__ = [
     "plan_create",
     "plan_delete",
     "plan_expand",
-    "plan_revert",
     "plan_simple",
     "revert_volume",
     "update_volume",
@@ -236,16 +235,8 @@ def plan_expand(world: World, request: requests.ExpandVolume) -> Plan:
     return Plan(("storage", *(f"guest {r.domain_name}" for r in held)), request.size - volume.size if thick else 0)
 
 
-def plan_revert(world: World, request: requests.RevertVolume) -> Plan:
-    """What a revert would do, and which attachments block it."""
-    pool = world.pools.get(request.name.pool)
-    volume = lookups.require_volume(pool, request.name, request.uid)
-    held = lookups.attachments_of(world, pool.name, volume)
-    return Plan(("revert",), 0, tuple(f"attachments/{record.id}" for record in held))
-
-
 def plan_simple(world: World, request: requests.Request) -> Plan:
-    """A plan of one step, for calls whose checks are all in the use case itself."""
+    """A plan of one step, for what validate_only does not reach."""
     pool = request.target.split("/")[1] if request.target.startswith("pools/") else ""
     if pool:
         world.pools.get(pool).backend()

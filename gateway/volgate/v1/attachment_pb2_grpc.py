@@ -94,7 +94,7 @@ class AttachmentServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListAttachments(self, request, context):
-        """ListAttachments pages through attachments by id. INVALID_ARGUMENT: page_size, page_token. NOT_FOUND: the host.
+        """ListAttachments pages through attachments by id. INVALID_ARGUMENT: page_size, page_token. NOT_FOUND: the volume, the host.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -48,7 +48,7 @@ class AttachmentServiceStub:
     GetAttachment: _grpc.UnaryUnaryMultiCallable[_attachment_pb2.GetAttachmentRequest, _attachment_pb2.GetAttachmentResponse]
     """GetAttachment returns an attachment. NOT_FOUND."""
     ListAttachments: _grpc.UnaryUnaryMultiCallable[_attachment_pb2.ListAttachmentsRequest, _attachment_pb2.ListAttachmentsResponse]
-    """ListAttachments pages through attachments by id. INVALID_ARGUMENT: page_size, page_token. NOT_FOUND: the host."""
+    """ListAttachments pages through attachments by id. INVALID_ARGUMENT: page_size, page_token. NOT_FOUND: the volume, the host."""
     ListPaths: _grpc.UnaryUnaryMultiCallable[_attachment_pb2.ListPathsRequest, _attachment_pb2.ListPathsResponse]
     """ListPaths tells every way that the I/O of an attachment or a volume can travel, and its state now. NOT_FOUND."""
 
@@ -72,7 +72,7 @@ class AttachmentServiceAsyncStub(AttachmentServiceStub):
     GetAttachment: _aio.UnaryUnaryMultiCallable[_attachment_pb2.GetAttachmentRequest, _attachment_pb2.GetAttachmentResponse]  # type: ignore[assignment]
     """GetAttachment returns an attachment. NOT_FOUND."""
     ListAttachments: _aio.UnaryUnaryMultiCallable[_attachment_pb2.ListAttachmentsRequest, _attachment_pb2.ListAttachmentsResponse]  # type: ignore[assignment]
-    """ListAttachments pages through attachments by id. INVALID_ARGUMENT: page_size, page_token. NOT_FOUND: the host."""
+    """ListAttachments pages through attachments by id. INVALID_ARGUMENT: page_size, page_token. NOT_FOUND: the volume, the host."""
     ListPaths: _aio.UnaryUnaryMultiCallable[_attachment_pb2.ListPathsRequest, _attachment_pb2.ListPathsResponse]  # type: ignore[assignment]
     """ListPaths tells every way that the I/O of an attachment or a volume can travel, and its state now. NOT_FOUND."""
 
@@ -117,7 +117,7 @@ class AttachmentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _attachment_pb2.ListAttachmentsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_attachment_pb2.ListAttachmentsResponse, _abc.Awaitable[_attachment_pb2.ListAttachmentsResponse]]:
-        """ListAttachments pages through attachments by id. INVALID_ARGUMENT: page_size, page_token. NOT_FOUND: the host."""
+        """ListAttachments pages through attachments by id. INVALID_ARGUMENT: page_size, page_token. NOT_FOUND: the volume, the host."""
 
     @_abc_1.abstractmethod
     def ListPaths(

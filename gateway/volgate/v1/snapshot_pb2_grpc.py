@@ -86,8 +86,8 @@ class SnapshotServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListSnapshots(self, request, context):
-        """ListSnapshots pages through the snapshots of a volume, a pool or all pools. NOT_FOUND: the pool. INVALID_ARGUMENT:
-        page_size, page_token.
+        """ListSnapshots pages through the snapshots of a volume, a pool or all pools. NOT_FOUND: the pool, the
+        volume. INVALID_ARGUMENT: page_size, page_token.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

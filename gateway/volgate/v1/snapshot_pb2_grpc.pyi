@@ -45,8 +45,8 @@ class SnapshotServiceStub:
     GetSnapshot: _grpc.UnaryUnaryMultiCallable[_snapshot_pb2.GetSnapshotRequest, _snapshot_pb2.GetSnapshotResponse]
     """GetSnapshot returns a snapshot. NOT_FOUND."""
     ListSnapshots: _grpc.UnaryUnaryMultiCallable[_snapshot_pb2.ListSnapshotsRequest, _snapshot_pb2.ListSnapshotsResponse]
-    """ListSnapshots pages through the snapshots of a volume, a pool or all pools. NOT_FOUND: the pool. INVALID_ARGUMENT:
-    page_size, page_token.
+    """ListSnapshots pages through the snapshots of a volume, a pool or all pools. NOT_FOUND: the pool, the
+    volume. INVALID_ARGUMENT: page_size, page_token.
     """
 
 @_typing.type_check_only
@@ -66,8 +66,8 @@ class SnapshotServiceAsyncStub(SnapshotServiceStub):
     GetSnapshot: _aio.UnaryUnaryMultiCallable[_snapshot_pb2.GetSnapshotRequest, _snapshot_pb2.GetSnapshotResponse]  # type: ignore[assignment]
     """GetSnapshot returns a snapshot. NOT_FOUND."""
     ListSnapshots: _aio.UnaryUnaryMultiCallable[_snapshot_pb2.ListSnapshotsRequest, _snapshot_pb2.ListSnapshotsResponse]  # type: ignore[assignment]
-    """ListSnapshots pages through the snapshots of a volume, a pool or all pools. NOT_FOUND: the pool. INVALID_ARGUMENT:
-    page_size, page_token.
+    """ListSnapshots pages through the snapshots of a volume, a pool or all pools. NOT_FOUND: the pool, the
+    volume. INVALID_ARGUMENT: page_size, page_token.
     """
 
 class SnapshotServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -108,8 +108,8 @@ class SnapshotServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _snapshot_pb2.ListSnapshotsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_snapshot_pb2.ListSnapshotsResponse, _abc.Awaitable[_snapshot_pb2.ListSnapshotsResponse]]:
-        """ListSnapshots pages through the snapshots of a volume, a pool or all pools. NOT_FOUND: the pool. INVALID_ARGUMENT:
-        page_size, page_token.
+        """ListSnapshots pages through the snapshots of a volume, a pool or all pools. NOT_FOUND: the pool, the
+        volume. INVALID_ARGUMENT: page_size, page_token.
         """
 
 def add_SnapshotServiceServicer_to_server(servicer: SnapshotServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
