@@ -24,10 +24,11 @@ FRAME = 128 << 10
 MOST_DESCRIPTORS = 250
 _HIGH = 512  # received descriptors are moved above this number while 0, 1, 2, ... are laid out
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
+_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 47, 4
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
-    """Bounds of one child; 0 means none. Bytes and seconds of processor time. `isolated`: no new privileges, no core dump."""
+    """Bounds of one child; 0 means none. Bytes and seconds of processor time. `isolated`: no capabilities, no core dump."""
 
     memory: int = 0
     cpu: int = 0
@@ -161,6 +162,7 @@ def _restrict(request: Request) -> None:
         os.setresuid(request.user, request.user, request.user)
     if limits.isolated:
         libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+        libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)  # those of a service's user outlive exec
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     for kind, most in ((resource.RLIMIT_AS, limits.memory), (resource.RLIMIT_CPU, limits.cpu), (resource.RLIMIT_FSIZE, limits.file_size)):
         if most:

@@ -1,0 +1,66 @@
+"""The example configuration is read as it stands, and every default that it shows is the code's."""
+
+import dataclasses
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from volgate import settings
+from volgate.pools import Pools
+from volgate.registry import Registry
+from volgate_plugins.directory import DirectorySettings
+
+EXAMPLE = Path(__file__).parents[2] / "deploy/config-examples/volgate.toml"
+TEXT = EXAMPLE.read_text(encoding="utf-8")
+SECTIONS = {"server": settings.Server, "telemetry": settings.Telemetry, "limits": settings.Limits, "imports": settings.Imports}
+SECTIONS |= {"plugins": settings.Plugins, "hosts.node1": settings.Host, "pools.default": DirectorySettings}
+
+
+def shown_defaults() -> dict[str, dict[str, Any]]:
+    """What the commented lines say, by section."""
+    found: dict[str, dict[str, Any]] = {}
+    section = ""
+    for line in TEXT.splitlines():
+        if header := re.fullmatch(r"(?:# )?\[([a-z0-9.]+)\]", line):
+            section = header[1]
+        elif re.match(r"# [a-z_]+ = ", line):
+            found.setdefault(section, {}).update(tomllib.loads(line.removeprefix("# ")))
+    return found
+
+
+def defaults(kind: type[Any]) -> dict[str, Any]:
+    """The fields of a struct or dataclass that have a default, as TOML would hold them."""
+    if dataclasses.is_dataclass(kind):
+        fields = [(field.name, field.default) for field in dataclasses.fields(kind)]
+        return {name: value for name, value in fields if value is not dataclasses.MISSING}
+    return {field.name: msgspec.to_builtins(field.default) for field in msgspec.structs.fields(kind)}
+
+
+def test_the_example_is_read_and_its_pool_is_understood():
+    found = settings.load(EXAMPLE)
+    pools = Pools(Registry(), found.pools, "an-instance", found.limits.native_timeout)
+    assert [pool.kind for pool in pools] == ["directory"]
+    assert found.socket_path == Path("/run/volgate/volgate.sock"), "the CLI's and the service's"
+    pools.close()
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_every_key_is_shown_with_its_default(section):
+    shown = {key: list(value) if isinstance(value, tuple) else value for key, value in shown_defaults()[section].items()}
+    expected = {key: list(value) if isinstance(value, tuple) else value for key, value in defaults(SECTIONS[section]).items()}
+    assert shown == expected
+
+
+def test_the_example_with_every_default_spelt_out_is_the_configuration_without_it():
+    bare = settings.load()
+    everything = {section: table for section, table in shown_defaults().items() if "." not in section}
+    assert settings.convert_strictly(everything, settings.Settings, "") == msgspec.structs.replace(bare, hosts={}, pools={})
+
+
+def test_no_section_of_the_settings_is_left_out():
+    names = {field.name for field in msgspec.structs.fields(settings.Settings)}
+    assert {section.partition(".")[0] for section in SECTIONS} == names
