@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from xml.etree import ElementTree as ET
 
 from volgate.connection import DiskSource
@@ -10,6 +11,7 @@ from volgate.model import Access, Bus, CacheMode, DiskOptions, Format, IoMode, Q
 
 __all__ = ["render", "with_source", "without_slot"]
 
+_SERIAL = re.compile(r"[A-Za-z0-9_.+ -]*")
 _SERIAL_MOST = 20  # virtio-blk cuts longer ones silently
 
 
@@ -72,6 +74,8 @@ def _check(source: DiskSource, options: DiskOptions) -> None:
         )
     if len(options.serial) > _SERIAL_MOST:
         raise InvalidRequest(f"options.serial: at most {_SERIAL_MOST} characters reach a guest", field="options.serial")
+    if not _SERIAL.fullmatch(options.serial):
+        raise InvalidRequest("options.serial: only letters, digits, space and _ . + - are allowed", field="options.serial")
     if options.access is Access.SHARED and source.format is not Format.RAW:
         raise Precondition(f"options.access: {source.format} cannot be shared by writers; use raw", field="options.access")
     for unit in ("bytes", "iops"):
