@@ -1,0 +1,166 @@
+"""The unit is accepted by systemd, is tight, and leaves the gateway the rights that it needs: proven by running under them."""
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from configparser import RawConfigParser
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import pytest
+
+from volgate.v1 import pool_pb2
+from volgate_client import Client
+
+ROOT = Path(__file__).parents[2]
+UNIT = ROOT / "deploy/systemd/volgate.service"
+SYSUSERS = ROOT / "deploy/systemd/volgate.sysusers.conf"
+TIGHT = "20"  # systemd's exposure level times ten; services of its own are between 10 and 40
+USER, QEMU = 64064, 64055
+LAUNCHER = """
+import ctypes, os, sys
+ctypes.CDLL(None).prctl(65, 1, 0, 0, 0)  # PR_SET_MDWE, from Linux 6.3 on: what MemoryDenyWriteExecute= does
+os.umask(0o077)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+def unit() -> RawConfigParser:
+    parser = RawConfigParser(strict=True)
+    parser.optionxform = str  # type: ignore[method-assign,assignment]
+    parser.read(UNIT)
+    return parser
+
+
+def run(*command: str | Path, **options) -> str:
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60, **options)
+    assert done.returncode == 0, (command, done.stdout[-3000:], done.stderr[-3000:])
+    return done.stdout + done.stderr
+
+
+def test_systemd_accepts_the_unit(tmp_path):
+    local = tmp_path / UNIT.name
+    local.write_text(UNIT.read_text().replace("/opt/volgate/bin/volgate", str(Path(sys.executable).with_name("volgate"))))
+    assert run("systemd-analyze", "verify", "--man=no", "--recursive-errors=no", local) == ""
+
+
+def test_systemd_accepts_the_users(tmp_path):
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "etc/group").write_text("libvirt:x:120:\n")
+    made = run("systemd-sysusers", "--dry-run", f"--root={tmp_path}", SYSUSERS)
+    assert re.search(r"user 'volgate'", made) and re.search(r"group 'volgate'", made), made
+
+
+def test_the_unit_is_tight():
+    run("systemd-analyze", "security", "--no-pager", "--offline=true", f"--threshold={TIGHT}", UNIT)
+
+
+def test_what_the_unit_names_is_what_the_example_configuration_says():
+    service = unit()["Service"]
+    example = (ROOT / "deploy/config-examples/volgate.toml").read_text()
+    assert f'socket = "/run/{service["RuntimeDirectory"]}/volgate.sock"' in example
+    assert f'# state_dir = "/var/lib/{service["StateDirectory"]}"' in example
+    assert f'socket_group = "{service["Group"]}"' in example
+    grace = float(re.search(r"# stop_seconds = ([\d.]+)", example)[1])  # type: ignore[index]
+    assert float(service["TimeoutStopSec"]) > grace
+    assert service["CapabilityBoundingSet"] == service["AmbientCapabilities"]
+
+
+@dataclass
+class Confined:
+    """A gateway with the unit's user rights, and what it asked of the kernel."""
+
+    folder: Path
+    trace: Path
+    log: Path
+
+    @property
+    def state(self) -> Path:
+        return self.folder / "state"
+
+    def volgate(self, *words: str) -> str:
+        return run(sys.executable, "-m", "volgate.cli", "--server", f"unix:{self.state}/volgate.sock", "--output", "json", *words)
+
+
+@pytest.fixture
+def confined() -> Iterator[Confined]:
+    """`volgate serve` as a user with two capabilities, writable memory that cannot be run, no way to new privileges; traced."""
+    capabilities = [word.removeprefix("CAP_").lower() for word in unit()["Service"]["AmbientCapabilities"].split()]
+    only = ",".join(["-all", *(f"+{name}" for name in capabilities)])
+    top = Path(tempfile.mkdtemp(prefix="vg-", dir="/tmp"))
+    top.chmod(0o711)
+    here = Confined(top, top / "trace", top / "log")
+    here.state.mkdir()
+    here.state.chmod(0o711)
+    os.chown(here.state, USER, USER)
+    command = ["strace", "-f", "-qq", "-o", here.trace, "setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups", "--no-new-privs"]
+    command += [f"--bounding-set={only}", f"--inh-caps={only}", f"--ambient-caps={only}"]
+    command += [sys.executable, "-c", LAUNCHER, sys.executable, "-m", "volgate.cli", "serve", "--state-dir", here.state]
+    with here.log.open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, cwd="/")
+    try:
+        _until_served(here, process)
+        yield here
+    finally:
+        if process.poll() is None:
+            os.kill(int((here.state / "lock").read_text()), signal.SIGTERM)
+        process.wait(30)
+        shutil.rmtree(top)
+
+
+def _until_served(here: Confined, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        assert process.poll() is None, here.log.read_text()
+        try:
+            with Client(f"unix:{here.state}/volgate.sock") as client:
+                client.pools.ListPools(pool_pb2.ListPoolsRequest(), timeout=1)
+                return
+        except grpc.RpcError:
+            time.sleep(0.1)
+    raise TimeoutError(here.log.read_text())
+
+
+def test_the_gateway_does_all_its_work_with_the_rights_of_the_unit(confined):
+    image = confined.folder / "image.vmdk"
+    run("qemu-img", "create", "-q", "-f", "vmdk", image, "8M")
+    image.chmod(0o644)
+    confined.volgate("volume", "create", "a", "--pool", "default", "--size", "16MiB", "--format", "qcow2")
+    for layer in confined.state.glob("pools/default/volumes/*/*.qcow2"):
+        os.chown(layer, QEMU, QEMU)  # as libvirt leaves an image that a guest has, or had
+    confined.volgate("snapshot", "create", "s", "--volume", "default/a")
+    confined.volgate("volume", "create", "b", "--pool", "default", "--from", "default/a/s")
+    confined.volgate("volume", "expand", "default/a", "--size", "32MiB")
+    confined.volgate("volume", "revert", "default/a", "--snapshot", "s")
+    confined.volgate("volume", "import", "c", "--pool", "default", "--file", str(image), "--source-format", "vmdk")
+    confined.volgate("volume", "export", "default/b", "--file", str(confined.folder / "out.raw"))
+    for name in ("volume delete default/b", "snapshot delete default/a/s", "volume delete default/a", "volume delete default/c"):
+        confined.volgate(*name.split())
+    assert not list(confined.state.glob("pools/default/volumes/*"))
+
+    trace = confined.trace.read_text(errors="replace")
+    beyond = set(re.findall(r"^\d+ +(\w+)\(", trace, re.MULTILINE)) - _expanded("@system-service")
+    assert not beyond, "outside of SystemCallFilter="
+    families = set(re.findall(r"\bsocket(?:pair)?\((AF_\w+)", trace))
+    assert families <= set(unit()["Service"]["RestrictAddressFamilies"].split())
+    converters = [line for line in trace.splitlines() if 'execve("' in line and '"convert", "-p", "-f", "vmdk"' in line and "= 0" in line]
+    assert converters, "the stranger's image was converted by a child"
+    child = converters[0].split()[0]
+    assert re.search(rf"^{child} +prctl\(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0\) = 0", trace, re.MULTILINE), (
+        "without capabilities"
+    )
+
+
+def _expanded(name: str) -> set[str]:
+    """Every system call of a set of systemd's, sets inside it included."""
+    calls: set[str] = set()
+    for word in (line.split("#")[0].strip() for line in run("systemd-analyze", "syscall-filter", "--no-pager", name).splitlines()):
+        calls |= _expanded(word) if word.startswith("@") and word != name else {word}
+    return calls
