@@ -114,9 +114,9 @@ class Link:
         _start_loop()
         pause = _PAUSES[0]
         while self._tidy():
-            if self._session is not None:
+            if self._session is not None or self._closed:
                 with self._changed:
-                    self._changed.wait_for(self._broken, _LOOK_SECONDS)
+                    self._changed.wait_for(self._to_do, _LOOK_SECONDS)
                 continue
             try:
                 fresh = self._open()
@@ -136,8 +136,6 @@ class Link:
             if self._session is not None and (self._closed or not self._session.alive):
                 self._retired.append(self._session)
                 self._session = None
-            if self._closed and any(session.users for session in self._retired):
-                self._changed.wait(_LOOK_SECONDS)
             unused = [session for session in self._retired if not session.users]
             self._retired = [session for session in self._retired if session.users]
             going_on = not self._closed or bool(self._retired)
@@ -145,8 +143,11 @@ class Link:
             session.close()
         return going_on
 
-    def _broken(self) -> bool:
-        return self._closed or self._session is None or not self._session.alive
+    def _to_do(self) -> bool:
+        """Whether there is something to retire or to close."""
+        if any(not session.users for session in self._retired):
+            return True
+        return self._session is not None and (self._closed or not self._session.alive)
 
     def _open(self) -> Session:
         connection = libvirt.open(self.uri)
