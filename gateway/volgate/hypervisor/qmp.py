@@ -13,7 +13,7 @@ import libvirt_qemu
 from volgate.errors import Precondition
 from volgate.hypervisor.faults import translated
 
-__all__ = ["Drive", "Node", "command", "drives", "io_errors", "nodes"]
+__all__ = ["Drive", "Node", "command", "drives", "io_errors", "nodes", "opened"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ def nodes(domain: libvirt.virDomain) -> list[Node]:
     found = []
     for node in command(domain, "query-named-block-nodes"):
         name = node.get("node-name", "")
-        files = dict.fromkeys((_opened(node.get("file", "")), *_layers(node.get("image") or {})))
+        files = dict.fromkeys((opened(node.get("file", "")), *_layers(node.get("image") or {})))
         found.append(Node(name, _index(name), tuple(files)))
     return found
 
@@ -93,11 +93,11 @@ def _index(name: str) -> str:
 
 def _layers(image: dict[str, Any]) -> Iterator[str]:
     while image:
-        yield _opened(str(image.get("filename", "")))
+        yield opened(str(image.get("filename", "")))
         image = image.get("backing-image") or {}
 
 
-def _opened(name: str) -> str:
+def opened(name: str) -> str:
     """The file behind QEMU's name of it: a path, or a `json:` description that nests one."""
     if not name.startswith("json:"):
         return name
@@ -107,6 +107,6 @@ def _opened(name: str) -> str:
         return name
     while isinstance(described, dict):
         if isinstance(path := described.get("filename"), str):
-            return _opened(path)
+            return opened(path)
         described = described.get("file")
     return name
