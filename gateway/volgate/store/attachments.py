@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import msgspec
-from sqlalchemy import Connection, delete, select
+from sqlalchemy import Connection, bindparam, delete, select
 from sqlalchemy.dialects.sqlite import insert
 
 from volgate.store.records import AttachmentRecord
@@ -12,6 +12,18 @@ from volgate.store.tables import attachment
 __all__ = ["find", "forget", "of_volume", "page", "put", "replace"]
 
 _decoder = msgspec.json.Decoder(AttachmentRecord)
+# statements are built once: building one costs as much as running it
+_ROW = insert(attachment)
+_PUT = _ROW.on_conflict_do_update(
+    index_elements=["id"], set_={name: _ROW.excluded[name] for name in ("pool", "volume", "volume_uid", "host", "record")}
+)
+_FORGET = delete(attachment).where(attachment.c.id == bindparam("of"))
+_FIND = select(attachment.c.record).where(attachment.c.id == bindparam("of"))
+_OF_VOLUME = (
+    select(attachment.c.record)
+    .where(attachment.c.pool == bindparam("of_pool"), attachment.c.volume == bindparam("of_volume"))
+    .order_by(attachment.c.id)
+)
 
 
 def put(connection: Connection, record: AttachmentRecord) -> None:
@@ -24,7 +36,7 @@ def put(connection: Connection, record: AttachmentRecord) -> None:
         "host": record.host,
         "record": msgspec.json.encode(record),
     }
-    connection.execute(insert(attachment).values(values).on_conflict_do_update(index_elements=["id"], set_=values))
+    connection.execute(_PUT, values)
 
 
 def replace(connection: Connection, old: AttachmentRecord, new: AttachmentRecord) -> bool:
@@ -37,19 +49,19 @@ def replace(connection: Connection, old: AttachmentRecord, new: AttachmentRecord
 
 def forget(connection: Connection, identifier: str) -> None:
     """Remove one; no error if it is gone."""
-    connection.execute(delete(attachment).where(attachment.c.id == identifier))
+    connection.execute(_FORGET, {"of": identifier})
 
 
 def find(connection: Connection, identifier: str) -> AttachmentRecord | None:
     """Read one."""
-    found = connection.scalar(select(attachment.c.record).where(attachment.c.id == identifier))
+    found = connection.scalar(_FIND, {"of": identifier})
     return _decoder.decode(found) if found else None
 
 
 def of_volume(connection: Connection, pool: str, volume: str) -> list[AttachmentRecord]:
     """Every attachment of a volume's name, by id."""
-    query = select(attachment.c.record).where(attachment.c.pool == pool, attachment.c.volume == volume).order_by(attachment.c.id)
-    return [_decoder.decode(found) for found in connection.scalars(query)]
+    found = connection.scalars(_OF_VOLUME, {"of_pool": pool, "of_volume": volume})
+    return [_decoder.decode(record) for record in found]
 
 
 def page(

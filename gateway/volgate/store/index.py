@@ -39,6 +39,10 @@ _ROW = insert(volume)
 _PUT_VOLUME = _ROW.on_conflict_do_update(
     index_elements=["pool", "name"], set_={name: _ROW.excluded[name] for name in ("uid", "record", "observed_at")}
 )
+_FORGET_VOLUME = (
+    delete(volume).where(volume.c.pool == bindparam("of_pool"), volume.c.name == bindparam("of_name")),
+    delete(snapshot).where(snapshot.c.pool == bindparam("of_pool"), snapshot.c.volume == bindparam("of_name")),
+)
 _HELD = (attachment.c.pool == volume.c.pool) & (attachment.c.volume == volume.c.name)
 _FIND_VOLUME = (
     select(volume.c.record, volume.c.observed_at, attachment.c.id)
@@ -69,8 +73,8 @@ def put_volume(connection: Connection, pool: str, found: Volume, now: float) -> 
 
 def forget_volume(connection: Connection, pool: str, name: str) -> None:
     """Remove a volume's row and those of its snapshots."""
-    connection.execute(delete(volume).where(volume.c.pool == pool, volume.c.name == name))
-    connection.execute(delete(snapshot).where(snapshot.c.pool == pool, snapshot.c.volume == name))
+    for statement in _FORGET_VOLUME:
+        connection.execute(statement, {"of_pool": pool, "of_name": name})
 
 
 def find_volume(connection: Connection, pool: str, name: str) -> IndexedVolume | None:
