@@ -32,6 +32,8 @@ __all__ = ["MAXIMUM", "ImageInfo", "convert", "inspect"]
 
 MAXIMUM = 1 << 46
 _INFO_TIMEOUT = 30.0
+_CHECK_TIMEOUT, _CHECK_SECONDS = 1800.0, 900
+_CHECK_FAILED = (1, 2)  # 3 means leaks alone, 63 a format without a check
 _CONVERT_TIMEOUT = 24 * 3600.0
 _MEMORY = 2 << 30
 _OUTPUTS = (Format.RAW, Format.QCOW2)
@@ -174,7 +176,9 @@ class _Sandbox:
             return self.bring_in(path), _checked(ImageInfo(Format.RAW, os.stat(path).st_size), maximum)
         _refuse_head(path, image_format)
         name = self.bring_in(path)
-        return name, _checked(_ask(self, name, image_format, path), maximum)
+        found = _checked(_ask(self, name, image_format, path), maximum)
+        _require_whole(self, name, image_format, path)
+        return name, found
 
     def bring_in(self, path: str) -> str:
         """Return a name that the child can open: the file's own path if it is readable for everybody, else a copy in the folder."""
@@ -209,9 +213,11 @@ def _checked(found: ImageInfo, maximum: int) -> ImageInfo:
 
 def _refuse_head(path: str, image_format: Format) -> None:
     with opened(path, os.O_RDONLY) as descriptor:
-        head = os.pread(descriptor, _HEAD, 0)
+        head, length = os.pread(descriptor, _HEAD, 0), os.fstat(descriptor).st_size
     for problem in _problems_of_head(head, image_format):
         raise _hostile(problem)
+    if image_format is Format.QCOW2 and parse_header(head).tables_end > length:
+        raise Precondition(f"{path} is cut off: its tables lie behind its end", reason="BAD_IMAGE")
 
 
 def _problems_of_head(head: bytes, image_format: Format) -> Iterator[str]:
@@ -244,6 +250,19 @@ def _ask(box: _Sandbox, name: str, image_format: Format, path: str) -> ImageInfo
         for problem in _problems_of_answer(said):
             raise _hostile(problem)
         return ImageInfo(image_format, int(said["virtual-size"]))
+
+
+def _require_whole(box: _Sandbox, name: str, image_format: Format, path: str) -> None:
+    """Refuse an image that was cut off or is damaged: the tool would read zeroes where its bytes are missing. Leaks are harmless."""
+    command = ["qemu-img", "check", "-q", "-f", str(image_format), f"file:{name}"]
+    done = run(
+        command, timeout=_CHECK_TIMEOUT, cwd=box.folder, user=box.user, limits=Limits(memory=_MEMORY, cpu=_CHECK_SECONDS, file_size=1)
+    )
+    if done.timed_out or done.returncode < 0:
+        raise _hostile("the tool that checks it was stopped at its limits")
+    if done.returncode in _CHECK_FAILED:
+        text = (done.stderr or done.stdout).decode(errors="replace").strip()[:300]
+        raise Precondition(f"{path} is cut off or damaged: {text}", reason="BAD_IMAGE")
 
 
 def _problems_of_answer(said: dict[str, Any]) -> Iterator[str]:

@@ -28,7 +28,7 @@ _VERSION_2, _VERSION_3 = 2, 3
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What the first cluster of an image says. `data_file`: the data lie elsewhere."""
+    """What the first cluster of an image says. `data_file`: the data lie elsewhere. `tables_end`: where its L1 table ends, bytes."""
 
     version: int
     size: int
@@ -38,6 +38,7 @@ class Header:
     data_file: bool
     dirty: bool
     corrupt: bool
+    tables_end: int
 
 
 def empty_image(size: int, backing: str = "", backing_format: Format = Format.QCOW2) -> tuple[tuple[int, bytes], ...]:
@@ -65,7 +66,7 @@ def parse_header(data: bytes) -> Header:
     """Read the header from the first bytes of an image (64 KiB suffice for ours). Raises ValueError if it is none or does not fit."""
     if len(data) < _HEADER.size or data[:4] != MAGIC:
         raise ValueError("not a qcow2 image")
-    _, version, name_at, name_length, bits, size, crypt, *_ = _HEADER.unpack_from(data)
+    _, version, name_at, name_length, bits, size, crypt, entries, table_at, *_ = _HEADER.unpack_from(data)
     if version not in (_VERSION_2, _VERSION_3) or not _CLUSTER_BITS_MINIMUM <= bits <= _CLUSTER_BITS_MAXIMUM:
         raise ValueError(f"qcow2 version {version} with clusters of 2^{bits} is unknown")
     incompatible, end = _flags(data, version)
@@ -78,6 +79,7 @@ def parse_header(data: bytes) -> Header:
         data_file=bool(incompatible & _DATA_FILE),
         dirty=bool(incompatible & 1),
         corrupt=bool(incompatible & 2),
+        tables_end=table_at + 8 * entries,
     )
 
 

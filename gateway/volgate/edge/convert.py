@@ -207,6 +207,11 @@ def pool(status: PoolStatus) -> pool_pb2.Pool:
     return message
 
 
+def foreign(found: Foreign) -> pool_pb2.ForeignObject:
+    """A foreign object."""
+    return pool_pb2.ForeignObject(locator=found.locator, size_bytes=found.size, format=found.format or "", reason=found.reason)
+
+
 def host(info: HostInfo, domains: list[Domain]) -> host_pb2.Host:
     """A host."""
     return host_pb2.Host(

@@ -28,7 +28,9 @@ class PoolServicer(pool_pb2_grpc.PoolServiceServicer):
     async def GetPool(self, request: pool_pb2.GetPoolRequest, _: Context) -> pool_pb2.GetPoolResponse:  # noqa: N802  # the contract's name
         """One pool, measured now."""
         name = PoolName.parse(request.name)
-        return pool_pb2.GetPoolResponse(pool=convert.pool(await self._calls.read(self._calls.gateway.get_pool, name.pool)))
+        status = await self._calls.read(self._calls.gateway.get_pool, name.pool)
+        found = await self._calls.read(self._calls.gateway.list_foreign, name.pool)
+        return pool_pb2.GetPoolResponse(pool=convert.pool(status), foreign=map(convert.foreign, found))
 
     async def DrainPool(self, request: pool_pb2.DrainPoolRequest, _: Context) -> pool_pb2.DrainPoolResponse:  # noqa: N802  # the contract's name
         """Refuse or accept new volumes."""

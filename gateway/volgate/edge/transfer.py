@@ -42,7 +42,7 @@ class Transfers:
             path = await self._calls.read(self._calls.gateway.allowed_path, typed.path)
             typed = replace(typed, path=path)
         else:
-            typed = await self._spool(typed, stream)
+            typed = await self._spool(typed, stream, first.header.image_bytes)
         ticket = await self._submit(typed, identifier)
         ended = await self._calls.wait(ticket, typed, context)
         row = convert.volume(cast("IndexedVolume", ticket.future.result())) if ended else None
@@ -66,11 +66,16 @@ class Transfers:
         ticket.future.add_done_callback(ended)
         return ticket
 
-    async def _spool(self, typed: requests.ImportVolume, stream: AsyncIterator[volume_pb2.ImportVolumeRequest]) -> requests.ImportVolume:
+    async def _spool(
+        self, typed: requests.ImportVolume, stream: AsyncIterator[volume_pb2.ImportVolumeRequest], announced: int
+    ) -> requests.ImportVolume:
         upload = await self._calls.acquire(Upload.abort, self._calls.gateway.open_upload)
+        length = 0
         try:
             async for message in stream:
+                length += len(message.chunk)
                 await self._calls.read(upload.write, _chunk(message))
+            _require_whole(announced, length)
             path, digest = await self._calls.read(upload.finish)
         except BaseException:
             upload.abort()
@@ -93,6 +98,12 @@ class Transfers:
             reader.close()
 
 
+def _require_whole(announced: int, came: int) -> None:
+    if announced not in (0, came):
+        name = "header.image_bytes"
+        raise InvalidRequest(f"{name}: {announced} bytes were announced, {came} came; send the image again", field=name)
+
+
 def _chunk(message: volume_pb2.ImportVolumeRequest) -> bytes:
     if message.WhichOneof("part") != "chunk" or len(message.chunk) > _CHUNK_MOST:
         raise InvalidRequest(f"chunk: after the header, every message holds a chunk of at most {_CHUNK_MOST} bytes", field="chunk")
@@ -110,4 +121,6 @@ def _header(header: volume_pb2.ImportHeader) -> tuple[requests.ImportVolume, str
         size=validate.bounded(header.size_bytes, "header.size_bytes", 0, 1 << 50),
         labels=validate.labels(header.labels, "header.labels"),
     )
+    if validate.bounded(header.image_bytes, "header.image_bytes", 0, 1 << 50) and typed.path:
+        raise InvalidRequest("header.image_bytes: is the length of a stream; with a path there is none", field="header.image_bytes")
     return typed, validate.request_id(header.request_id, "header.request_id")

@@ -199,6 +199,20 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """The storage's quota for the gateway's user or group is used up (RESOURCE_EXHAUSTED; retry: after the cause is
     gone).
     """
+    REASON_UNSAFE_PATH: _Reason.ValueType  # 69
+    """A volume's file is reached through a link, or lies outside of its pool; nothing was done (FAILED_PRECONDITION;
+    retry: after the cause is gone).
+    """
+    REASON_NO_CONTROLLER: _Reason.ValueType  # 70
+    """The domain has no controller of the wanted bus; add one, or use virtio-blk (FAILED_PRECONDITION; retry: after the
+    cause is gone).
+    """
+    REASON_DISK_NOT_FOUND: _Reason.ValueType  # 71
+    """The domain has no such disk (NOT_FOUND; retry: never)."""
+    REASON_QEMU_LOST: _Reason.ValueType  # 72
+    """The domain's QEMU went away during the call; during a mutation the outcome is in doubt (UNAVAILABLE or ABORTED;
+    retry: same call).
+    """
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Reason names what went wrong in a word that programs compare; ErrorInfo.reason holds the part after REASON_."""
@@ -374,5 +388,19 @@ REASON_OS_ERROR: Reason.ValueType  # 67
 REASON_QUOTA_EXCEEDED: Reason.ValueType  # 68
 """The storage's quota for the gateway's user or group is used up (RESOURCE_EXHAUSTED; retry: after the cause is
 gone).
+"""
+REASON_UNSAFE_PATH: Reason.ValueType  # 69
+"""A volume's file is reached through a link, or lies outside of its pool; nothing was done (FAILED_PRECONDITION;
+retry: after the cause is gone).
+"""
+REASON_NO_CONTROLLER: Reason.ValueType  # 70
+"""The domain has no controller of the wanted bus; add one, or use virtio-blk (FAILED_PRECONDITION; retry: after the
+cause is gone).
+"""
+REASON_DISK_NOT_FOUND: Reason.ValueType  # 71
+"""The domain has no such disk (NOT_FOUND; retry: never)."""
+REASON_QEMU_LOST: Reason.ValueType  # 72
+"""The domain's QEMU went away during the call; during a mutation the outcome is in doubt (UNAVAILABLE or ABORTED;
+retry: same call).
 """
 Global___Reason: _TypeAlias = Reason  # noqa: Y015

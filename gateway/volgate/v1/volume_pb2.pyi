@@ -837,6 +837,7 @@ class ImportHeader(_message.Message):
     PATH_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    IMAGE_BYTES_FIELD_NUMBER: _builtins.int
     pool: _builtins.str
     """pools/{pool}."""
     volume_id: _builtins.str
@@ -851,6 +852,10 @@ class ImportHeader(_message.Message):
     """Absolute path of an image on the gateway's host, below an allowed directory; empty for a stream."""
     request_id: _builtins.str
     """The caller's id of this request, at most 128 characters."""
+    image_bytes: _builtins.int
+    """The length of the streamed image, bytes; a stream that ends with another one is INVALID_ARGUMENT. 0 means not told:
+    then an image that its sender cut short may not be noticed. Not with a path.
+    """
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """At most 64."""
@@ -866,10 +871,11 @@ class ImportHeader(_message.Message):
         path: _builtins.str = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         request_id: _builtins.str = ...,
+        image_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["format", b"format", "labels", b"labels", "path", b"path", "pool", b"pool", "request_id", b"request_id", "size_bytes", b"size_bytes", "source_format", b"source_format", "volume_id", b"volume_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["format", b"format", "image_bytes", b"image_bytes", "labels", b"labels", "path", b"path", "pool", b"pool", "request_id", b"request_id", "size_bytes", b"size_bytes", "source_format", b"source_format", "volume_id", b"volume_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
