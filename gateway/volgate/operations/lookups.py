@@ -123,10 +123,10 @@ def round_up(size: int, grain: int) -> int:
     return -(-size // grain) * grain
 
 
-def put(ctx: Context, pool: Pool, volume: Volume) -> IndexedVolume:
-    """Put the volume's row into the operation's commit and return it as the answer."""
+def put(ctx: Context, pool: Pool, volume: Volume, *, fresh: bool = False) -> IndexedVolume:
+    """Put the volume's row into the operation's commit and return it as the answer. `fresh`: this operation made it, nothing holds it."""
     now = time.time()
     ctx.uid = volume.uid
     ctx.commit(lambda commit: index.put_volume(commit, pool.name, volume, now))
-    held = tuple(record.id for record in attachments_of(ctx.world, pool.name, volume))
+    held = () if fresh else tuple(record.id for record in attachments_of(ctx.world, pool.name, volume))
     return IndexedVolume(pool.name, volume, now, held)

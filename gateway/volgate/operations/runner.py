@@ -198,8 +198,8 @@ class Runner:
         else:
             if earlier is not None:
                 self._replay(job, earlier)
-            else:
-                self._start_if_ready(job, "recorded")
+            elif job.arrive("recorded"):
+                self._run(job)  # in this thread: a hand-over to the next one costs as much as a read of the database
 
     @staticmethod
     def _begin(commit: Commit, job: Job) -> OperationRecord | None:

@@ -45,7 +45,7 @@ def create_volume(ctx: Context, request: requests.CreateVolume) -> IndexedVolume
     backend = pool.backend()
     with ctx.step("create", undo=lambda: pool.call(backend.delete_volume, VolumeId(spec.name, spec.uid))):
         volume = pool.call(backend.create_volume, spec)
-    return lookups.put(ctx, pool, volume)
+    return lookups.put(ctx, pool, volume, fresh=True)
 
 
 def specify(world: World, pool: Pool, request: requests.CreateVolume, uid: str) -> VolumeSpec:
@@ -151,11 +151,12 @@ def expand_volume(ctx: Context, request: requests.ExpandVolume) -> IndexedVolume
             if host.presence(record.domain, record.alias, record.source, timeout=timeout).live:
                 running.append((host, record))
         with ctx.step("storage"):
-            pool.call(resizes.expand_volume, lookups.identity(volume), size, online=bool(running))
+            volume = pool.call(resizes.expand_volume, lookups.identity(volume), size, online=bool(running))
         for host, record in running:
             with ctx.step(f"guest {record.domain_name}"):
                 host.resize(record.domain, record.alias, size, timeout=timeout)
-        volume = lookups.require_volume(pool, request.name, volume.uid)
+        if running:
+            volume = lookups.require_volume(pool, request.name, volume.uid)
     return lookups.put(ctx, pool, volume)
 
 
