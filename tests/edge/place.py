@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from tests.edge.server import Server
 from tests.edge.wire import Wire
@@ -60,6 +61,17 @@ class Place:
     def snapshot(self, of: volume_pb2.Volume, name: str = "s1") -> snapshot_pb2.Snapshot:
         request = snapshot_pb2.CreateSnapshotRequest(volume=of.name, snapshot_id=name)
         return self.wire.snapshots.CreateSnapshot(request, timeout=30).snapshot
+
+    def held(self) -> tuple[volume_pb2.Volume, Any]:
+        """A volume, and a running export that keeps it: what changes it has to wait until the export ends or is cancelled."""
+        file = f"{self.name('fill')}.img"
+        (self.pool / file).write_bytes(b"\1" * (32 * MIB))
+        raw = volume_pb2.VOLUME_FORMAT_RAW
+        adopt = volume_pb2.AdoptVolumeRequest(pool="pools/main", locator=file, volume_id=self.name("held"), format=raw)
+        made = self.wire.volumes.AdoptVolume(adopt, timeout=30).volume
+        stream = self.wire.volumes.ExportVolume(volume_pb2.ExportVolumeRequest(name=made.name), timeout=60)
+        next(stream)
+        return made, stream
 
     def spool(self) -> list[Path]:
         return sorted((self.state / "spool").iterdir())
