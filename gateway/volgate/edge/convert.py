@@ -8,6 +8,7 @@ from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from volgate.backend import Foreign
 from volgate.edge import validate
 from volgate.errors import InvalidRequest
 from volgate.hosts.interface import Domain, HostInfo
@@ -47,6 +48,7 @@ __all__ = [
     "PROVISIONING",
     "attachment",
     "disk_options",
+    "foreign",
     "host",
     "operation",
     "path",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import threading
 import time
@@ -11,10 +12,10 @@ from pathlib import Path
 
 import structlog
 
-from volgate.backend import PathsSeen
+from volgate.backend import Adopts, Foreign, PathsSeen
 from volgate.errors import NotFound, VolgateError
 from volgate.hosts.interface import Domain, EventKind, HostEvent, HostInfo
-from volgate.model import Format, PathState, Redundancy, Volume
+from volgate.model import Format, Health, PathState, Redundancy, Volume
 from volgate.model import Path as IoPath
 from volgate.names import AttachmentName, SnapshotName, VolumeName
 from volgate.operations import lookups, requests, transfer
@@ -32,6 +33,7 @@ from volgate.store.records import AttachmentRecord, IndexedSnapshot, IndexedVolu
 
 __all__ = ["Gateway"]
 
+_MOST_FOREIGN = 1000
 _log = structlog.get_logger()
 
 
@@ -216,6 +218,14 @@ class Gateway:
         pool.check()
         return pool.status(measure=True)
 
+    def list_foreign(self, name: str) -> list[Foreign]:
+        """What AdoptVolume could take, at most 1000; nothing while the pool is down or where the backend adopts nothing."""
+        pool = self.world.pools.get(name)
+        if pool.health is Health.DOWN:
+            return []
+        backend = pool.backend()
+        return pool.call(_first_foreign, backend) if isinstance(backend, Adopts) else []
+
     def drain_pool(self, name: str, *, resume: bool) -> PoolStatus:
         """Make a pool refuse or accept new volumes."""
         pool = self.world.pools.get(name)
@@ -314,6 +324,10 @@ class Gateway:
                 shutil.rmtree(path)  # a sandbox of a dead process
             elif path.name.encode() not in needed:
                 path.unlink()
+
+
+def _first_foreign(backend: Adopts) -> list[Foreign]:
+    return list(itertools.islice(backend.list_foreign(), _MOST_FOREIGN))
 
 
 def _redundancy(paths: list[IoPath]) -> Redundancy:

@@ -224,24 +224,64 @@ class GetPoolRequest(_message.Message):
 Global___GetPoolRequest: _TypeAlias = GetPoolRequest  # noqa: Y015
 
 @_typing.final
+class ForeignObject(_message.Message):
+    """ForeignObject is something in the pool that is not a volume of this gateway: it is listed and never touched, until AdoptVolume."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOCATOR_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    FORMAT_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    locator: _builtins.str
+    """What AdoptVolume takes."""
+    size_bytes: _builtins.int
+    """Bytes."""
+    format: _builtins.str
+    """The format that it seems to have, raw or qcow2; empty if it cannot be told."""
+    reason: _builtins.str
+    """What it is and why it is not a volume; a deleted volume that is still kept says so."""
+    def __init__(
+        self,
+        *,
+        locator: _builtins.str = ...,
+        size_bytes: _builtins.int = ...,
+        format: _builtins.str = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["format", b"format", "locator", b"locator", "reason", b"reason", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ForeignObject: _TypeAlias = ForeignObject  # noqa: Y015
+
+@_typing.final
 class GetPoolResponse(_message.Message):
     """GetPoolResponse holds the pool."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     POOL_FIELD_NUMBER: _builtins.int
+    FOREIGN_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def pool(self) -> Global___Pool:
         """The pool."""
+
+    @_builtins.property
+    def foreign(self) -> _containers.RepeatedCompositeFieldContainer[Global___ForeignObject]:
+        """What AdoptVolume could take, by locator, at most 1000; empty while the pool is down."""
 
     def __init__(
         self,
         *,
         pool: Global___Pool | None = ...,
+        foreign: _abc.Iterable[Global___ForeignObject] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["pool", b"pool"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["pool", b"pool"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["foreign", b"foreign", "pool", b"pool"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

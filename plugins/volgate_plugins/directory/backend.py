@@ -19,6 +19,7 @@ from volgate.connection import Connection
 from volgate.errors import InvalidRequest, NotFound, Precondition, translate
 from volgate.model import Format, Provisioning, Volume, VolumeSpec
 from volgate.names import object_name
+from volgate_plugins.directory import trash
 from volgate_plugins.directory.manifest import Content, Layer, Manifest
 from volgate_plugins.directory.settings import DirectorySettings
 from volgate_plugins.directory.snapshots import Snapshotting
@@ -75,9 +76,10 @@ class Directory(Snapshotting, DataPath, Adopts):
             return self._store.volume(stored_as, done)
 
     def list_foreign(self) -> Iterator[Foreign]:
-        """Yield the files at the top of the pool's directory."""
+        """Yield the files at the top of the pool's directory, and the deleted volumes that can come back."""
         root = self._store.pool.root
         with translate("list foreign files"):
+            yield from trash.deleted(self._store)
             for name in sorted(os.listdir(root)):
                 found = os.stat(f"{root}/{name}", follow_symlinks=False)
                 if not name.startswith(".") and stat.S_ISREG(found.st_mode):
@@ -85,7 +87,9 @@ class Directory(Snapshotting, DataPath, Adopts):
                     yield Foreign(name, found.st_size, kind, "a file at the top of the pool's directory, without an owner tag")
 
     def adopt_volume(self, locator: str, spec: VolumeSpec) -> Volume:
-        """Move a foreign file into a new volume's folder."""
+        """Move a foreign file into a new volume's folder, or bring a deleted volume back."""
+        if locator.startswith(trash.PREFIX):
+            return self._undelete(locator, spec)
         store, stored_as = self._store, object_name(spec.name, spec.uid)
         if not locator or "/" in locator or locator.startswith("."):
             raise InvalidRequest(f"{locator!r} is not the name of a file at the top of the pool's directory", field="locator")
@@ -98,6 +102,15 @@ class Directory(Snapshotting, DataPath, Adopts):
                     os.unlink(source)
                     sync_directory(store.pool.root)
             return found
+
+    def _undelete(self, locator: str, spec: VolumeSpec) -> Volume:
+        entry = locator.removeprefix(trash.PREFIX)
+        if not entry or "/" in entry or entry.startswith("."):
+            raise InvalidRequest(f"{locator!r} is not a deleted volume; list the pool's foreign objects", field="locator")
+        with translate(f"undelete {locator} as volume {spec.name}"):
+            held = (spec.name, f"/{locator}", *filter(None, [trash.parent_of(self._store, locator)]))
+            with self._store.locks.holding(*held):
+                return self._existing(spec) or trash.undelete(self._store, locator, spec)
 
     def _adopt(self, source: str, locator: str, spec: VolumeSpec, stored_as: str) -> Volume:
         """Give the file a second name in a new volume; its first name goes last, so that no crash can lose it."""

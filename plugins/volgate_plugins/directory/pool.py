@@ -98,12 +98,19 @@ class PoolDirectory:
             for name in os.listdir(self.trash):
                 thing, _, moment = name.rpartition(".")
                 if moment.isdigit() and int(moment) <= before and stored_as in ("", thing):
-                    shutil.rmtree(f"{self.trash}/{name}", ignore_errors=True)
+                    self._remove_deleted(name)
+
+    def _remove_deleted(self, name: str) -> None:
+        """Take it out of the trash by one rename first: an undelete finds all of it or nothing."""
+        gone = f"{self.work}/.gone-{name}"
+        with contextlib.suppress(FileNotFoundError):
+            os.rename(f"{self.trash}/{name}", gone)
+            shutil.rmtree(gone, ignore_errors=True)
 
     def _drop_staging(self) -> None:
         """Remove what conversions of a dead process left; nobody else works in this pool now."""
         for name in os.listdir(self.work):
-            if name.startswith((".image-", ".probe")):
+            if name.startswith((".image-", ".probe", ".gone-")):
                 path = f"{self.work}/{name}"
                 remove_tree(path) if os.path.isdir(path) else os.unlink(path)
 

@@ -86,6 +86,7 @@ class Volumes(Resizes, Measures, Relabels, PathsSeen, Backend):
             with translate("check the pool"):
                 self._store.pool.prove()
                 _try_to_write(f"{self._store.pool.work}/.probe.{threading.get_ident()}")
+                self._store.pool.empty_trash()
                 free = self._store.pool.space()[1]
         except VolgateError as error:
             return PoolCheck(Health.DOWN, error.message)
