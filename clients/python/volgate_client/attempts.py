@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Callable
 
 from volgate_client.errors import VolgateError
 
@@ -21,8 +22,9 @@ class Attempts:
     transfer may take a day, but a gateway that is gone is given up sooner.
     """
 
-    def __init__(self, timeout: float, patience: float | None = None) -> None:
-        """Start the clock."""
+    def __init__(self, timeout: float, patience: float | None = None, retrying: Callable[[VolgateError], None] | None = None) -> None:
+        """Start the clock. `retrying` is told each failure that is followed by another attempt."""
+        self._retrying = retrying
         self._deadline = time.monotonic() + timeout
         self._patience = timeout if patience is None else patience
         self._give_up = self._deadline
@@ -49,4 +51,6 @@ class Attempts:
         self._backoff = min(self._backoff * 2, _MOST)
         if time.monotonic() + wait >= self._give_up:
             raise failure
+        if self._retrying:
+            self._retrying(failure)
         return wait

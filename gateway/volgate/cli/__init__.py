@@ -1,39 +1,43 @@
-"""The command line: `volgate [--server ADDR] [--output table|json] NOUN VERB ...`; both flags are accepted anywhere."""
+"""The command line: `volgate [--server ADDR] [--output table|json] [--timeout SECONDS] NOUN VERB ...`; flags are accepted anywhere.
+
+Exit status: 0 success; 2 the command line or the request is wrong; 3 the object does not exist; 4 the object's state or
+another object forbids it; 5 no answer, too busy, in doubt or too late: repeat the same command; 1 anything else.
+"""
 
 from __future__ import annotations
 
-import os
 import sys
 
-__all__ = ["main"]
+__all__ = ["hoist", "main"]
+
+_FLAGS = ("--server", "--output", "--timeout")
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run a command; exit with 0, 1 (failure), 2 (usage), 3 (not found), 4 (conflict), 5 (unavailable or too slow)."""
+    """Run a command and exit with its status."""
     from volgate.cli.app import app
-    from volgate.cli.session import SESSION, report
+    from volgate.cli.failures import report
 
-    words, flags = _take_flags(list(sys.argv[1:] if arguments is None else arguments))
-    SESSION.address = flags.get("--server") or os.environ.get("VOLGATE_SERVER") or "unix:/run/volgate/volgate.sock"
-    SESSION.json = flags.get("--output") == "json"
-    if flags.get("--output") not in (None, "table", "json"):
-        sys.stderr.write("--output: table or json\n")
-        sys.exit(2)
     try:
-        app(words, prog_name="volgate", standalone_mode=True)
+        app(hoist(list(sys.argv[1:] if arguments is None else arguments)), prog_name="volgate")
     except Exception as error:  # noqa: BLE001  # told to a person: our errors with what to do, anything else with its type
         sys.exit(report(error))
 
 
-def _take_flags(words: list[str]) -> tuple[list[str], dict[str, str]]:
-    """Take --server and --output out of a line, wherever they stand."""
+def hoist(words: list[str]) -> list[str]:
+    """Put the flags of every command first, wherever they stand before a `--`, so that one parser sees them."""
+    flags: list[str] = []
     left: list[str] = []
-    flags: dict[str, str] = {}
     while words:
         word = words.pop(0)
-        name, equals, value = word.partition("=")
-        if name in ("--server", "--output") and (equals or words):
-            flags[name] = value if equals else words.pop(0)
-        else:
+        if word == "--":
+            left += [word, *words]
+            break
+        name, equals, _ = word.partition("=")
+        if name not in _FLAGS:
             left.append(word)
-    return left, flags
+        elif equals or not words:
+            flags.append(word)
+        else:
+            flags += [word, words.pop(0)]
+    return flags + left

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
 
 from volgate.cli import attachments, inspect, snapshots, volumes
-from volgate.cli.session import SESSION
+from volgate.cli.output import object_
+from volgate.cli.session import DEFAULT_SERVER, SESSION
 
 __all__ = ["app"]
 
-app = typer.Typer(
-    no_args_is_help=True, pretty_exceptions_enable=False, help="Volgate: volumes for virtual machines.", rich_markup_mode=None
+_HELP = "Volgate: volumes for virtual machines. --server, --output and --timeout may stand anywhere."
+_EXITS = (
+    "Exit status: 0 success; 2 wrong command or request; 3 not found; 4 conflict or precondition; "
+    "5 no answer, busy, in doubt or too late (repeat the same command); 1 anything else."
 )
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None)
 app.add_typer(inspect.pools, name="pool")
 app.add_typer(volumes.app, name="volume")
 app.add_typer(snapshots.app, name="snapshot")
@@ -26,11 +32,31 @@ Config = Annotated[Optional[Path], typer.Option("--config", help="The configurat
 State = Annotated[Optional[Path], typer.Option("--state-dir", help="The state directory.")]  # noqa: UP045  # typer reads this form
 
 
+class Output(StrEnum):
+    """How answers are shown."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
+@app.callback(help=_HELP, epilog=_EXITS)
+def flags(
+    server: Annotated[str, typer.Option(envvar="VOLGATE_SERVER", help="unix:PATH or HOST:PORT.")] = DEFAULT_SERVER,
+    output: Annotated[Output, typer.Option(help="For people or for programs.")] = Output.TABLE,
+    timeout: Annotated[float, typer.Option(min=0, help="Seconds for the whole command; 0: 60, and a day for transfers and waits.")] = 0,
+) -> None:
+    """Keep the flags of this run."""
+    SESSION.address, SESSION.json, SESSION.timeout = server, output is Output.JSON, timeout
+
+
 @app.command()
 def serve(
-    config: Config = None, state_dir: State = None, *, check: Annotated[bool, typer.Option(help="Only read the configuration.")] = False
+    config: Config = None,
+    state_dir: State = None,
+    *,
+    check: Annotated[bool, typer.Option("--check", help="Only read the configuration.")] = False,
 ) -> None:
-    """Serve until stopped."""
+    """Serve until SIGTERM; with no configuration, a directory pool `default` below the state directory on STATE_DIR/volgate.sock."""
     from volgate.cli import serve as server
 
     raise typer.Exit(server.run(config, state_dir, check_only=check))
@@ -41,27 +67,47 @@ def rescan(config: Config = None, state_dir: State = None) -> None:
     """Rebuild the index of a stopped gateway from its storages."""
     from volgate.cli import serve as server
 
-    for pool, changed in server.rescan(config, state_dir).items():
-        typer.echo(f"{pool}: {changed} rows changed")
+    changed = server.rescan(config, state_dir)
+    object_(changed, "\n".join(f"{pool}: {rows} rows changed" for pool, rows in changed.items()))
+
+
+@app.command()
+def backup(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The copy; replaced if it exists.")],
+    config: Config = None,
+    state_dir: State = None,
+) -> None:
+    """Copy the state database, of a gateway that runs too."""
+    from volgate.cli import state
+
+    written = state.backup(config, state_dir, file)
+    object_({"file": str(file), "bytes": written}, f"{file}: {written} bytes, checked")
+
+
+@app.command()
+def restore(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A copy made by `volgate backup`.")],
+    config: Config = None,
+    state_dir: State = None,
+) -> None:
+    """Put a copy in the place of a stopped gateway's database; what was there is kept beside it as volgate.db.before-restore."""
+    from volgate.cli import state
+
+    database = state.restore(config, state_dir, file)
+    object_({"file": str(file), "database": str(database)}, f"{database} restored; `volgate rescan` brings its index up to date")
 
 
 @app.command()
 def plugins() -> None:
-    """List the plugins found on this machine, loaded or not."""
-    from volgate.registry import Registry
+    """List the plugins found on this machine: loaded, blocked or broken."""
+    from volgate.cli.inspect import list_plugins
 
-    for plugin in Registry().plugins():
-        typer.echo(f"{plugin.name:16} {plugin.version:12} {plugin.status:8} {', '.join(plugin.kinds)} {plugin.problem}".rstrip())
+    list_plugins()
 
 
 @app.command()
-def doctor() -> None:
-    """Look at the server, its pools, hosts and attachments, and say what to do; exit 1 if anything is wrong."""
+def doctor(config: Config = None, state_dir: State = None) -> None:
+    """Look at the server, libvirt, pools, attachments and orphans, and say what to do; exit 1 if anything is wrong."""
     from volgate.cli.doctor import examine
 
-    with SESSION.client() as client:
-        problems = examine(client)
-    for problem in problems:
-        typer.echo(f"- {problem}")
-    typer.echo("all is well" if not problems else f"{len(problems)} problem(s)")
-    raise typer.Exit(1 if problems else 0)
+    raise typer.Exit(examine(config, state_dir))

@@ -1,24 +1,148 @@
-"""What is wrong, and what to do about it."""
+"""`volgate doctor`: what is wrong, and what to do about it."""
 
 from __future__ import annotations
 
-from volgate.v1 import attachment_pb2, host_pb2, operation_pb2, pool_pb2
-from volgate_client import Client
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
-__all__ = ["examine"]
+from volgate.cli.output import human, object_, short
+from volgate.cli.session import SESSION
+from volgate.errors import VolgateError as ServerError
+from volgate.settings import load
+from volgate.v1 import host_pb2, operation_pb2, pool_pb2
+from volgate_client import Client, VolgateError
+from volgate_client.words import word
+
+__all__ = ["Finding", "examine"]
+
+_LITTLE_SPACE = 0.05
+_LITTLE_STATE = 64 << 20  # bytes; the database and its log stay far below
+_WANTED = {"QEMU": (5, 2), "libvirt": (7, 0)}
 
 
-def examine(client: Client) -> list[str]:
-    """Return a line for each problem."""
-    pools = client.pages(client.pools.ListPools, pool_pb2.ListPoolsRequest(), "pools")
-    problems = [f"{pool.name}: {pool.problem}" for pool in pools if pool.health != pool_pb2.POOL_HEALTH_OK]
-    hosts = client.pages(client.hosts.ListHosts, host_pb2.ListHostsRequest(), "hosts")
-    hint = "is libvirtd running, and may this user connect to"
-    problems += [f"{host.name}: {host.problem}; {hint} {host.uri}?" for host in hosts if not host.connected]
-    held = client.pages(client.attachments.ListAttachments, attachment_pb2.ListAttachmentsRequest(), "attachments")
-    problems += [f"{a.name} ({a.volume} on {a.domain_name}): {a.problem}; detach it to release the volume" for a in held if a.problem]
-    waiting = operation_pb2.ListOperationsRequest(unfinished_only=True)
-    unfinished = client.pages(client.operations.ListOperations, waiting, "operations")
-    doubt = operation_pb2.OPERATION_STATE_IN_DOUBT
-    problems += [f"{o.name} ({o.method} {o.target}) is in doubt, retried: {o.error_message}" for o in unfinished if o.state == doubt]
-    return problems
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One look: `ok` and what was seen, or a problem and what to do."""
+
+    ok: bool
+    subject: str
+    seen: str
+    action: str = ""
+
+
+def examine(config: Path | None, state_dir: Path | None) -> int:
+    """Look at everything, show it, return the exit status: 0, or 1 if anything is wrong."""
+    found = list(_state(config, state_dir)) if config or state_dir else []
+    try:
+        with SESSION.client() as client:
+            found += list(_server(client))
+    except VolgateError as error:
+        action = "start it with `volgate serve`, or name it with --server; the socket's group may use it"
+        found.append(Finding(False, SESSION.address, error.message, action))  # ok
+    problems = sum(not finding.ok for finding in found)
+    lines = [
+        f"{'ok     ' if f.ok else 'PROBLEM'}  {f.subject}: {f.seen}" + (f"\n         do: {f.action}" if f.action else "") for f in found
+    ]
+    lines.append(f"{problems} problem(s)" if problems else "all is well")
+    object_({"ok": not problems, "findings": [asdict(finding) for finding in found]}, "\n".join(lines))
+    return 1 if problems else 0
+
+
+def _state(config: Path | None, state_dir: Path | None) -> Iterator[Finding]:
+    """The state directory, as this user sees it."""
+    try:
+        folder = load(config, state_dir).state_dir
+    except ServerError as error:
+        yield Finding(ok=False, subject="configuration", seen=error.message, action="correct that key")
+        return
+    if not folder.is_dir():
+        yield Finding(ok=False, subject=str(folder), seen="does not exist", action="`volgate serve` makes it, if its parent can be written")
+        return
+    free = shutil.disk_usage(folder).free
+    writable = os.access(folder, os.W_OK | os.X_OK)
+    seen = f"state directory, {human(free)} free" + ("" if writable else ", not writable")
+    action = "" if writable else "run as the gateway's user, or correct the owner"
+    if free < _LITTLE_STATE:
+        action = "free space: without it no call is accepted"
+    yield Finding(ok=not action, subject=str(folder), seen=seen, action=action)
+
+
+def _server(client: Client) -> Iterator[Finding]:
+    pools = list(client.list_pools())
+    yield Finding(ok=True, subject=SESSION.address, seen="answers")
+    yield from map(_pool, pools)
+    for host in client.list_hosts():
+        yield from _host(client.get_host(host.name) if host.connected else host)
+    for held in client.list_attachments():
+        if held.problem:
+            subject = f"{held.name} ({short(held.volume)} on {held.domain_name})"
+            yield Finding(ok=False, subject=subject, seen=held.problem, action=f"volgate attachment detach {short(held.name)} releases it")
+    for operation in client.list_operations(unfinished_only=True):
+        if operation.state == operation_pb2.OPERATION_STATE_IN_DOUBT:
+            seen = f"{operation.method} of {operation.target} is in doubt and retried: {operation.error_message}"
+            action = f"remove the cause; volgate operation watch {short(operation.name)}"
+            yield Finding(ok=False, subject=operation.name, seen=seen, action=action)
+
+
+def _pool(pool: pool_pb2.Pool) -> Finding:
+    seen = f"{pool.kind}, {word(pool_pb2.PoolHealth, pool.health)}, {human(pool.free_bytes)} free of {human(pool.total_bytes)}"
+    if pool.health != pool_pb2.POOL_HEALTH_OK:
+        return Finding(
+            ok=False, subject=pool.name, seen=f"{seen}: {pool.problem}", action="put right what it names; it is looked at again by itself"
+        )
+    if pool.free_bytes < pool.total_bytes * _LITTLE_SPACE:
+        return Finding(ok=False, subject=pool.name, seen=seen, action="free or add space: thin volumes stop their guests when it ends")
+    notes = "; ".join(pool.notes)
+    return Finding(ok=True, subject=pool.name, seen=f"{seen} ({notes})" if notes else seen)
+
+
+def _host(host: host_pb2.Host) -> Iterator[Finding]:
+    if not host.connected:
+        action = f"start libvirtd, and let the gateway's user connect to {host.uri}; or configure another [hosts] uri"
+        yield Finding(ok=False, subject=host.name, seen=f"libvirt is not connected: {host.problem}", action=action)
+        return
+    seen = f"libvirt {host.libvirt_version}, QEMU {host.qemu_version}, features: {', '.join(host.features) or 'none'}"
+    old = [
+        f"{name} {found}"
+        for name, found in (("libvirt", host.libvirt_version), ("QEMU", host.qemu_version))
+        if _older(found, _WANTED[name])
+    ]
+    action = f"upgrade {' and '.join(old)}: {' '.join(f'{n} {a}.{b}' for n, (a, b) in _WANTED.items())} or newer is needed" if old else ""
+    yield Finding(ok=not old, subject=host.name, seen=seen, action=action)
+    if host.machine_id and host.machine_id == _machine_id():
+        yield from _orphans(host)
+
+
+def _older(version: str, wanted: tuple[int, int]) -> bool:
+    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdecimal())
+    return bool(numbers) and numbers < wanted
+
+
+def _machine_id() -> str:
+    try:
+        return Path("/etc/machine-id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
+
+
+def _orphans(host: host_pb2.Host) -> Iterator[Finding]:
+    """Disks that QEMU has and libvirt does not list, on this machine; nothing is changed."""
+    from volgate.hosts.local import LocalHost
+
+    local = LocalHost(short(host.name), host.uri)
+    try:
+        for domain in host.domains:
+            if not domain.active:
+                continue
+            for orphan in local.repair(domain.uuid, (), apply=False, timeout=10.0):
+                action = f"repeat the attach or detach of that volume on {domain.name}: it repairs this; or restart the domain"
+                yield Finding(ok=False, subject=f"{domain.name}: {orphan.alias}", seen=orphan.problem, action=action)
+    except ServerError as error:
+        yield Finding(
+            ok=False, subject=host.name, seen=f"orphans were not looked for: {error.message}", action="run doctor as the gateway's user"
+        )
+    finally:
+        local.close()

@@ -1,4 +1,4 @@
-"""`volgate pool|host|operation ...`: what the gateway knows about itself."""
+"""`volgate pool|host|operation ...` and `volgate plugins`: what the gateway knows about itself."""
 
 from __future__ import annotations
 
@@ -6,89 +6,98 @@ from typing import Annotated
 
 import typer
 
-from volgate.cli.session import SESSION, human, show, table
+from volgate.cli import completion
+from volgate.cli.arguments import full
+from volgate.cli.output import human, object_, record, short, table, when
+from volgate.cli.progress import fraction
+from volgate.cli.session import SESSION
 from volgate.v1 import host_pb2, operation_pb2, pool_pb2
+from volgate_client.words import word
 
-__all__ = ["hosts", "operations", "pools"]
+__all__ = ["hosts", "list_plugins", "operations", "pools"]
 
-pools = typer.Typer(no_args_is_help=True, help="Pools.")
-hosts = typer.Typer(no_args_is_help=True, help="Hosts.")
-operations = typer.Typer(no_args_is_help=True, help="Operations: the journal.")
-Operation = Annotated[str, typer.Argument(metavar="OPERATION", help="Full resource name, or its id.")]
-
-
-def _health(pool: pool_pb2.Pool) -> str:
-    return pool_pb2.PoolHealth.Name(pool.health).removeprefix("POOL_HEALTH_").lower()
+pools = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Pools.")
+hosts = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Hosts.")
+operations = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Operations: the journal.")
+Pool = Annotated[str, typer.Argument(metavar="POOL", help="Full resource name, or its id.", autocompletion=completion.pools)]
+Host = Annotated[str, typer.Argument(metavar="HOST", help="Full resource name, or its id.", autocompletion=completion.hosts)]
+Operation = Annotated[str, typer.Argument(metavar="OPERATION", help="Full resource name, or its id.", autocompletion=completion.operations)]
 
 
 @pools.command("list")
 def list_pools() -> None:
     """List pools."""
+    columns = ("NAME", "KIND", "HEALTH", ">FREE", ">TOTAL", ">PROVISIONED", "PROBLEM")
     with SESSION.client() as client:
-        rows = client.pages(client.pools.ListPools, pool_pb2.ListPoolsRequest(), "pools")
-        table(rows, ("NAME", "KIND", "HEALTH", "FREE", "TOTAL", "PROVISIONED"), lambda p: (
-            p.name.split("/")[1], p.kind, _health(p), human(p.free_bytes), human(p.total_bytes), human(p.provisioned_bytes),
+        table(client.list_pools(), columns, lambda p: (
+            short(p.name), p.kind, word(pool_pb2.PoolHealth, p.health), human(p.free_bytes), human(p.total_bytes),
+            human(p.provisioned_bytes), p.problem,
         ))  # fmt: skip
 
 
+def _show_pool(pool: pool_pb2.Pool) -> None:
+    record(pool, [
+        ("name", pool.name), ("kind", pool.kind), ("health", word(pool_pb2.PoolHealth, pool.health)), ("problem", pool.problem),
+        ("draining", "yes" if pool.draining else ""), ("free", human(pool.free_bytes)), ("total", human(pool.total_bytes)),
+        ("provisioned", human(pool.provisioned_bytes)),
+        ("provisioned limit", human(pool.provisioned_limit_bytes) if pool.provisioned_limit_bytes else "none"),
+        ("capabilities", ", ".join(pool.capabilities)), ("formats", ", ".join(pool.formats)),
+        ("snapshots while attached", pool.online_snapshots or "no"), ("lane", f"{pool.lane_running} running, {pool.lane_queued} waiting"),
+        ("notes", "; ".join(pool.notes)),
+    ])  # fmt: skip
+
+
 @pools.command("show")
-def show_pool(pool: Annotated[str, typer.Argument(metavar="POOL")]) -> None:
-    """Show a pool."""
+def show_pool(pool: Pool) -> None:
+    """Show a pool, measured now."""
     with SESSION.client() as client:
-        name = pool if "/" in pool else f"pools/{pool}"
-        found = client.call(client.pools.GetPool, pool_pb2.GetPoolRequest(name=name)).pool
-        show(found, [
-            ("name", found.name), ("kind", found.kind), ("health", _health(found)), ("problem", found.problem),
-            ("free", human(found.free_bytes)), ("total", human(found.total_bytes)), ("provisioned", human(found.provisioned_bytes)),
-            ("capabilities", ", ".join(found.capabilities)), ("formats", ", ".join(found.formats)), ("notes", "; ".join(found.notes)),
-        ])  # fmt: skip
+        _show_pool(client.get_pool(full("pools", pool)))
+
+
+@pools.command()
+def drain(pool: Pool, *, resume: Annotated[bool, typer.Option("--resume", help="Accept new volumes again.")] = False) -> None:
+    """Make a pool refuse new volumes."""
+    with SESSION.client() as client:
+        _show_pool(client.drain_pool(full("pools", pool), resume=resume))
 
 
 @hosts.command("list")
 def list_hosts() -> None:
     """List hosts."""
     with SESSION.client() as client:
-        rows = client.pages(client.hosts.ListHosts, host_pb2.ListHostsRequest(), "hosts")
-        table(rows, ("NAME", "CONNECTED", "LIBVIRT", "QEMU", "PROBLEM"), lambda h: (
-            h.name.split("/")[1], "yes" if h.connected else "no", h.libvirt_version, h.qemu_version, h.problem,
+        table(client.list_hosts(), ("NAME", "CONNECTED", "LIBVIRT", "QEMU", "URI", "PROBLEM"), lambda h: (
+            short(h.name), "yes" if h.connected else "no", h.libvirt_version, h.qemu_version, h.uri, h.problem,
         ))  # fmt: skip
 
 
 @hosts.command("show")
-def show_host(host: Annotated[str, typer.Argument(metavar="HOST")]) -> None:
+def show_host(host: Host) -> None:
     """Show a host and its domains."""
     with SESSION.client() as client:
-        found = client.call(client.hosts.GetHost, host_pb2.GetHostRequest(name=host if "/" in host else f"hosts/{host}")).host
-        show(found, [
-            ("name", found.name), ("uri", found.uri), ("libvirt", found.libvirt_version), ("qemu", found.qemu_version),
-            ("problem", found.problem), ("domains", ", ".join(d.name for d in found.domains)),
-        ])  # fmt: skip
+        found: host_pb2.Host = client.get_host(full("hosts", host))
+    record(found, [
+        ("name", found.name), ("uri", found.uri), ("connected", "yes" if found.connected else "no"), ("libvirt", found.libvirt_version),
+        ("qemu", found.qemu_version), ("features", ", ".join(found.features)), ("problem", found.problem),
+        ("domains", ", ".join(f"{d.name} ({'running' if d.active else 'off'})" for d in found.domains)),
+    ])  # fmt: skip
 
 
-def _state(operation: operation_pb2.Operation) -> str:
-    return operation_pb2.OperationState.Name(operation.state).removeprefix("OPERATION_STATE_").lower()
-
-
-def _full(name: str) -> str:
-    return name if "/" in name else f"operations/{name}"
-
-
-def _shown(found: operation_pb2.Operation) -> None:
-    show(found, [
-        ("name", found.name), ("method", found.method), ("target", found.target), ("state", _state(found)),
-        ("progress", f"{found.progress:.0%}"), ("steps", ", ".join(f"{s.name} {s.state}" for s in found.steps)),
-        ("error", f"{found.error_reason} {found.error_message}".strip()),
+def _show_operation(found: operation_pb2.Operation) -> None:
+    record(found, [
+        ("name", found.name), ("method", found.method), ("target", found.target),
+        ("state", word(operation_pb2.OperationState, found.state)), ("progress", f"{found.progress:.0%}"),
+        ("steps", ", ".join(f"{step.name} {step.state}" for step in found.steps)),
+        ("error", f"{found.error_reason} {found.error_message}".strip()), ("request id", found.request_id),
+        ("created", when(found, "created_at")), ("finished", when(found, "finished_at")),
     ])  # fmt: skip
 
 
 @operations.command("list")
-def list_operations(*, unfinished: Annotated[bool, typer.Option(help="Only those that have not ended.")] = False) -> None:
+def list_operations(*, unfinished: Annotated[bool, typer.Option("--unfinished", help="Only those that have not ended.")] = False) -> None:
     """List operations, newest first."""
     with SESSION.client() as client:
-        request = operation_pb2.ListOperationsRequest(unfinished_only=unfinished)
-        rows = client.pages(client.operations.ListOperations, request, "operations")
-        table(rows, ("ID", "METHOD", "TARGET", "STATE", "ERROR"), lambda o: (
-            o.name.split("/")[1], o.method, o.target, _state(o), o.error_reason,
+        table(client.list_operations(unfinished_only=unfinished), ("ID", "METHOD", "TARGET", "STATE", "CREATED", "ERROR"), lambda o: (
+            short(o.name), o.method, o.target, word(operation_pb2.OperationState, o.state), when(o, "created_at"), o.error_reason,
         ))  # fmt: skip
 
 
@@ -96,19 +105,34 @@ def list_operations(*, unfinished: Annotated[bool, typer.Option(help="Only those
 def show_operation(operation: Operation) -> None:
     """Show an operation."""
     with SESSION.client() as client:
-        _shown(client.call(client.operations.GetOperation, operation_pb2.GetOperationRequest(name=_full(operation))).operation)
+        _show_operation(client.get_operation(full("operations", operation)))
 
 
 @operations.command("watch")
 def watch_operation(operation: Operation) -> None:
-    """Follow an operation to its end."""
-    with SESSION.client() as client:
-        found = client.call(client.operations.GetOperation, operation_pb2.GetOperationRequest(name=_full(operation))).operation
-        _shown(client.wait(found, timeout=86400))
+    """Follow an operation to its end; its error is this command's."""
+    with SESSION.client() as client, fraction(operation) as progress:
+        ended = client.wait(client.get_operation(full("operations", operation)), progress=progress)
+    _show_operation(ended)
 
 
 @operations.command("cancel")
 def cancel_operation(operation: Operation) -> None:
     """Ask an operation to stop and undo."""
     with SESSION.client() as client:
-        _shown(client.call(client.operations.CancelOperation, operation_pb2.CancelOperationRequest(name=_full(operation))).operation)
+        _show_operation(client.cancel_operation(full("operations", operation)))
+
+
+def list_plugins() -> None:
+    """Show what the registry found."""
+    from volgate.cli.serve import logs_to_stderr
+    from volgate.registry import Registry
+
+    logs_to_stderr()
+    found = Registry().plugins()
+    rows = [(p.name, p.version, p.status, ", ".join(p.kinds), p.problem) for p in found]
+    keys = ("name", "version", "status", "kinds", "problem")
+    width = [max([len(row[at]) for row in rows] + [0]) for at in range(4)]
+    lines = ["  ".join([*(row[at].ljust(width[at]) for at in range(4)), row[4]]).rstrip() for row in rows]
+    facts = [dict(zip(keys, (p.name, p.version, p.status, list(p.kinds), p.problem), strict=True)) for p in found]
+    object_(facts, "\n".join(lines))

@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,9 +17,12 @@ from volgate.settings import Settings, load
 from volgate.spawner import Spawner
 
 if TYPE_CHECKING:
-    from volgate.operations.gateway import Gateway  # imported where it is used: `volgate --help` stays quick
+    # imported where they are used: `volgate --help` stays quick
+    from volgate.hosts.interface import AttachPlan
+    from volgate.operations.gateway import Gateway
+    from volgate.registry import Registry
 
-__all__ = ["check", "rescan", "run"]
+__all__ = ["check", "logs_to_stderr", "rescan", "run"]
 
 
 def run(config: Path | None, state_dir: Path | None, *, check_only: bool = False) -> int:
@@ -47,13 +51,25 @@ def check(settings: Settings) -> int:
 def rescan(config: Path | None, state_dir: Path | None) -> dict[str, int]:
     """Rebuild the index of a stopped gateway from its storages; return the rows changed in each pool. Raises VolgateError."""
     settings = load(config, state_dir)
-    commands.install(Spawner.start())
-    with _opened(settings) as gateway:
-        gateway.world.pools.check()
-        down = [f"{pool.name}: {pool.problem}" for pool in gateway.world.pools if pool.health == "down"]
-        if down:
-            raise Unreachable("pools are down: " + "; ".join(down), reason="POOL_DOWN")
-        return gateway.rescan()
+    logs_to_stderr()
+    spawner = Spawner.start()
+    commands.install(spawner)
+    try:
+        with _opened(settings) as gateway:
+            gateway.world.pools.check()
+            down = [f"{pool.name}: {pool.problem}" for pool in gateway.world.pools if pool.health == "down"]
+            if down:
+                raise Unreachable("pools are down: " + "; ".join(down), reason="POOL_DOWN")
+            return gateway.rescan()
+    finally:
+        spawner.close()
+
+
+def logs_to_stderr() -> None:
+    """Keep log lines away from what programs read."""
+    import structlog
+
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
 
 
 @contextlib.contextmanager
@@ -74,10 +90,21 @@ def _opened(settings: Settings) -> Iterator[Gateway]:
         database.set_instance(instance)
         registry = Registry(settings.plugins.blocked)
         pools = Pools(registry, settings.pools, instance, settings.limits.native_timeout)
-        hosts: dict[str, Host] = {name: LocalHost(name, host.uri) for name, host in settings.hosts.items()}
+        hosts: dict[str, Host] = {
+            name: LocalHost(name, host.uri, disk_hook=_disk_hook(registry, name)) for name, host in settings.hosts.items()
+        }
         yield Gateway(World(settings, registry, database, pools, hosts))
     finally:
         lock.release()
+
+
+def _disk_hook(registry: Registry, host: str) -> Callable[[str, AttachPlan], str]:
+    """What lets plugins amend the disks of one host."""
+    from volgate.backend.hooks import DiskContext
+
+    return lambda xml, plan: registry.amend_disk(
+        xml, DiskContext(f"attachments/{plan.attachment}", plan.volume, plan.domain, f"hosts/{host}")
+    )
 
 
 def _instance(settings: Settings) -> str:

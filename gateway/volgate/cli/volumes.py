@@ -3,198 +3,247 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated
 
 import typer
-from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
 
-from volgate.cli.session import SESSION, human, show, size, snapshot_name, table, volume_name
+from volgate.cli import completion
+from volgate.cli.arguments import (
+    DryRun,
+    Format,
+    Labels,
+    OptionalPool,
+    RequestId,
+    Uid,
+    Volume,
+    enum,
+    full,
+    labels,
+    origin,
+    size,
+    volume_name,
+)
+from volgate.cli.mutate import planned
+from volgate.cli.output import human, object_, record, short, table, when
+from volgate.cli.progress import fraction, transfer
+from volgate.cli.session import SESSION
 from volgate.v1 import volume_pb2 as pb
+from volgate_client.words import word
 
 __all__ = ["app"]
 
-app = typer.Typer(no_args_is_help=True, help="Volumes.")
-Name = Annotated[str, typer.Argument(metavar="VOLUME", help="Full resource name, or POOL/NAME.")]
-Pool = Annotated[str, typer.Option("--pool", help="The pool.")]
-Format = Annotated[str, typer.Option("--format", help="raw or qcow2; the pool's default if left out.")]
-Labels = Annotated[Optional[list[str]], typer.Option("--label", help="KEY=VALUE, repeatable.")]  # noqa: UP045  # typer reads this form
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Volumes.")
+New = Annotated[str, typer.Argument(metavar="NAME", help="The new volume: NAME beside --pool, or POOL/NAME.")]
 
 
-def enum(prefix: str, word: str) -> Any:
-    """A word of the command line as a value of an enum."""
-    if not word:
-        return 0
-    try:
-        return pb.VolumeFormat.Value(f"{prefix}_{word.upper()}")
-    except ValueError:
-        raise typer.BadParameter(f"{word!r} is not known here") from None
-
-
-def labels(words: list[str] | None) -> dict[str, str]:
-    """KEY=VALUE words as a map."""
-    return dict(word.partition("=")[::2] for word in words or [])
-
-
-def shown(volume: pb.Volume) -> None:
-    """Show one volume."""
-    show(
+def _show(volume: pb.Volume) -> None:
+    record(
         volume,
         [
             ("name", volume.name),
             ("uid", volume.uid),
             ("size", human(volume.size_bytes)),
             ("allocated", human(volume.allocated_bytes)),
-            ("format", _word(volume)),
-            ("state", pb.VolumeState.Name(volume.state).removeprefix("VOLUME_STATE_").lower()),
+            ("format", word(pb.VolumeFormat, volume.format)),
+            ("provisioning", word(pb.Provisioning, volume.provisioning)),
+            ("state", word(pb.VolumeState, volume.state)),
             ("source", volume.source),
-            ("labels", ", ".join(f"{k}={v}" for k, v in sorted(volume.labels.items()))),
+            ("layers below", str(volume.depth or "")),
+            ("labels", ", ".join(f"{key}={value}" for key, value in sorted(volume.labels.items()))),
             ("attachments", ", ".join(volume.attachments)),
+            ("created", when(volume, "created_at")),
+            ("observed", when(volume, "observed_at")),
             ("problem", volume.problem),
         ],
     )
 
 
-def _word(volume: pb.Volume) -> str:
-    return pb.VolumeFormat.Name(volume.format).removeprefix("VOLUME_FORMAT_").lower()
-
-
-def _origin(text: str) -> str:
-    return snapshot_name(text) if text.count("/") == 2 else volume_name(text) if text else ""  # noqa: PLR2004  # POOL/VOLUME/SNAPSHOT
+def _split(name: str, pool: str) -> tuple[str, str]:
+    """The pool and the id of a new volume."""
+    whole = volume_name(name, pool)
+    parent, _, identifier = whole.partition("/volumes/")
+    return parent, identifier
 
 
 @app.command()
-def create(  # the options explain themselves
-    name: Annotated[str, typer.Argument(help="The volume's name in the pool.")],
-    pool: Pool,
+def create(
+    name: New,
     size_text: Annotated[str, typer.Option("--size", help="Such as 10GiB; with --from, the source's if left out.")] = "0",
+    pool: OptionalPool = "",
     image_format: Format = "",
     source: Annotated[str, typer.Option("--from", help="A volume (POOL/NAME) or snapshot (POOL/VOLUME/NAME) to clone.")] = "",
     label: Labels = None,
+    request_id: RequestId = "",
     *,
-    thick: Annotated[bool, typer.Option(help="Take the space now.")] = False,
+    thick: Annotated[bool, typer.Option("--thick", help="Take the space now.")] = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Create a volume, empty or from another."""
+    parent, identifier = _split(name, pool)
     request = pb.CreateVolumeRequest(
-        pool=f"pools/{pool}",
-        volume_id=name,
+        pool=parent,
+        volume_id=identifier,
         size_bytes=size(size_text),
-        format=enum("VOLUME_FORMAT", image_format),
+        format=enum(pb.VolumeFormat, image_format, "--format"),
         provisioning=pb.PROVISIONING_THICK if thick else pb.PROVISIONING_THIN,
-        source=_origin(source),
+        source=origin(source),
         labels=labels(label),
+        request_id=request_id,
     )
     with SESSION.client() as client:
-        answer = client.call(client.volumes.CreateVolume, request)
-        if not answer.HasField("volume"):
-            client.wait(answer.operation, timeout=86400)
-            shown(client.get_volume(f"pools/{pool}/volumes/{name}"))
+        if planned(client, client.volumes.CreateVolume, request, dry_run=dry_run):
             return
-        shown(answer.volume)
+        answer = client.call(client.volumes.CreateVolume, request)
+        if answer.HasField("volume"):
+            _show(answer.volume)
+            return
+        with fraction(f"copy {short(request.source)}") as progress:
+            client.wait(answer.operation, progress=progress)
+        _show(client.get_volume(f"{parent}/volumes/{identifier}"))
 
 
 @app.command("list")
-def list_volumes(pool: Annotated[str, typer.Option("--pool", help="Only this pool.")] = "") -> None:
+def list_volumes(
+    pool: Annotated[str, typer.Option("--pool", help="Only this pool.", autocompletion=completion.pools)] = "",
+) -> None:
     """List volumes."""
+    columns = ("NAME", ">SIZE", ">USED", "FORMAT", "STATE", "ATTACHED", "PROBLEM")
     with SESSION.client() as client:
-        request = pb.ListVolumesRequest(pool=f"pools/{pool}" if pool else "")
-        rows = client.pages(client.volumes.ListVolumes, request, "volumes")
-        table(rows, ("NAME", "SIZE", "USED", "FORMAT", "STATE", "ATTACHED"), lambda v: (
-            "/".join(v.name.split("/")[1::2]), human(v.size_bytes), human(v.allocated_bytes), _word(v),
-            pb.VolumeState.Name(v.state).removeprefix("VOLUME_STATE_").lower(), str(len(v.attachments) or ""),
+        table(client.list_volumes(full("pools", pool)), columns, lambda v: (
+            short(v.name), human(v.size_bytes), human(v.allocated_bytes), word(pb.VolumeFormat, v.format),
+            word(pb.VolumeState, v.state), "yes" if v.attachments else "", v.problem,
         ))  # fmt: skip
 
 
 @app.command("show")
-def show_volume(volume: Name, *, refresh: Annotated[bool, typer.Option(help="Read the storage, not the index.")] = False) -> None:
+def show_volume(
+    volume: Volume, *, refresh: Annotated[bool, typer.Option("--refresh", help="Read the storage, not the index.")] = False
+) -> None:
     """Show a volume."""
     with SESSION.client() as client:
-        shown(client.call(client.volumes.GetVolume, pb.GetVolumeRequest(name=volume_name(volume), refresh=refresh)).volume)
+        _show(client.get_volume(volume_name(volume), refresh=refresh))
 
 
 @app.command()
-def delete(volume: Name) -> None:
-    """Delete a volume."""
+def delete(volume: Volume, uid: Uid = "", request_id: RequestId = "", *, dry_run: DryRun = False) -> None:
+    """Delete a volume; success if it is gone."""
+    request = pb.DeleteVolumeRequest(name=volume_name(volume), uid=uid, request_id=request_id)
     with SESSION.client() as client:
-        client.call(client.volumes.DeleteVolume, pb.DeleteVolumeRequest(name=volume_name(volume)))
+        if not planned(client, client.volumes.DeleteVolume, request, dry_run=dry_run):
+            client.call(client.volumes.DeleteVolume, request)
+            object_({"name": request.name, "deleted": True}, f"{short(request.name)} deleted")
 
 
 @app.command()
-def expand(volume: Name, size_text: Annotated[str, typer.Option("--size", help="The new size.")]) -> None:
+def expand(
+    volume: Volume,
+    size_text: Annotated[str, typer.Option("--size", help="The new size, such as 20GiB.")],
+    uid: Uid = "",
+    request_id: RequestId = "",
+    *,
+    dry_run: DryRun = False,
+) -> None:
     """Grow a volume, attached or not."""
+    request = pb.ExpandVolumeRequest(name=volume_name(volume), size_bytes=size(size_text), uid=uid, request_id=request_id)
     with SESSION.client() as client:
-        shown(client.call(client.volumes.ExpandVolume, pb.ExpandVolumeRequest(name=volume_name(volume), size_bytes=size(size_text))).volume)
+        if not planned(client, client.volumes.ExpandVolume, request, dry_run=dry_run):
+            _show(client.call(client.volumes.ExpandVolume, request).volume)
 
 
 @app.command()
-def label(volume: Name, words: Annotated[list[str], typer.Argument(metavar="KEY=VALUE...")]) -> None:
+def label(
+    volume: Volume,
+    words: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="All labels; none removes them.")] = None,
+    uid: Uid = "",
+    request_id: RequestId = "",
+) -> None:
     """Replace a volume's labels."""
     with SESSION.client() as client:
-        shown(client.call(client.volumes.UpdateVolume, pb.UpdateVolumeRequest(name=volume_name(volume), labels=labels(words))).volume)
+        _show(client.update_volume(volume_name(volume), labels(words), uid=uid, request_id=request_id))
 
 
 @app.command()
-def revert(volume: Name, snapshot: Annotated[str, typer.Option("--snapshot", help="The snapshot's name.")]) -> None:
+def revert(
+    volume: Volume,
+    snapshot: Annotated[str, typer.Option("--snapshot", help="The snapshot's name.")],
+    uid: Uid = "",
+    request_id: RequestId = "",
+    *,
+    dry_run: DryRun = False,
+) -> None:
     """Set a detached volume back to a snapshot."""
+    name = volume_name(volume)
+    request = pb.RevertVolumeRequest(name=name, snapshot=snapshot.rpartition("/")[2], uid=uid, request_id=request_id)
     with SESSION.client() as client:
-        shown(client.call(client.volumes.RevertVolume, pb.RevertVolumeRequest(name=volume_name(volume), snapshot=snapshot)).volume)
+        if dry_run:
+            request.request_id = request_id or "dry-run"
+        if not planned(client, client.volumes.RevertVolume, request, dry_run=dry_run):
+            _show(client.call(client.volumes.RevertVolume, request).volume)
 
 
 @app.command()
 def adopt(
-    locator: Annotated[str, typer.Argument(help="The foreign object, such as a file name in the pool's directory.")],
-    name: Annotated[str, typer.Option("--name", help="The volume's name.")],
-    pool: Pool,
-    image_format: Format,
+    name: New,
+    locator: Annotated[str, typer.Option("--locator", help="The foreign object, such as a file name in the pool's directory.")],
+    image_format: Annotated[str, typer.Option("--format", help="raw or qcow2; never guessed.")],
+    pool: OptionalPool = "",
+    label: Labels = None,
+    request_id: RequestId = "",
 ) -> None:
-    """Make a volume of an object that others made."""
-    request = pb.AdoptVolumeRequest(pool=f"pools/{pool}", locator=locator, volume_id=name, format=enum("VOLUME_FORMAT", image_format))
+    """Make a volume of an object that others made; its data is not touched."""
+    parent, identifier = _split(name, pool)
+    enum(pb.VolumeFormat, image_format, "--format")
     with SESSION.client() as client:
-        shown(client.call(client.volumes.AdoptVolume, request).volume)
+        _show(client.adopt_volume(parent, locator, identifier, image_format, labels=labels(label), request_id=request_id))
 
 
 @app.command("import")
 def import_volume(
-    name: Annotated[str, typer.Argument(help="The volume's name in the pool.")],
-    pool: Pool,
+    name: New,
     file: Annotated[Path, typer.Option("--file", help="The image.")],
     source_format: Annotated[str, typer.Option("--source-format", help="raw, qcow2, vmdk or vhdx; never guessed.")],
+    pool: OptionalPool = "",
     image_format: Format = "",
     size_text: Annotated[str, typer.Option("--size", help="Such as 10GiB; the image's if left out.")] = "0",
+    label: Labels = None,
+    request_id: RequestId = "",
     *,
-    on_server: Annotated[bool, typer.Option(help="The file is on the server's host.")] = False,
+    on_server: Annotated[bool, typer.Option("--on-server", help="The file is on the server's host, below a directory it allows.")] = False,
 ) -> None:
     """Make a volume of an image."""
+    parent, identifier = _split(name, pool)
+    if not on_server and not file.is_file() and not file.is_block_device():
+        raise typer.BadParameter(f"--file: {file} is no file on this machine; --on-server names one on the server's host")
     header = pb.ImportHeader(
-        pool=f"pools/{pool}",
-        volume_id=name,
-        source_format=enum("VOLUME_FORMAT", source_format),
-        format=enum("VOLUME_FORMAT", image_format),
+        pool=parent,
+        volume_id=identifier,
+        source_format=enum(pb.VolumeFormat, source_format, "--source-format"),
+        format=enum(pb.VolumeFormat, image_format, "--format"),
         size_bytes=size(size_text),
         path=str(file) if on_server else "",
+        labels=labels(label),
+        request_id=request_id,
     )
-    with SESSION.client() as client, _bar() as bar:
-        task = bar.add_task("import", total=None)
-        shown_volume = client.import_file(
-            header, None if on_server else file, progress=lambda done, total: bar.update(task, completed=done, total=total)
-        )
-    shown(shown_volume)
+    with SESSION.client() as client, transfer(f"import {identifier}") as progress:
+        volume = client.import_file(header, None if on_server else file, progress=progress)
+    _show(volume)
 
 
 @app.command()
 def export(
-    volume: Annotated[str, typer.Argument(metavar="VOLUME", help="A detached volume, or a snapshot (POOL/VOLUME/NAME).")],
+    volume: Annotated[
+        str,
+        typer.Argument(metavar="VOLUME", help="A detached volume, or a snapshot (POOL/VOLUME/NAME).", autocompletion=completion.volumes),
+    ],
     file: Annotated[Path, typer.Option("--file", help="The new file.")],
-    image_format: Format = "raw",
+    image_format: Annotated[str, typer.Option("--format", help="raw or qcow2.")] = "raw",
+    *,
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that exists.")] = False,
 ) -> None:
-    """Write a volume's content to a file."""
-    request = pb.ExportVolumeRequest(name=_origin(volume), format=enum("VOLUME_FORMAT", image_format))
-    with SESSION.client() as client, _bar() as bar:
-        task = bar.add_task("export", total=None)
-        client.export_file(request, file, progress=lambda done, total: bar.update(task, completed=done, total=total))
-
-
-def _bar() -> Progress:
-    """A progress bar on a terminal; nothing for programs."""
-    from rich.console import Console
-
-    return Progress(BarColumn(), DownloadColumn(), TransferSpeedColumn(), console=Console(stderr=True), disable=SESSION.json)
+    """Write a volume's content to a sparse file."""
+    if file.exists() and not (force and file.is_file()):
+        raise typer.BadParameter(f"--file: {file} exists; " + ("--force replaces it" if file.is_file() else "it is no regular file"))
+    request = pb.ExportVolumeRequest(name=origin(volume), format=enum(pb.VolumeFormat, image_format, "--format"))
+    with SESSION.client() as client, transfer(f"export {volume}") as progress:
+        total = client.export_file(request, file, progress=progress, overwrite=force)
+    object_({"name": request.name, "file": str(file), "bytes": total}, f"{file}: {human(total)}")

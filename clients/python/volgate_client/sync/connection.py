@@ -22,7 +22,7 @@ from volgate.v1 import (
 )
 from volgate_client import trace
 from volgate_client.attempts import Attempts
-from volgate_client.errors import DeadlineExceeded, from_operation, from_rpc
+from volgate_client.errors import DeadlineExceeded, VolgateError, from_operation, from_rpc
 from volgate_client.sync import seam
 from volgate_client.target import DEFAULT, OPTIONS, target
 
@@ -47,14 +47,17 @@ class Connection:
         timeout: float = 60.0,
         long_timeout: float = 86400.0,
         credentials: grpc.ChannelCredentials | None = None,
+        retrying: Callable[[VolgateError], None] | None = None,
     ) -> None:
         """`address` is unix:PATH, the absolute PATH of a socket, or HOST:PORT (with `credentials`).
 
         `timeout` bounds a call with its repeats, `long_timeout` an image's transfer or the wait for an operation; seconds.
+        `retrying` is told each failure before the call is repeated.
         """
         self.address = target(address)
         self.timeout = timeout
         self.long_timeout = long_timeout
+        self.retrying = retrying
         self.channel = seam.open_channel(self.address, OPTIONS, credentials)
         self.pools = pool_pb2_grpc.PoolServiceStub(self.channel)
         self.volumes = volume_pb2_grpc.VolumeServiceStub(self.channel)
@@ -76,13 +79,17 @@ class Connection:
     def call(self, method: seam.Unary[Q, A], request: Q, *, timeout: float | None = None) -> A:
         """Call a stub's method. Raises VolgateError; a mutation without a request_id gets one, so that a repeat is the same call."""
         request = identified(request)
-        attempts = Attempts(self.timeout if timeout is None else timeout)
+        attempts = Attempts(self.timeout if timeout is None else timeout, None, self.retrying)
         while True:
             try:
                 return method(request, timeout=attempts.left(), metadata=trace.headers())
             except grpc.RpcError as error:
                 pause = attempts.pause(from_rpc(error, self.address))
             seam.sleep(pause)
+
+    def patient(self, timeout: float | None) -> Attempts:
+        """The attempts of long work: given up when the gateway is gone for longer than a call may take."""
+        return Attempts(self.long_timeout if timeout is None else timeout, self.timeout, self.retrying)
 
     def plan(self, method: seam.Unary[Q, Any], request: Q) -> volume_pb2.Plan:
         """What a mutation would do: its steps, the space it takes, who blocks it. Nothing is changed."""
@@ -109,7 +116,7 @@ class Connection:
 
         Raises NotFound, Unavailable if the gateway is gone for longer than the client's `timeout`, DeadlineExceeded.
         """
-        attempts = Attempts(self.long_timeout if timeout is None else timeout, self.timeout)
+        attempts = self.patient(timeout)
         request = operation_pb2.WatchOperationRequest(name=name)
         while True:
             try:

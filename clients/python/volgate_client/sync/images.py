@@ -37,7 +37,7 @@ class Images(Connection):
         `timeout` bounds the whole, seconds. Raises OSError for the file, VolgateError for the rest; nothing is left then.
         """
         header = identified(header)
-        attempts = Attempts(self.long_timeout if timeout is None else timeout, self.timeout)
+        attempts = self.patient(timeout)
 
         def told(done: int, total: int) -> None:
             attempts.progressed()
@@ -75,7 +75,7 @@ class Images(Connection):
         The file appears complete or not at all. Raises OSError for the file, InvalidRequest if `path` may not be replaced.
         """
         seam.in_thread(_check_target, path, overwrite)
-        attempts = Attempts(self.long_timeout if timeout is None else timeout, self.timeout)
+        attempts = self.patient(timeout)
         descriptor, name = seam.in_thread(tempfile.mkstemp, ".partial", f".{path.name}.", path.parent)
         try:
             with os.fdopen(descriptor, "wb") as stream:
