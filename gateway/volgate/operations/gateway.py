@@ -28,7 +28,7 @@ from volgate.operations.snapshots import request_collapse
 from volgate.operations.ticket import Ticket
 from volgate.operations.world import World
 from volgate.pools import Pool, PoolStatus
-from volgate.store import attachments, index, journal
+from volgate.store import attachments, drains, index, journal
 from volgate.store.records import AttachmentRecord, IndexedSnapshot, IndexedVolume, OperationRecord, VolumeRow
 
 __all__ = ["Gateway"]
@@ -52,6 +52,10 @@ class Gateway:
         """Open the pools, take up what a dead process left, begin to keep the index true."""
         world = self.world
         world.settings.spool_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with world.database.read() as connection:
+            drained = drains.draining(connection)
+        for pool in world.pools:
+            pool.draining = pool.name in drained
         world.pools.check()
         for host in world.hosts.values():
             host.subscribe(self._on_event)
@@ -227,8 +231,9 @@ class Gateway:
         return pool.call(_first_foreign, backend) if isinstance(backend, Adopts) else []
 
     def drain_pool(self, name: str, *, resume: bool) -> PoolStatus:
-        """Make a pool refuse or accept new volumes."""
+        """Make a pool refuse or accept new volumes, also after a restart."""
         pool = self.world.pools.get(name)
+        self.world.database.write(lambda commit: drains.put(commit, name, drains=not resume))
         pool.draining = not resume
         return pool.status(measure=True)
 
