@@ -53,26 +53,27 @@ class Round:
 
     def __init__(self, libvirtd: PrivateLibvirtd, ours: Guest, bare: Guest, bench: Bench) -> None:
         self.libvirtd, self.ours, self.bare, self.bench = libvirtd, ours, bare, bench
-        self.go = threading.Event()
+        self.go, self.called = threading.Event(), threading.Event()
 
     def run(self, number: int, bus: Bus, delay: float, *, from_the_call: bool) -> tuple[int, int, AttachedDisk]:
         """Return the orphans of Volgate's domain before the repeat, those of the control, and the repeat's answer."""
         self.go.clear()
+        self.called.clear()
         volume = self.bench.volume(f"v{number}", format=(Format.RAW, Format.QCOW2)[number % 2])
         wanted = self.bench.plan(self.ours.uuid, volume, bus=bus)
         self.bench.host.close()
         self.bench.host = LocalHost("local", self.libvirtd.uri, disk_hook=lambda xml, _plan: (self.go.set(), xml)[1])
         self.bench.host.find_domain(self.ours.uuid, timeout=10)
         control = raw(self.bench.pool.path.parent / f"bare{number}.raw")
-        target = "vdq" if bus is Bus.VIRTIO_BLK else "sdq"
-        xml = BARE.format(path=control, target=target, bus=target.startswith("v") and "virtio" or "scsi", alias=f"ua-bare-{number}")
+        target, name = ("vdq", "virtio") if bus is Bus.VIRTIO_BLK else ("sdb", "scsi")
+        xml = BARE.format(path=control, target=target, bus=name, alias=f"ua-bare-{number}")
         with ThreadPoolExecutor(2) as pool, closing(self.libvirtd.connect()) as connection:
             domain = connection.lookupByUUIDString(self.bare.uuid)
             attaching = pool.submit(self._attach_bare, domain, xml)
             mine = pool.submit(self.bench.attach, wanted)
             if from_the_call:
                 self.go.set()
-            assert self.go.wait(10)
+            assert self.called.wait(10)
             time.sleep(delay)
             self.libvirtd.kill9()
             self.libvirtd.start()
@@ -84,6 +85,7 @@ class Round:
 
     def _attach_bare(self, domain: libvirt.virDomain, xml: str) -> None:
         self.go.wait(10)
+        self.called.set()
         try:
             domain.attachDeviceFlags(xml, libvirt.VIR_DOMAIN_AFFECT_LIVE)
         except libvirt.libvirtError:
@@ -207,7 +209,7 @@ def test_repair_beside_attaches_of_ours_and_of_others_harms_none(bench: Bench, f
     """The worst case: somebody else's attach of a file of ours, under an alias that looks like ours."""
     mine = bench.plan(fresh_guest.uuid, bench.volume("mine", format=Format.RAW))
     theirs = bench.reach(bench.volume("theirs", format=Format.RAW)).path
-    xml = BARE.format(path=theirs, target="sdq", bus="scsi", alias="ua-vg-theirs")
+    xml = BARE.format(path=theirs, target="sdb", bus="scsi", alias="ua-vg-theirs")
     over = threading.Event()
 
     def repair() -> int:
