@@ -10,14 +10,18 @@ import errno
 import fcntl
 import os
 import shutil
+import struct
 import tempfile
 from collections.abc import Callable, Iterator
+
+from volgate.errors import InUse
 
 __all__ = [
     "allocated_bytes",
     "can_share",
     "copy_sparse",
     "create_file",
+    "lock_image",
     "opened",
     "publish_directory",
     "remove_tree",
@@ -28,6 +32,7 @@ __all__ = [
 
 _FICLONE = 0x40049409
 _CHUNK = 16 << 20
+_QEMU_LOCKS, _QEMU_LOCKS_LENGTH = 100, 200  # bytes 100 and on: permissions in use, 200 and on: permissions not shared
 _NO_COPY_RANGE = {errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF}
 
 
@@ -71,6 +76,15 @@ def create_file(path: str, pieces: tuple[tuple[int, bytes], ...], length: int, m
         for offset, data in pieces:
             write_all(descriptor, data, offset)
         os.fsync(descriptor)
+
+
+def lock_image(descriptor: int, path: str) -> None:
+    """Hold all of QEMU's locks on an image until the descriptor is closed. Raises InUse if a QEMU has it open."""
+    lock = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, _QEMU_LOCKS, _QEMU_LOCKS_LENGTH, 0)
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, lock)
+    except BlockingIOError as error:
+        raise InUse(f"{path} is open in another process (QEMU's image lock); stop what uses it") from error
 
 
 def write_all(descriptor: int, data: bytes | memoryview, offset: int) -> None:

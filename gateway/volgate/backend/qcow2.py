@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from volgate.model import Format
 
-__all__ = ["CLUSTER", "MAGIC", "MAXIMUM", "Header", "empty_image", "empty_length", "parse_header"]
+__all__ = ["CLUSTER", "MAGIC", "MAXIMUM", "Growth", "Header", "empty_image", "empty_length", "growth", "parse_header"]
 
 MAGIC = b"QFI\xfb"
 CLUSTER = 65536
@@ -20,6 +20,7 @@ _COVERED = CLUSTER // 8 * CLUSTER  # bytes of guest data behind one L1 entry
 _HEADER = struct.Struct(">4sIQIIQIIQQIIQ")  # version 2
 _HEADER_3 = struct.Struct(">QQQII")  # what version 3 adds
 _NAME_MAXIMUM = 1023
+_SIZE_AT = 24  # size, encryption and number of L1 entries: 16 bytes of one sector
 _END, _BACKING_FORMAT = 0, 0xE2792ACA
 _CLUSTER_BITS_MINIMUM, _CLUSTER_BITS_MAXIMUM = 9, 21
 _DATA_FILE = 1 << 2
@@ -81,6 +82,35 @@ def parse_header(data: bytes) -> Header:
         corrupt=bool(incompatible & 2),
         tables_end=table_at + 8 * entries,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """How an image grows by its header alone: `patch` is written at `at` once the `spare` bytes from `spare_at` are read as zeroes."""
+
+    at: int
+    patch: bytes
+    spare_at: int
+    spare: int
+
+
+def growth(data: bytes, size: int) -> Growth | None:
+    """Return how an image grows to `size` in place, from its first bytes; None if it takes more than its header.
+
+    Its L1 table fills whole clusters: an entry more is one that lies there already. A layer below could show through, so there must be
+    none; what an internal snapshot, a bitmap or an incompatible feature would need is left to QEMU's own tool.
+    """
+    header = parse_header(data)
+    _, version, name_at, _, bits, old, crypt, entries, table_at, *_, internal, _ = _HEADER.unpack_from(data)
+    if version != _VERSION_3 or name_at or crypt or internal or size <= old or size > MAXIMUM or size % 512 or header.data_file:
+        return None
+    incompatible, _, automatic, _, _ = _HEADER_3.unpack_from(data, _HEADER.size)
+    cluster = 1 << bits
+    wanted = -(-size // (cluster // 8 * cluster))
+    room = -(-entries * 8 // cluster) * cluster // 8
+    if incompatible or automatic or not entries <= wanted <= room:
+        return None
+    return Growth(_SIZE_AT, struct.pack(">QII", size, crypt, wanted), table_at + entries * 8, (wanted - entries) * 8)
 
 
 def _l1_clusters(size: int) -> int:
