@@ -26,7 +26,8 @@ def plan(domain: str, connection: LocalFile, **options) -> AttachPlan:
     nonce = uuid.uuid4().hex[:8]
     options.setdefault("serial", f"s-{nonce}")
     alias = options.pop("alias", f"ua-vg-{nonce}")
-    return AttachPlan(f"a-{nonce}", alias, domain, connection, DiskOptions(**options))
+    beside = options.pop("beside", ())
+    return AttachPlan(f"a-{nonce}", alias, domain, connection, DiskOptions(**options), beside=beside)
 
 
 class Bench:
@@ -35,9 +36,11 @@ class Bench:
     def __init__(self, libvirtd: PrivateLibvirtd, pool_dir: Path) -> None:
         self.host = LocalHost("local", libvirtd.uri)
         self.pool = Rig(pool_dir)
+        self.ids: dict[str, VolumeId] = {}
 
     def volume(self, name: str = "vol", size: int = 8 * MIB, format: Format = Format.QCOW2) -> VolumeId:  # noqa: A002 - the field's name
-        return self.pool.create(name, size, format)
+        self.ids[name] = self.pool.create(name, size, format)
+        return self.ids[name]
 
     def reach(self, volume: VolumeId) -> LocalFile:
         return self.pool.backend.connection(volume, host="local")
