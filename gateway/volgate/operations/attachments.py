@@ -10,7 +10,7 @@ from volgate.hosts.interface import AttachPlan, DetachOutcome, Domain, Host
 from volgate.model import Access, DiskOptions, Format, Volume
 from volgate.names import VolumeName, attachment_id
 from volgate.operations import lookups, requests, snapshots
-from volgate.operations.context import Context
+from volgate.operations.context import Context, Parked
 from volgate.operations.requests import Plan
 from volgate.operations.world import World
 from volgate.pools import Pool
@@ -18,6 +18,10 @@ from volgate.store import attachments
 from volgate.store.records import AttachmentRecord, AttachmentState
 
 __all__ = ["Attached", "attach_volume", "detach_volume", "plan_attach"]
+
+_ASK_SECONDS = 2.0
+_LOOK_SECONDS = 0.2
+_PARKED_SECONDS = 2.0  # between two looks; a host's event comes sooner
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,20 +146,29 @@ def detach_volume(ctx: Context, request: requests.DetachVolume) -> None:
         return
     ctx.uid = record.volume_uid
     _, host = ctx.world.host(record.host)
-    leaving = replace(record, state=AttachmentState.DETACHING)
-    wait = float(request.wait_seconds)
     if record.state is not AttachmentState.PREPARED:
         try:
             with ctx.step("detach"):
-                while host.detach(record.domain, record.alias, record.source, timeout=wait) is DetachOutcome.PENDING:
-                    ctx.world.database.write(lambda commit: attachments.put(commit, leaving))
-                    ctx.on_pending(leaving)
-                    ctx.raise_if_cancelled()
-                    wait = 10.0
+                _release(ctx, host, record, float(request.wait_seconds))
         except Cancelled:
-            ctx.world.database.write(lambda commit: attachments.put(commit, record))
+            held = replace(record, state=AttachmentState.ATTACHED)
+            ctx.world.database.write(lambda commit: attachments.put(commit, held))
             raise
     ctx.commit(lambda commit: attachments.forget(commit, record.id))
+
+
+def _release(ctx: Context, host: Host, record: AttachmentRecord, wait: float) -> None:
+    """Ask the guest to let go, for a short while; then park, so that a deaf guest keeps no thread. Tell callers after `wait` seconds."""
+    ask = min(_ASK_SECONDS, max(_LOOK_SECONDS, wait - ctx.waited()))
+    if host.detach(record.domain, record.alias, record.source, timeout=ask) is DetachOutcome.GONE:
+        return
+    left = wait - ctx.waited()
+    if left <= 0:
+        leaving = replace(record, state=AttachmentState.DETACHING)
+        if record != leaving:
+            ctx.world.database.write(lambda commit: attachments.put(commit, leaving))
+        ctx.on_pending(leaving)
+    raise Parked(min(left, _PARKED_SECONDS) if left > 0 else _PARKED_SECONDS)
 
 
 def collapsible(world: World, request: requests.DetachVolume) -> requests.CollapseLayers | None:

@@ -15,12 +15,21 @@ from volgate.operations.world import World
 from volgate.store.database import Commit
 from volgate.store.records import AttachmentRecord, StepRecord
 
-__all__ = ["Context"]
+__all__ = ["Context", "Parked"]
 
 _tracer = trace.get_tracer("volgate")
 _seconds = metrics.get_meter("volgate").create_histogram("volgate.step.duration", unit="s", description="Time of one step of an operation")
 _TICK = 0.01  # watchers are told of every hundredth
 Undo = Callable[[], object]
+
+
+class Parked(Exception):
+    """The use case waits for the world outside: it runs again in `seconds`, or when a host tells news. Meanwhile it holds no thread."""
+
+    def __init__(self, seconds: float) -> None:
+        """Keep the time."""
+        super().__init__(seconds)
+        self.seconds = seconds
 
 
 class Context:
@@ -42,6 +51,7 @@ class Context:
         self.progress = 0.0
         self.uid = ""
         self.cancelled = threading.Event()
+        self.waited: Callable[[], float] = lambda: 0.0
         self.on_pending: Callable[[AttachmentRecord], None] = lambda _record: None
         self.checkpoint: Callable[[], None] = lambda: None
         self._changed = changed
@@ -72,6 +82,9 @@ class Context:
             with _tracer.start_as_current_span(f"step {name}", attributes={"volgate.operation": self.operation}):
                 yield
             outcome = "done"
+        except Parked:
+            outcome = "waiting"
+            raise
         except Unreachable as error:
             if error.reason != "LANE_TIMEOUT":
                 raise

@@ -285,6 +285,7 @@ class Gateway:
 
     def _on_event(self, event: HostEvent) -> None:
         if event.kind in (EventKind.DOMAIN_STARTED, EventKind.DOMAIN_STOPPED, EventKind.RECONNECTED, EventKind.DEVICE_REMOVED):
+            self.runner.rouse()
             self._wake.set()
 
     def _keep(self) -> None:

@@ -67,6 +67,7 @@ class Job:
         self.missing = {"recorded", "first"}
         self.active = False
         self.attempted = False
+        self.parked = False
         self.cancel = False
         self.context: Context | None = None
         self.listeners: list[Callable[[OperationRecord], None]] = []
@@ -87,14 +88,19 @@ class Job:
             return True
 
     def reopen(self) -> bool:
-        """Give a job in doubt a new ticket; True if it is to be run again."""
+        """Run a job that is in doubt or parked again, if nobody does yet; callers that were answered leave their ticket behind."""
         with self.lock:
-            if self.ticket.future.done():
-                self.ticket = Ticket(self.record.id, lambda: self.record, long=self.long)
             if self.active or self.missing:
                 return False
-            self.active = True
+            if self.ticket.future.done() or self.ticket.pending.done():
+                self.ticket = Ticket(self.record.id, lambda: self.record, long=self.long)
+            self.active, self.parked = True, False
             return True
+
+    def park(self) -> None:
+        """Let the thread go; `reopen` goes on."""
+        with self.lock:
+            self.active, self.parked = False, True
 
     def changed(self) -> None:
         """Bring the record up to date with the running attempt and tell the watchers."""

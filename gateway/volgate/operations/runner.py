@@ -21,7 +21,8 @@ from volgate.backend.hooks import AdmitRequest, FinishedRecord
 from volgate.errors import Busy, Cancelled, InDoubt, InvalidRequest, Unreachable, VolgateError
 from volgate.lanes import Lane
 from volgate.operations import codec
-from volgate.operations.context import Context
+from volgate.operations.alarm import Alarm
+from volgate.operations.context import Context, Parked
 from volgate.operations.handlers import HANDLERS, lock_keys
 from volgate.operations.job import Job
 from volgate.operations.queues import Queues
@@ -51,6 +52,7 @@ class Runner:
         self._after = after
         self._most = limits.queued_operations
         self._lane = Lane("operations", limits.operation_threads, limits.queued_operations * 3)
+        self._alarm = Alarm("operations-alarm")
         self._queues = Queues()
         self._lock = threading.Lock()
         self._jobs: dict[str, Job] = {}
@@ -74,7 +76,7 @@ class Runner:
                 job = Job(request, caller, digest, long=handler.long or bool(getattr(request, "source", "")))
                 self._register(job, joins=handler.joins)
                 self._enter(job)
-            again = not fresh and job.record.state is OperationState.IN_DOUBT and job.reopen()
+            again = not fresh and (job.parked or job.record.state is OperationState.IN_DOUBT) and job.reopen()
             ticket = job.ticket
         if fresh:
             self._lane.submit(self._record, job)
@@ -124,6 +126,15 @@ class Runner:
             job.cancel = True
             if job.context:
                 job.context.cancelled.set()
+            if job.parked:
+                self._again(job)
+
+    def rouse(self) -> None:
+        """Something changed outside: run what is parked."""
+        with self._lock:
+            parked = [job for job in self._jobs.values() if job.parked]
+        for job in parked:
+            self._again(job)
 
     def unfinished(self) -> int:
         """Operations that have not ended."""
@@ -143,6 +154,7 @@ class Runner:
             while any(job.active for job in self._jobs.values()) and (left := deadline - time.monotonic()) > 0:
                 self._empty.wait(min(left, 0.5))
             remaining = len(self._jobs)
+        self._alarm.close()
         self._lane.close()
         return remaining
 
@@ -251,6 +263,10 @@ class Runner:
                     return
                 time.sleep(delay)
                 continue
+            except Parked as parked:
+                job.park()
+                job.tell()
+                self._alarm.after(parked.seconds, lambda: self._again(job))
             except VolgateError as error:
                 if context.resumed and error.retryable:
                     self._doubt(job, error)  # what the earlier attempt did is there: neither finished nor undone yet
@@ -263,7 +279,7 @@ class Runner:
     def _context(self, job: Job) -> Context:
         context = Context(self._world, job.id, job.request.method, job.facts, job.changed, resumed=job.attempted)
         job.attempted = True
-        context.on_pending = job.ticket.postpone
+        context.on_pending, context.waited = job.ticket.postpone, job.ticket.waited
         context.checkpoint = lambda: self._note(job)
         if job.cancel:
             context.cancelled.set()
@@ -342,9 +358,7 @@ class Runner:
         )
         job.ticket.fail(told)
         job.tell()
-        timer = threading.Timer(_DOUBT_SECONDS, self._again, (job,))
-        timer.daemon = True
-        timer.start()
+        self._alarm.after(_DOUBT_SECONDS, lambda: self._again(job))
 
     def _again(self, job: Job) -> None:
         with self._lock:

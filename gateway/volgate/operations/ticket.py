@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 
@@ -22,9 +23,14 @@ class Ticket:
         """Make the ticket of an operation id."""
         self.operation = operation
         self.long = long
+        self.began = time.monotonic()
         self.future: Future[object] = Future()
         self.pending: Future[AttachmentRecord] = Future()
         self._record = record
+
+    def waited(self) -> float:
+        """Seconds that callers wait already."""
+        return time.monotonic() - self.began
 
     def record(self) -> OperationRecord:
         """The operation as it is now."""

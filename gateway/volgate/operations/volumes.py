@@ -45,6 +45,8 @@ def create_volume(ctx: Context, request: requests.CreateVolume) -> IndexedVolume
     backend = pool.backend()
     with ctx.step("create", undo=lambda: pool.call(backend.delete_volume, VolumeId(spec.name, spec.uid))):
         volume = pool.call(backend.create_volume, spec)
+    if spec.source is not None and (origin := lookups.find_volume(pool, spec.source.volume)):
+        lookups.put(ctx, pool, origin)  # a clone may freeze what its source wrote to
     return lookups.put(ctx, pool, volume, fresh=True)
 
 
