@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from volgate.backend import Adopts, Clones, Relabels, Resizes, Reverts
+from volgate.backend import Adopts, Clones, Measures, Relabels, Resizes, Reverts
 from volgate.backend.facets import VolumeId
-from volgate.errors import AlreadyExists, InvalidRequest, NotFound, OutOfRange
+from volgate.errors import AlreadyExists, InvalidRequest, NotFound, OutOfRange, OutOfSpace
 from volgate.model import Format, Provisioning, Source, SourceKind, Volume, VolumeSpec
 from volgate.names import SnapshotName, VolumeName
 from volgate.operations import lookups, requests
@@ -143,22 +143,23 @@ def expand_volume(ctx: Context, request: requests.ExpandVolume) -> IndexedVolume
     pool = ctx.world.pools.get(request.name.pool)
     resizes = pool.facet(Resizes)
     volume = lookups.require_volume(pool, request.name, request.uid)
-    size = lookups.round_up(request.size, resizes.traits.grain)
+    size = max(volume.size, lookups.round_up(request.size, resizes.traits.grain))
+    timeout = ctx.world.settings.limits.libvirt_timeout
+    running = [
+        (host, record)
+        for record in lookups.attachments_of(ctx.world, pool.name, volume)
+        for host in [ctx.world.host(record.host)[1]]
+        if host.presence(record.domain, record.alias, record.source, timeout=timeout).live
+    ]
     if size > volume.size:
         _check_size(ctx.world, pool, size)
-        timeout = ctx.world.settings.limits.libvirt_timeout
-        running = []
-        for record in lookups.attachments_of(ctx.world, pool.name, volume):
-            _, host = ctx.world.host(record.host)
-            if host.presence(record.domain, record.alias, record.source, timeout=timeout).live:
-                running.append((host, record))
         with ctx.step("storage"):
             volume = pool.call(resizes.expand_volume, lookups.identity(volume), size, online=bool(running))
-        for host, record in running:
-            with ctx.step(f"guest {record.domain_name}"):
-                host.resize(record.domain, record.alias, size, timeout=timeout)
-        if running:
-            volume = lookups.require_volume(pool, request.name, volume.uid)
+    for host, record in running:  # also when the storage has the size: an attempt that died may have told only some of the guests
+        with ctx.step(f"guest {record.domain_name}"):
+            host.resize(record.domain, record.alias, size, timeout=timeout)
+    if running:
+        volume = lookups.require_volume(pool, request.name, volume.uid)
     return lookups.put(ctx, pool, volume)
 
 
@@ -212,8 +213,9 @@ def plan_create(world: World, request: requests.CreateVolume) -> Plan:
     spec = specify(world, pool, request, "00000000-0000-0000-0000-000000000000")
     backend = pool.backend()
     copies = isinstance(backend, Clones) and spec.source is not None and backend.clone_is_copy(spec)
-    thick = spec.provisioning is Provisioning.THICK
-    return Plan(("copy the source" if copies else "create",), spec.size if copies or thick else 0)
+    space = spec.size if copies or spec.provisioning is Provisioning.THICK else 0
+    _require_room(pool, spec.size, space)
+    return Plan(("copy the source" if copies else "create",), space)
 
 
 def plan_delete(world: World, request: requests.DeleteVolume) -> Plan:
@@ -234,8 +236,23 @@ def plan_expand(world: World, request: requests.ExpandVolume) -> Plan:
         return Plan(())
     _check_size(world, pool, request.size)
     held = lookups.attachments_of(world, pool.name, volume)
-    thick = volume.provisioning is Provisioning.THICK
-    return Plan(("storage", *(f"guest {r.domain_name}" for r in held)), request.size - volume.size if thick else 0)
+    more = request.size - volume.size
+    space = more if volume.provisioning is Provisioning.THICK else 0
+    _require_room(pool, more, space)
+    return Plan(("storage", *(f"guest {r.domain_name}" for r in held)), space)
+
+
+def _require_room(pool: Pool, promised: int, space: int) -> None:
+    """Raise OutOfSpace if the pool, as it is now, cannot promise so many bytes more, or has not so much space."""
+    backend = pool.backend()
+    if not isinstance(backend, Measures):
+        return
+    now = pool.call(backend.capacity)
+    if now.limit and now.provisioned + promised > now.limit:
+        text = f"pool {pool.name} has promised {now.provisioned} of at most {now.limit} bytes; {promised} more are asked"
+        raise OutOfSpace(text, reason="OVERSUBSCRIBED")
+    if space > now.free:
+        raise OutOfSpace(f"pool {pool.name} has {now.free} bytes free; {space} are asked")
 
 
 def plan_simple(world: World, request: requests.Request) -> Plan:
