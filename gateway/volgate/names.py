@@ -14,6 +14,7 @@ from volgate.errors import InvalidRequest
 __all__ = ["AttachmentName", "PoolName", "SnapshotName", "VolumeName", "attachment_id", "check_identifier", "object_name", "parse_volume"]
 
 IDENTIFIER = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _NAMESPACE = uuid.UUID("b3a1f0ce-7d0f-5c43-9d4e-51c7e0a1f6aa")  # drawn once for Volgate; attachment ids derive from it
 
 
@@ -92,10 +93,9 @@ class AttachmentName:
     def parse(cls, text: str, field: str = "name") -> AttachmentName:
         """Read `attachments/{uuid}`; raise InvalidRequest naming `field`."""
         (found,) = _split(text, field, "attachments")
-        try:
-            return cls(str(uuid.UUID(found)))
-        except ValueError:
-            raise InvalidRequest(f"{field}: {text[:120]!r} does not end in a uuid", field=field) from None
+        if not UUID.fullmatch(found):
+            raise InvalidRequest(f"{field}: {text[:120]!r} does not end in a uuid", field=field)
+        return cls(found)
 
 
 def parse_volume(text: str, field: str = "volume") -> VolumeName:

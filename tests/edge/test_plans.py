@@ -119,6 +119,13 @@ REFUSED = [
     ("volumes", V.CreateVolumeRequest(pool="pools/main", volume_id="UPPER", size_bytes=MIB), "INVALID_ARGUMENT"),
     ("volumes", V.DeleteVolumeRequest(name="pools/main/volumes/held", uid="00000000-0000-4000-8000-000000000000"), "FAILED_PRECONDITION"),
     ("volumes", V.ExpandVolumeRequest(name="pools/main/volumes/nobody", size_bytes=MIB), "NOT_FOUND"),
+    ("volumes", V.CreateVolumeRequest(pool="pools/main", volume_id="new", size_bytes=1 << 50), "RESOURCE_EXHAUSTED"),
+    ("volumes", V.ExpandVolumeRequest(name="pools/main/volumes/held", size_bytes=1 << 50), "RESOURCE_EXHAUSTED"),
+    (
+        "volumes",
+        V.CreateVolumeRequest(pool="pools/main", volume_id="new", size_bytes=1 << 40, provisioning=V.PROVISIONING_THICK),
+        "RESOURCE_EXHAUSTED",
+    ),
     ("volumes", V.UpdateVolumeRequest(name="pools/main/volumes/nobody"), "NOT_FOUND"),
     ("volumes", V.RevertVolumeRequest(name="pools/main/volumes/held", snapshot="none"), "NOT_FOUND"),
     (

@@ -6,7 +6,6 @@ import base64
 import hashlib
 import json
 import re
-import uuid
 from collections.abc import Mapping
 from typing import TypeVar
 
@@ -31,6 +30,7 @@ __all__ = [
 
 T = TypeVar("T")
 _PRINTABLE = re.compile(r"[^\x00-\x1f\x7f-\x9f]*")
+_UID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
 _SERIAL = re.compile(r"[A-Za-z0-9_.+-]{0,20}")
 _LONGEST = 128
@@ -64,13 +64,10 @@ def request_id(value: str, field: str = "request_id", *, needed: bool = False) -
 
 
 def uid(value: str, field: str) -> str:
-    """Empty or a uuid."""
-    if not value:
-        return ""
-    try:
-        return str(uuid.UUID(value))
-    except ValueError:
-        raise InvalidRequest(f"{field}: {value[:64]!r} is not a uuid", field=field) from None
+    """Empty, or a uuid in the form that the contract shows them."""
+    if value and not _UID.fullmatch(value):
+        raise InvalidRequest(f"{field}: {value[:64]!r} is not a uuid", field=field)
+    return value.lower()
 
 
 def bounded(value: int, field: str, least: int, most: int) -> int:
