@@ -69,10 +69,11 @@ class Call:
 
 
 class Caller:
-    """One connection; `patience` bounds a call with its retries, seconds."""
+    """One connection; `patience` bounds a call with its retries, seconds; without `retries` a gateway that is gone is an answer."""
 
-    def __init__(self, address: str, patience: float = 60.0) -> None:
+    def __init__(self, address: str, patience: float = 60.0, *, retries: bool = True) -> None:
         self.patience = patience
+        self.retries = retries
         self.channel = grpc.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)])
         self.pools = pool_pb2_grpc.PoolServiceStub(self.channel)
         self.volumes = volume_pb2_grpc.VolumeServiceStub(self.channel)
@@ -107,7 +108,7 @@ class Caller:
                 if answer.operation.state not in RUNNING:
                     return answer
             except Refused as error:
-                if error.code not in ("UNAVAILABLE", "ABORTED") or time.monotonic() > deadline:
+                if not self.retries or error.code not in ("UNAVAILABLE", "ABORTED") or time.monotonic() > deadline:
                     raise
             time.sleep(0.1)
 

@@ -72,8 +72,8 @@ class Daemon:
     def tail(self) -> str:
         return self.log.read_text(errors="replace")[-3000:]
 
-    def caller(self, patience: float = 60.0) -> Caller:
-        return Caller(self.address, patience)
+    def caller(self, patience: float = 60.0, *, retries: bool = True) -> Caller:
+        return Caller(self.address, patience, retries=retries)
 
     def descendants(self) -> list[int]:
         """Every process that the daemon started, directly or not."""
