@@ -107,7 +107,7 @@ class Pool:
     def status(self, *, measure: bool) -> PoolStatus:
         """Describe the pool; with `measure` its capacity is read now."""
         backend, capacity = self._backend, None
-        if measure and isinstance(backend, Measures):
+        if measure and self.health is not Health.DOWN and isinstance(backend, Measures):
             try:
                 capacity = self.lane.call_within(10.0, backend.capacity)
             except VolgateError as error:
@@ -149,7 +149,11 @@ class Pools:
             kind = table.get("kind")
             if not isinstance(kind, str):
                 raise InvalidRequest(f'configuration: [pools.{name}] needs a kind, such as kind = "directory"', field=f"pools.{name}.kind")
-            self._pools[name] = Pool(name, registry.backend_type(kind), table, instance, timeout)
+            try:
+                offer = registry.backend_type(kind)
+            except NotFound as error:
+                raise InvalidRequest(f"configuration: [pools.{name}] kind: {error.message}", field=f"pools.{name}.kind") from error
+            self._pools[name] = Pool(name, offer, table, instance, timeout)
 
     def __iter__(self) -> Iterator[Pool]:
         """Yield the pools by name."""
