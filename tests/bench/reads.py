@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import statistics
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -10,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.bench.bench import GIB, MIB, Bench
-from tests.bench.measure import Row, interleave
+from tests.bench.measure import MS, Row, interleave
 from tests.bench.processes import family, running, until_answered
 from tests.edge.server import Server
 from volgate.backend import tag_of
@@ -90,9 +91,23 @@ def reads(bench: Bench) -> list[Row]:
             lists = interleave(
                 bench.scaled(300), lambda _: ours.volumes.ListVolumes(listing), lambda _: theirs.volumes.ListVolumes(listing)
             )
+            after = [_after_a_change(ours, listing, number) for number in range(bench.scaled(50))]
         assert server.process
         weight = Row("PSS with 10,000 volumes", sum(family(server.process.pid).values()) / MIB)
-    return [*gets.rows("get"), *lists.rows("list"), weight]
+    changed = Row("list after a change p50", statistics.median(after) * MS)
+    return [*gets.rows("get"), *lists.rows("list"), changed, weight]
+
+
+def _after_a_change(client: Client, listing: volume_pb2.ListVolumesRequest, number: int) -> float:
+    """Time a page that no kept answer serves: the label of one volume of it has just changed."""
+    labels = {"round": str(number)}
+    client.call(client.volumes.UpdateVolume, volume_pb2.UpdateVolumeRequest(name=f"{POOL}/volumes/volume-00001", labels=labels))
+    began = time.perf_counter()
+    page = client.volumes.ListVolumes(listing)
+    duration = time.perf_counter() - began
+    if page.volumes[1].labels != labels:
+        raise RuntimeError(f"the page shows {page.volumes[1].labels} after {labels} was written")
+    return duration
 
 
 GROUPS: dict[str, Callable[[Bench], list[Row]]] = {"read": reads}

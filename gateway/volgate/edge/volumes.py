@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import cast
 
 from volgate.edge import convert, validate
+from volgate.edge.answers import Answers
 from volgate.edge.transfer import Transfers
 from volgate.edge.types import Context
 from volgate.edge.wait import Calls
@@ -17,6 +18,7 @@ from volgate.v1 import volume_pb2, volume_pb2_grpc
 __all__ = ["VolumeServicer"]
 
 _LARGEST = 1 << 50
+_KEPT_VOLUMES, _KEPT_PAGES = 4096, 32  # a page of 500 takes about 0.3 MiB
 
 
 class VolumeServicer(Transfers, volume_pb2_grpc.VolumeServiceServicer):
@@ -25,6 +27,8 @@ class VolumeServicer(Transfers, volume_pb2_grpc.VolumeServiceServicer):
     def __init__(self, calls: Calls) -> None:
         """Take what all servicers share."""
         self._calls = calls
+        self._gets: Answers[volume_pb2.GetVolumeResponse] = Answers(calls.gateway.commits, _KEPT_VOLUMES)
+        self._pages: Answers[volume_pb2.ListVolumesResponse] = Answers(calls.gateway.commits, _KEPT_PAGES)
 
     async def CreateVolume(  # noqa: N802  # the contract's name
         self, request: volume_pb2.CreateVolumeRequest, context: Context
@@ -61,12 +65,18 @@ class VolumeServicer(Transfers, volume_pb2_grpc.VolumeServiceServicer):
 
     async def GetVolume(self, request: volume_pb2.GetVolumeRequest, _: Context) -> volume_pb2.GetVolumeResponse:  # noqa: N802  # the contract's name
         """One volume."""
+        return await (self._get(request) if request.refresh else self._gets.to(request, lambda: self._get(request)))
+
+    async def _get(self, request: volume_pb2.GetVolumeRequest) -> volume_pb2.GetVolumeResponse:
         name = VolumeName.parse(request.name)
         row = await self._calls.read(self._calls.gateway.get_volume, name, refresh=request.refresh)
         return volume_pb2.GetVolumeResponse(volume=convert.volume(row))
 
     async def ListVolumes(self, request: volume_pb2.ListVolumesRequest, _: Context) -> volume_pb2.ListVolumesResponse:  # noqa: N802  # the contract's name
         """A page by name."""
+        return await self._pages.to(request, lambda: self._page(request))
+
+    async def _page(self, request: volume_pb2.ListVolumesRequest) -> volume_pb2.ListVolumesResponse:
         pool = PoolName.parse(request.pool, "pool").pool if request.pool else ""
         size, after = validate.page_size(request.page_size), validate.read_token("volumes", request, request.page_token)
         rows = await self._calls.read(self._calls.gateway.list_volumes, pool, after, size + 1)

@@ -129,6 +129,10 @@ class Gateway:
 
     # -- reads
 
+    def commits(self) -> int:
+        """How many commits there were: while it stands still, so does the index."""
+        return self.world.database.commits
+
     def get_volume(self, name: VolumeName, *, refresh: bool) -> IndexedVolume:
         """A volume from the index, or with `refresh` from the storage. Raises NotFound."""
         pool = self.world.pools.get(name.pool)

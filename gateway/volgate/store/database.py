@@ -74,6 +74,7 @@ class Database:
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._gate = threading.Lock()
         self._closed = False
+        self.commits = 0
         self._writer = threading.Thread(target=self._write, name="database-writer", daemon=True)
         self._writer.start()
 
@@ -170,6 +171,7 @@ class Database:
             answers = [(future, None, error) for _, future in batch]
         except Exception as error:  # noqa: BLE001  # handed to every caller that waits for this commit; the writer must live on
             answers = [(future, None, error) for _, future in batch]
+        self.commits += 1  # before anybody learns of the commit: what was read under an earlier count may be older than it
         for future, value, failure in answers:
             if failure is not None:
                 future.set_exception(failure)
