@@ -82,6 +82,9 @@ class Store:
             except FileNotFoundError as error:
                 self.pool.prove()
                 raise DataLoss(f"{doing} of volume {volume.name}: {error.filename} is missing", reason="LAYER_MISSING") from error
+            except OSError:  # a full file system above all: what was begun takes no space until somebody comes by
+                self.sweep(stored_as, self.load(stored_as))
+                raise
 
     def find(self, volume: VolumeId) -> tuple[str, Manifest]:
         """Return the object and manifest of a volume. Raises NotFound (no such name, or its uid is another), DataLoss."""
