@@ -39,9 +39,9 @@ def steps(page: Path) -> list[Step]:
     return found
 
 
-def run(page: Path, *, server: str, folder: Path) -> list[Step]:
+def run(page: Path, *, server: str, folder: Path, **variables: str) -> list[Step]:
     """Run a page; raise AssertionError at the first command that answers otherwise than the page says."""
-    environment = {**os.environ, "VOLGATE_SERVER": server, "NO_COLOR": "1", "COLUMNS": "240", "TERM": "dumb"}
+    environment = {**os.environ, **variables, "VOLGATE_SERVER": server, "NO_COLOR": "1", "COLUMNS": "240", "TERM": "dumb"}
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
     ran = steps(page)
     shell = subprocess.Popen(

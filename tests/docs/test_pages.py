@@ -29,7 +29,7 @@ def server(guest: Guest, pool_dir: Path) -> Iterator[Server]:
 
 @pytest.mark.parametrize("page", EXECUTED, ids=lambda page: page.name)
 def test_the_commands_of_a_page_do_what_it_says(page, server, tmp_path):
-    ran = console.run(page, server=server.address, folder=tmp_path)
+    ran = console.run(page, server=server.address, folder=tmp_path, STATE_DIR=str(server.state))
     assert len(ran) >= 5
 
 

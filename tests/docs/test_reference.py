@@ -1,0 +1,70 @@
+"""The tables of the operator's guide are the code's: every key with its default, every metric with its labels."""
+
+import ast
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from tests.architecture.sources import shipped
+from volgate import settings
+from volgate_plugins.directory import DirectorySettings
+
+GUIDE = (Path(__file__).parents[2] / "docs/operator-guide.md").read_text(encoding="utf-8")
+SECTIONS = {
+    "[server]": settings.Server,
+    "[telemetry]": settings.Telemetry,
+    "[limits]": settings.Limits,
+    "[imports]": settings.Imports,
+    "[plugins]": settings.Plugins,
+    "[hosts.NAME]": settings.Host,
+    '[pools.NAME], kind "directory"': DirectorySettings,
+}
+
+
+def table(heading: str) -> list[tuple[str, str]]:
+    """The first two columns of the table below a heading."""
+    section = re.split(r"^#+ ", GUIDE.partition(f"### {heading}\n")[2], maxsplit=1, flags=re.MULTILINE)[0]
+    return re.findall(r"^\| `([a-z_]+)` \| (.*?) \|", section, re.MULTILINE)
+
+
+def spelt(value: Any) -> str:
+    """A default as TOML."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f'"{value}"' if isinstance(value, str) else str(list(value)) if isinstance(value, tuple) else str(value)
+
+
+def fields(kind: type[Any]) -> list[tuple[str, Any]]:
+    """Name and default of each field, in order; `...` for one that is needed."""
+    if dataclasses.is_dataclass(kind):
+        return [(field.name, ... if field.default is dataclasses.MISSING else field.default) for field in dataclasses.fields(kind)]
+    return [(field.name, field.default) for field in msgspec.structs.fields(kind)]
+
+
+@pytest.mark.parametrize("heading", SECTIONS)
+def test_every_key_is_in_the_guide_with_its_default(heading):
+    expected = [(name, "" if default is ... else f"`{spelt(default)}`") for name, default in fields(SECTIONS[heading])]
+    assert [(key, default.strip()) for key, default in table(heading)] == expected
+
+
+def test_every_metric_is_in_the_guide():
+    made: set[str] = set()
+    for tree in shipped().values():
+        for node in ast.walk(tree):
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Attribute)
+                and re.match(r"create_(histogram|counter|.*gauge)", node.func.attr)
+            ):
+                name = node.args[0]
+                made.add(name.value if isinstance(name, ast.Constant) else ast.unparse(name))
+    rows = re.search(r"^\| metric .*?\n\n", GUIDE, re.MULTILINE | re.DOTALL)
+    assert rows
+    for name in made:
+        shown = name if "{" not in name else re.sub(r"^f'|\{.*", "", name)
+        assert f"`{shown}" in rows[0], f"{name} is not in the guide's table of metrics"
+    assert len(made) == len(rows[0].strip().splitlines()) - 2, made
