@@ -1,6 +1,7 @@
 """The sync client is generated from the async one, says the same, and importing the package is quick."""
 
 import inspect
+import re
 import subprocess
 import sys
 import time
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from volgate_client.aio.client import AsyncClient
+from volgate_client.errors import code_of_reason
 from volgate_client.sync.client import Client
 
 GENERATOR = Path(__file__).parents[2] / "clients" / "python" / "generate_sync.py"
@@ -49,3 +51,13 @@ def test_importing_the_package_is_quick_and_brings_no_grpc():
     began = time.monotonic()
     subprocess.run([sys.executable, "-c", line], check=True, timeout=30)
     assert time.monotonic() - began < 1.0, "an interpreter alone takes about 0.05 s"
+
+
+def test_every_reason_has_the_code_that_the_contract_gives_it():
+    contract = (GENERATOR.parents[2] / "proto/volgate/v1/error.proto").read_text()
+    listed = re.findall(r"((?:  //.*\n)+)  REASON_(\w+) = [1-9]\d*;", contract)
+    assert len(listed) > 50
+    for comment, reason in listed:
+        code = code_of_reason(reason)
+        text = re.sub(r"\n\s*//", " ", comment)
+        assert re.search(rf"\W{code}\W", text), f"{reason} is not {code}: {text}"

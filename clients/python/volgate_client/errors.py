@@ -29,6 +29,7 @@ __all__ = [
     "Unavailable",
     "Unsupported",
     "VolgateError",
+    "code_of_reason",
     "from_operation",
     "from_rpc",
     "local",
@@ -155,27 +156,69 @@ _BY_CODE: dict[str, type[VolgateError]] = {
     "INTERNAL": Bug,
 }
 
-# An operation keeps its reason without a code; what is not here failed for the state of its object.
-_CODE_OF_REASON = {
-    "INVALID_FIELD": "INVALID_ARGUMENT",
-    "NOT_FOUND": "NOT_FOUND",
-    "DOMAIN_NOT_FOUND": "NOT_FOUND",
-    "EXISTS_DIFFERENT": "ALREADY_EXISTS",
-    "OUT_OF_SPACE": "RESOURCE_EXHAUSTED",
-    "QUOTA_EXCEEDED": "RESOURCE_EXHAUSTED",
-    "OVERSUBSCRIBED": "RESOURCE_EXHAUSTED",
-    "NO_FREE_SLOT": "RESOURCE_EXHAUSTED",
-    "STATE_FULL": "RESOURCE_EXHAUSTED",
-    "OUT_OF_RANGE": "OUT_OF_RANGE",
-    "UNSUPPORTED": "UNIMPLEMENTED",
-    "DENIED": "PERMISSION_DENIED",
-    "BUSY": "UNAVAILABLE",
-    "UNREACHABLE": "UNAVAILABLE",
-    "IO_ERROR": "UNAVAILABLE",
-    "IN_DOUBT": "ABORTED",
-    "CANCELLED": "CANCELLED",
-    "DATA_LOSS": "DATA_LOSS",
-    "BUG": "INTERNAL",
+# An operation keeps its reason without a code, as the contract lists them; what is not here is FAILED_PRECONDITION.
+_REASONS = {
+    "INVALID_ARGUMENT": (
+        "INVALID_FIELD",
+        "REQUEST_ID_REUSED",
+        "BAD_PAGE_TOKEN",
+    ),
+    "NOT_FOUND": (
+        "NOT_FOUND",
+        "DOMAIN_NOT_FOUND",
+        "POOL_DIRECTORY_MISSING",
+        "DISK_NOT_FOUND",
+    ),
+    "ALREADY_EXISTS": ("EXISTS_DIFFERENT",),
+    "RESOURCE_EXHAUSTED": (
+        "OUT_OF_SPACE",
+        "OVERSUBSCRIBED",
+        "NO_FREE_SLOT",
+        "STATE_FULL",
+        "QUOTA_EXCEEDED",
+    ),
+    "OUT_OF_RANGE": ("OUT_OF_RANGE",),
+    "UNIMPLEMENTED": (
+        "UNSUPPORTED",
+        "FORMAT_DIFFERS",
+    ),
+    "PERMISSION_DENIED": ("DENIED",),
+    "UNAVAILABLE": (
+        "BUSY",
+        "UNREACHABLE",
+        "STOPPING",
+        "POOL_DOWN",
+        "LANE_TIMEOUT",
+        "LIBVIRT_LOST",
+        "LIBVIRT_AUTH",
+        "SPAWNER_CLOSED",
+        "OUTPUT_TOO_LARGE",
+        "IO_ERROR",
+        "STALE_HANDLE",
+        "TOO_MANY_FILES",
+        "QEMU_LOST",
+    ),
+    "ABORTED": (
+        "IN_DOUBT",
+        "DOMAIN_BUSY",
+        "SPAWNER_LOST",
+    ),
+    "DEADLINE_EXCEEDED": (
+        "STILL_RUNNING",
+        "COMMAND_TIMEOUT",
+    ),
+    "CANCELLED": ("CANCELLED",),
+    "DATA_LOSS": (
+        "DATA_LOSS",
+        "TAG_DAMAGED",
+        "LAYER_MISSING",
+        "CHAIN_MISMATCH",
+        "IMAGE_DAMAGED",
+    ),
+    "INTERNAL": (
+        "BUG",
+        "OS_ERROR",
+    ),
 }
 
 
@@ -219,10 +262,15 @@ def _add(ours: VolgateError, detail: Packed) -> None:
         ours.fields += [FieldViolation(v.field, v.description) for v in bad.field_violations]
 
 
+def code_of_reason(reason: str) -> str:
+    """The gRPC code that the contract gives a reason (volgate.v1.Reason)."""
+    return next((code for code, reasons in _REASONS.items() if reason in reasons), "FAILED_PRECONDITION")
+
+
 def from_operation(operation: Operation) -> VolgateError:
     """The error of an operation that ended without success."""
     reason = operation.error_reason or "CANCELLED"
-    code = _CODE_OF_REASON.get(reason, "FAILED_PRECONDITION")
+    code = code_of_reason(reason)
     kind = InUse if reason == "IN_USE" else _BY_CODE[code]
     ours = kind(code, operation.error_message or f"{operation.method} of {operation.target} was cancelled and undone")
     ours.reason, ours.operation = reason, operation.name

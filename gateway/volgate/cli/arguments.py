@@ -13,6 +13,7 @@ from volgate_client.errors import InvalidRequest
 from volgate_client.words import number
 
 __all__ = [
+    "MOST",
     "DryRun",
     "Format",
     "Host",
@@ -45,6 +46,8 @@ Uid = Annotated[str, typer.Option("--uid", help="Only the object of this uid is 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the steps, the space and who blocks it; change nothing.")]
 
 _UNITS = {"": 0, "b": 0, "k": 10, "kib": 10, "m": 20, "mib": 20, "g": 30, "gib": 30, "t": 40, "tib": 40, "p": 50, "pib": 50}
+MOST = (1 << 63) - 1
+"""The largest number that the contract can carry."""
 _POOL_AND_NAME = 2
 _POOL_VOLUME_AND_NAME = 3
 
@@ -55,7 +58,10 @@ def size(text: str) -> int:
     if not found or found[2].lower() not in _UNITS:
         raise typer.BadParameter(f"{text!r} is not a size; write 10GiB, 512MiB or a number of bytes")
     shift = _UNITS[found[2].lower()]
-    return int(float(found[1]) * (1 << shift)) if "." in found[1] else int(found[1]) << shift
+    amount = int(float(found[1]) * (1 << shift)) if "." in found[1] else int(found[1]) << shift
+    if amount > MOST:
+        raise typer.BadParameter(f"{text!r} is more than any volume can have")
+    return amount
 
 
 def enum(kind: Any, text: str, option: str) -> Any:

@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 import typer
 
 from volgate.cli import completion
-from volgate.cli.arguments import DryRun, Host, OfVolume, RequestId, Uid, attachment_name, enum, full, volume_name
+from volgate.cli.arguments import MOST, DryRun, Host, OfVolume, RequestId, Uid, attachment_name, enum, full, volume_name
 from volgate.cli.failures import EXIT_LATE
 from volgate.cli.mutate import planned
 from volgate.cli.output import object_, plain, record, short, table, when
@@ -51,7 +51,7 @@ def _limits(words: list[str] | None) -> pb.Qos:
     limits = pb.Qos()
     for text in words or []:
         kind, _, amount = text.partition("=")
-        if kind not in pb.Qos.DESCRIPTOR.fields_by_name or not amount.isdecimal():
+        if kind not in pb.Qos.DESCRIPTOR.fields_by_name or not amount.isdecimal() or int(amount) > MOST:
             raise typer.BadParameter(f"--limit: {text!r} is not KIND=NUMBER with one of {', '.join(pb.Qos.DESCRIPTOR.fields_by_name)}")
         setattr(limits, kind, int(amount))
     return limits
@@ -67,7 +67,7 @@ def attach(
     cache: Annotated[str, typer.Option("--cache", help="none, writeback, writethrough or directsync.")] = "",
     io: Annotated[str, typer.Option("--io", help="native, threads or io-uring.")] = "",
     error_policy: Annotated[str, typer.Option("--error-policy", help="stop, report or enospace.")] = "",
-    iothread: Annotated[int, typer.Option("--iothread", help="The domain's iothread, from 1.")] = 0,
+    iothread: Annotated[int, typer.Option("--iothread", min=0, max=(1 << 31) - 1, help="The domain's iothread, from 1.")] = 0,
     limit: Limits = None,
     uid: Uid = "",
     request_id: RequestId = "",

@@ -45,6 +45,10 @@ def _facts(error: Exception) -> dict[str, Any]:
     elif isinstance(error, ServerError):
         code, holders = error.status, [{"kind": h.kind, "name": h.name, "detail": h.detail} for h in error.holders]
         fields = [{"field": error.field, "description": error.message}] if error.field else []
+    elif isinstance(error, UnicodeEncodeError):
+        wrong = f"{error.object!r} is no valid UTF-8"
+        base = {"code": "INVALID_ARGUMENT", "reason": "INVALID_FIELD", "message": wrong}
+        return {**base, "holders": [], "fields": [], "retry_after": None, "operation": ""}
     else:
         kind = "OS_ERROR" if isinstance(error, OSError) else type(error).__name__
         base = {"code": "UNKNOWN", "reason": kind, "message": str(error) or kind}

@@ -54,6 +54,15 @@ def show_pool(pool: Pool) -> None:
         _show_pool(client.get_pool(full("pools", pool)))
 
 
+@pools.command("foreign")
+def list_foreign(pool: Pool) -> None:
+    """List what `volume adopt` could take: files that others made, and deleted volumes that are still kept."""
+    with SESSION.client() as client:
+        table(client.list_foreign(full("pools", pool)), ("LOCATOR", ">SIZE", "FORMAT", "WHAT"), lambda f: (
+            f.locator, human(f.size_bytes), f.format, f.reason,
+        ))  # fmt: skip
+
+
 @pools.command()
 def drain(pool: Pool, *, resume: Annotated[bool, typer.Option("--resume", help="Accept new volumes again.")] = False) -> None:
     """Make a pool refuse new volumes."""

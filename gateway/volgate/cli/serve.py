@@ -134,7 +134,7 @@ async def _serve(settings: Settings) -> None:
     from volgate.edge.server import EdgeServer
 
     seen = settings.telemetry
-    telemetry.configure(
+    finish = telemetry.configure(
         telemetry.TelemetrySettings(
             otlp_endpoint=seen.otlp_endpoint,
             prometheus_listen=seen.prometheus_listen,
@@ -148,13 +148,15 @@ async def _serve(settings: Settings) -> None:
         loop.add_signal_handler(name, stop.set)
     with _opened(settings) as gateway:
         await asyncio.to_thread(gateway.start)
-        telemetry.observe_lanes(lambda: [(p.name, p.lane.running, p.lane.queued, p.lane.refused) for p in gateway.world.pools])
         server = EdgeServer(
             gateway, settings.socket_path, socket_mode=int(settings.server.socket_mode, 8), socket_group=settings.server.socket_group
         )
+        telemetry.observe_lanes(lambda: [*gateway.lanes(), server.lane])
+        telemetry.observe_operations(gateway.runner.unfinished)
         await server.start()
         await stop.wait()
         until = loop.time() + settings.server.stop_seconds
         gateway.begin_stop()
         await server.stop(settings.server.stop_seconds)
         await asyncio.to_thread(gateway.close, max(1.0, until - loop.time()))
+    await asyncio.to_thread(finish)

@@ -27,6 +27,7 @@ from volgate.cli.mutate import planned
 from volgate.cli.output import human, object_, record, short, table, when
 from volgate.cli.progress import fraction, transfer
 from volgate.cli.session import SESSION
+from volgate.errors import NotFound
 from volgate.v1 import volume_pb2 as pb
 from volgate_client.words import word
 
@@ -195,6 +196,36 @@ def adopt(
     enum(pb.VolumeFormat, image_format, "--format")
     with SESSION.client() as client:
         _show(client.adopt_volume(parent, locator, identifier, image_format, labels=labels(label), request_id=request_id))
+
+
+@app.command()
+def undelete(
+    name: New,
+    pool: OptionalPool = "",
+    locator: Annotated[
+        str, typer.Option("--locator", help="Which one, as `volgate pool foreign` lists it; the last deleted if left out.")
+    ] = "",
+    request_id: RequestId = "",
+) -> None:
+    """Bring a deleted volume back, as long as its pool keeps it, with its snapshots and under a new uid."""
+    parent, identifier = _split(name, pool)
+    with SESSION.client() as client:
+        kept = {found.locator: found for found in client.list_foreign(parent)}
+        chosen = locator or max((key for key in kept if _deleted_name(key) == identifier), key=_moment, default="")
+        if chosen not in kept:
+            raise NotFound(f"{parent} keeps no deleted volume {locator or identifier}; `volgate pool foreign` lists what it keeps")
+        _show(client.adopt_volume(parent, chosen, identifier, kept[chosen].format, request_id=request_id))
+
+
+def _deleted_name(locator: str) -> str:
+    """The volume's name in trash:NAME.UID.MOMENT; "" for any other locator."""
+    scheme, _, rest = locator.partition(":")
+    return rest.rsplit(".", 2)[0] if scheme == "trash" else ""
+
+
+def _moment(locator: str) -> int:
+    """When it was deleted, nanoseconds."""
+    return int(locator.rpartition(".")[2])
 
 
 @app.command("import")

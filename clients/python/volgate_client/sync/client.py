@@ -6,7 +6,7 @@ Every method raises VolgateError, a class of :mod:`volgate_client.errors`. Enums
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from volgate.v1 import attachment_pb2, host_pb2, operation_pb2, pool_pb2, snapshot_pb2, volume_pb2
@@ -28,6 +28,10 @@ class Client(Images):
     def get_pool(self, name: str) -> pool_pb2.Pool:
         """One pool, measured now."""
         return (self.call(self.pools.GetPool, pool_pb2.GetPoolRequest(name=name))).pool
+
+    def list_foreign(self, pool: str) -> Sequence[pool_pb2.ForeignObject]:
+        """What `adopt_volume` could take, at most 1000: files that others made, and deleted volumes that are still kept."""
+        return (self.call(self.pools.GetPool, pool_pb2.GetPoolRequest(name=pool))).foreign
 
     def drain_pool(self, name: str, *, resume: bool = False) -> pool_pb2.Pool:
         """Make a pool refuse new volumes, or accept them again."""

@@ -46,6 +46,7 @@ class Images(Connection):
 
         with contextlib.ExitStack() as opened:
             stream = opened.enter_context(seam.in_thread(path.open, "rb")) if path else None
+            header = _announced(header, stream)
             while True:
                 parts = _parts(header, stream, told)
                 try:
@@ -119,14 +120,23 @@ def _write(stream: BinaryIO, offset: int, chunk: bytes) -> None:
     stream.write(chunk)
 
 
+def _announced(header: volume_pb2.ImportHeader, stream: BinaryIO | None) -> volume_pb2.ImportHeader:
+    """The header with the image's length: what is cut short on its way is noticed."""
+    if stream is None:
+        return header
+    announced = volume_pb2.ImportHeader()
+    announced.CopyFrom(header)
+    announced.image_bytes = stream.seek(0, os.SEEK_END)
+    return announced
+
+
 def _parts(header: volume_pb2.ImportHeader, stream: BinaryIO | None, progress: Progress) -> Iterator[volume_pb2.ImportVolumeRequest]:
     yield volume_pb2.ImportVolumeRequest(header=header)
     if stream is None:
         return
-    total = stream.seek(0, os.SEEK_END)
     stream.seek(0)
     sent = 0
     while chunk := seam.in_thread(stream.read, _CHUNK):
         yield volume_pb2.ImportVolumeRequest(chunk=chunk)
         sent += len(chunk)
-        progress(sent, total)
+        progress(sent, header.image_bytes)
