@@ -47,7 +47,7 @@ def fields(kind: type[Any]) -> list[tuple[str, Any]]:
 
 @pytest.mark.parametrize("heading", SECTIONS)
 def test_every_key_is_in_the_guide_with_its_default(heading):
-    expected = [(name, "" if default is ... else f"`{spelt(default)}`") for name, default in fields(SECTIONS[heading])]
+    expected = [(name, "needed" if default is ... else f"`{spelt(default)}`") for name, default in fields(SECTIONS[heading])]
     assert [(key, default.strip()) for key, default in table(heading)] == expected
 
 
