@@ -163,7 +163,7 @@ def test_what_a_mutation_left_half_is_completed_by_its_repeat(bench: Bench, gues
     guest.domain.detachDeviceAlias(wanted.alias, libvirt.VIR_DOMAIN_AFFECT_CONFIG)
     assert bench.attach(wanted) == first, "the configuration was missing"
     guest.domain.detachDeviceAlias(wanted.alias, libvirt.VIR_DOMAIN_AFFECT_LIVE)
-    guest.wait_disk(wanted.options.serial, present=False)
+    bench.eventually(lambda: not guest.live_disks())
     assert bench.attach(wanted).live, "the live disk was missing"
     assert guest.wait_disk(wanted.options.serial)
     assert bench.detach(wanted) is DetachOutcome.GONE

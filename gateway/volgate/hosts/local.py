@@ -14,8 +14,10 @@ from volgate.connection import Connection, DiskSource
 from volgate.errors import NotFound, Precondition, VolgateError
 from volgate.hosts.interface import AttachedDisk, AttachPlan, DetachOutcome, Domain, EventKind, Finding, HostEvent, HostInfo, Presence
 from volgate.hypervisor import block_jobs, domains, qmp
+from volgate.hypervisor.attach import Request, attach
+from volgate.hypervisor.attach import plan as plan_disk
 from volgate.hypervisor.calls import Calls, Libvirt
-from volgate.hypervisor.domains import Request, Seen
+from volgate.hypervisor.domains import Seen
 from volgate.hypervisor.events import Event, Events
 from volgate.hypervisor.facts import describe_domain, describe_link
 from volgate.hypervisor.link import Link
@@ -39,7 +41,8 @@ class LocalHost:
         """Nothing is connected yet. `disk_hook` may amend a rendered disk."""
         self.name = name
         self._events = Events()
-        self._link = Link(uri, self._events.register)
+        self._clean: set[tuple[str, int]] = set()
+        self._link = Link(uri, self._connected)
         self._calls = Calls(self._link)
         self._files = Lane("files", 8, 256)
         self._hook = disk_hook or (lambda xml, _plan: xml)
@@ -80,7 +83,7 @@ class LocalHost:
         wanted = self._request(plan, deadline)
 
         def work(connection: Libvirt) -> str:
-            return domains.plan(domains.lookup(connection, plan.domain), wanted)
+            return plan_disk(domains.lookup(connection, plan.domain), wanted)
 
         return self._calls.look(self._key(plan.domain, deadline), "prepare", deadline, work)
 
@@ -91,7 +94,7 @@ class LocalHost:
 
         def work(connection: Libvirt) -> AttachedDisk:
             domain = domains.lookup(connection, plan.domain)
-            device, seen = domains.attach(domain, wanted, deadline=deadline)
+            device, seen = attach(domain, wanted, deadline=deadline)
             return AttachedDisk(
                 domain=plan.domain,
                 domain_name=domain.name(),
@@ -114,15 +117,18 @@ class LocalHost:
             key = self._key(domain, _soon(deadline))
             while True:
                 mark, asked = self._events.mark(), time.monotonic()
-                self._calls.change(key, "detach", _soon(deadline), lambda c: domains.begin_detach(domains.lookup(c, key), alias, source))
+                waits = self._calls.change(
+                    key, "detach", _soon(deadline), lambda c: domains.begin_detach(domains.lookup(c, key), alias, source)
+                )
                 while time.monotonic() < asked + _ASK_AGAIN:
+                    left = deadline - time.monotonic()
+                    if waits and left > 0:
+                        self._events.wait(mark, min(left, _TICK))
+                    mark, waits = self._events.mark(), True
                     if self._released(key, alias, source, deadline):
                         return DetachOutcome.GONE
-                    left = deadline - time.monotonic()
                     if left <= 0:
                         return DetachOutcome.PENDING
-                    self._events.wait(mark, min(left, _TICK))
-                    mark = self._events.mark()
         except NotFound as error:
             if error.reason != "DOMAIN_NOT_FOUND":
                 raise
@@ -245,9 +251,14 @@ class LocalHost:
         self._link.close()
         self._events.close()
 
+    def _connected(self, connection: Libvirt) -> None:
+        """A new connection may mean a libvirtd that died: domains are looked at for orphans again."""
+        self._clean.clear()
+        self._events.register(connection)
+
     def _request(self, plan: AttachPlan, deadline: float) -> Request:
         source = self._connect(plan.connection, deadline)
-        return Request(source, plan.options, plan.alias, amend=lambda xml: self._hook(xml, plan), beside=plan.beside)
+        return Request(source, plan.options, plan.alias, lambda xml: self._hook(xml, plan), plan.beside, self._clean)
 
     def _connect(self, connection: Connection, deadline: float) -> DiskSource:
         """Prove a volume in a lane of its own: a hung file system starves no domain."""

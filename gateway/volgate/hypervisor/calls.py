@@ -10,18 +10,17 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from typing import Any, TypeAlias, TypeVar
 
 import libvirt
-from opentelemetry import trace
 
 from volgate.errors import InDoubt, Unreachable, VolgateError
 from volgate.hypervisor.link import Link
 from volgate.lanes import Lane
+from volgate.tracing import span
 
 __all__ = ["Calls", "Libvirt"]
 
 T = TypeVar("T")
 Libvirt: TypeAlias = libvirt.virConnect
 Work = Callable[[Libvirt], T]
-_tracer = trace.get_tracer("volgate")
 _DEPTH = 128
 _MANY = 1024  # lanes kept for domains that nobody asks for now
 
@@ -54,7 +53,7 @@ class Calls:
         return self._run(("change", domain), 1, name, deadline, work, InDoubt)
 
     def _run(self, key: tuple[str, str], width: int, name: str, deadline: float, work: Work[T], unknown: type[VolgateError]) -> T:
-        with _tracer.start_as_current_span(f"libvirt {name}", attributes={"libvirt.domain": key[1]}):
+        with span(f"libvirt {name}", domain=key[1]):
             future = self._submit(key, width, deadline, work)
             try:
                 return future.result(max(0.0, deadline - time.monotonic()))

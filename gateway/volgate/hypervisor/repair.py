@@ -27,11 +27,15 @@ _SETTLE = 0.1  # libvirt handles a device's end late: a new device of the same a
 
 @dataclass(frozen=True, slots=True)
 class Orphans:
-    """Device ids and node names, upper layers first. `files` are those that the nodes open."""
+    """Device ids and node names, upper layers first. `files` are those that the nodes open.
+
+    `spotless`: every node that libvirt named is in its XML, so that no other file has an orphan either.
+    """
 
     devices: tuple[str, ...] = ()
     nodes: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
+    spotless: bool = False
 
     @property
     def names(self) -> list[str]:
@@ -40,11 +44,8 @@ class Orphans:
 
     def __and__(self, other: Orphans) -> Orphans:
         """What both have."""
-        return Orphans(*(tuple(n for n in mine if n in set(its)) for mine, its in zip(_lists(self), _lists(other), strict=True)))
-
-
-def _lists(found: Orphans) -> tuple[tuple[str, ...], ...]:
-    return found.devices, found.nodes, found.files
+        devices, nodes = (tuple(n for n in a if n in set(b)) for a, b in ((self.devices, other.devices), (self.nodes, other.nodes)))
+        return Orphans(devices, nodes, self.files, self.spotless and other.spotless)
 
 
 def look(domain: libvirt.virDomain, sources: Iterable[str]) -> Orphans:
@@ -57,12 +58,13 @@ def look(domain: libvirt.virDomain, sources: Iterable[str]) -> Orphans:
     stray = [drive for drive in drives if drive.device.startswith(PREFIX) and drive.device not in aliases]
     held = {drive.node for drive in drives if drive not in stray}
     files = {*sources, *(file for drive in stray for file in drive.files)} - {""}
-    free = [node for node in nodes if node.index and node.index not in indexes]
-    kept = {node.index for node in free if node.name in held}
-    free = [node for node in free if node.index not in kept]
+    unlisted = [node for node in nodes if node.index and node.index not in indexes]
+    kept = {node.index for node in unlisted if node.name in held}
+    free = [node for node in unlisted if node.index not in kept]
     files |= {file for node in free if files.intersection(node.files[:1]) for file in node.files}
     ours = [node for node in free if files.intersection(node.files[:1])]
-    return Orphans(tuple(drive.device for drive in stray), tuple(node.name for node in ours), tuple(sorted(files)))
+    devices, names = tuple(drive.device for drive in stray), tuple(node.name for node in ours)
+    return Orphans(devices, names, tuple(sorted(files)), spotless=not (devices or unlisted))
 
 
 def orphans(domain: libvirt.virDomain, sources: Iterable[str]) -> Orphans:
