@@ -18,10 +18,10 @@ EXECUTED = [page for page in PAGES if page.name != "plugin-guide.md" and "```con
 @pytest.fixture
 def server(guest: Guest, pool_dir: Path) -> Iterator[Server]:
     """A gateway on a state directory that the guest's QEMU can reach, and on the lab's libvirt."""
-    imports = pool_dir.parent / "images"
-    imports.mkdir()
-    config = f'[hosts.local]\nuri = "{guest.libvirtd.uri}"\n[imports]\nallowed_directories = ["{imports}"]\n'
-    made = Server(pool_dir.parent / "state", config=config).start()
+    state = pool_dir.parent / "state"
+    config = f'[hosts.local]\nuri = "{guest.libvirtd.uri}"\n'
+    config += f'[pools.default]\nkind = "directory"\npath = "{state}/pools/default"\ntrash_seconds = 3600\n'
+    made = Server(state, config=config).start()
     yield made
     assert made.stop() == 0
     guest.detach_all()
