@@ -40,7 +40,7 @@ class Ran:
     @property
     def lines(self) -> list[list[str]]:
         """Table rows without the header, cells apart by two blanks."""
-        return [[cell for cell in line.split("  ") if cell] for line in self.out.splitlines()[1:]]
+        return [[cell.strip() for cell in line.split("  ") if cell] for line in self.out.splitlines()[1:]]
 
 
 class Cli:

@@ -130,8 +130,10 @@ def _machine_id() -> str:
 
 def _orphans(host: host_pb2.Host) -> Iterator[Finding]:
     """Disks that QEMU has and libvirt does not list, on this machine; nothing is changed."""
+    from volgate.cli.serve import logs_to_stderr
     from volgate.hosts.local import LocalHost
 
+    logs_to_stderr()
     local = LocalHost(short(host.name), host.uri)
     try:
         for domain in host.domains:

@@ -66,10 +66,13 @@ def rescan(config: Path | None, state_dir: Path | None) -> dict[str, int]:
 
 
 def logs_to_stderr() -> None:
-    """Keep log lines away from what programs read."""
+    """Keep log lines away from what programs read, and those that only tell of progress away from people too."""
+    import logging
+
     import structlog
 
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    quiet = structlog.make_filtering_bound_logger(logging.WARNING)
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr), wrapper_class=quiet)
 
 
 @contextlib.contextmanager
