@@ -14,7 +14,19 @@ from typing import Protocol
 from volgate.connection import Connection
 from volgate.model import DiskOptions, Path
 
-__all__ = ["AttachPlan", "AttachedDisk", "DetachOutcome", "Domain", "EventKind", "Finding", "Host", "HostEvent", "HostInfo", "Presence"]
+__all__ = [
+    "AttachPlan",
+    "AttachedDisk",
+    "DetachOutcome",
+    "Domain",
+    "EventKind",
+    "Finding",
+    "FoundDisk",
+    "Host",
+    "HostEvent",
+    "HostInfo",
+    "Presence",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +89,14 @@ class AttachedDisk:
     config: bool
     xml: str
     boot_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class FoundDisk:
+    """A disk whose alias is ours, as a domain has it now, and the options that its XML says."""
+
+    disk: AttachedDisk
+    options: DiskOptions
 
 
 class DetachOutcome(StrEnum):
@@ -171,6 +191,10 @@ class Host(Protocol):
 
     def switch_overlay(self, domain: str, alias: str, top: Connection, base: str, *, quiesce: bool, timeout: float) -> bool:
         """Make QEMU write to `top` instead of `base`; success if it does already. Return whether the guest was quiesced."""
+        ...
+
+    def our_disks(self, *, timeout: float) -> Sequence[FoundDisk]:
+        """List every disk with an alias of ours (`ua-vg-...`) of every domain, running or not."""
         ...
 
     def paths(self, domain: str, alias: str, *, timeout: float) -> Sequence[Path]:

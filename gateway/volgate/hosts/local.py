@@ -12,8 +12,19 @@ from volgate.connect.health import file_paths
 from volgate.connect.local import connect
 from volgate.connection import Connection, DiskSource
 from volgate.errors import NotFound, Precondition, VolgateError
-from volgate.hosts.interface import AttachedDisk, AttachPlan, DetachOutcome, Domain, EventKind, Finding, HostEvent, HostInfo, Presence
-from volgate.hypervisor import block_jobs, domains, qmp
+from volgate.hosts.interface import (
+    AttachedDisk,
+    AttachPlan,
+    DetachOutcome,
+    Domain,
+    EventKind,
+    Finding,
+    FoundDisk,
+    HostEvent,
+    HostInfo,
+    Presence,
+)
+from volgate.hypervisor import block_jobs, domains, ours, qmp
 from volgate.hypervisor.attach import Request, attach
 from volgate.hypervisor.attach import plan as plan_disk
 from volgate.hypervisor.calls import Calls, Libvirt
@@ -173,6 +184,21 @@ class LocalHost:
         deadline = time.monotonic() + timeout
         return self._calls.look(self._key(domain, deadline, missing=domain), "look", deadline, work)
 
+    def our_disks(self, *, timeout: float) -> Sequence[FoundDisk]:
+        """List the disks whose alias is ours."""
+
+        def work(connection: Libvirt) -> list[FoundDisk]:
+            listed: list[FoundDisk] = []
+            for domain in connection.listAllDomains():
+                try:
+                    identity, name = describe_domain(domain)[:2]
+                    listed += [_found_disk(identity, name, disk) for disk in ours.our_disks(domain)]
+                except NotFound:
+                    continue  # it ended meanwhile
+            return listed
+
+        return self._calls.ask("disks", time.monotonic() + timeout, work)
+
     def resize(self, domain: str, alias: str, size: int, *, timeout: float) -> int:
         """Grow the attached disk."""
 
@@ -276,6 +302,23 @@ class LocalHost:
             if not missing:
                 raise
             return missing
+
+
+def _found_disk(domain: str, name: str, seen: ours.Found) -> FoundDisk:
+    device = seen.device
+    disk = AttachedDisk(
+        domain=domain,
+        domain_name=name,
+        alias=device.alias,
+        target=device.target,
+        address=device.place,
+        source=device.source,
+        live=seen.live,
+        config=seen.config,
+        xml=device.xml,
+        boot_id=_boot_id(),
+    )
+    return FoundDisk(disk, ours.read_options(device.xml))
 
 
 def _soon(deadline: float) -> float:

@@ -15,12 +15,14 @@ import structlog
 from volgate.backend import Adopts, Foreign, PathsSeen
 from volgate.errors import NotFound, VolgateError
 from volgate.hosts.interface import Domain, EventKind, HostEvent, HostInfo
+from volgate.lanes import Lane
 from volgate.model import Format, Health, PathState, Redundancy, Volume
 from volgate.model import Path as IoPath
 from volgate.names import AttachmentName, SnapshotName, VolumeName
 from volgate.operations import lookups, requests, transfer
 from volgate.operations.attachments import collapsible
 from volgate.operations.handlers import HANDLERS
+from volgate.operations.recovery import rebuild_attachments, repair_host
 from volgate.operations.requests import Caller, Plan, Request
 from volgate.operations.runner import Runner
 from volgate.operations.scan import reconcile_attachments, scan_pool
@@ -44,6 +46,7 @@ class Gateway:
         """Take the world; `start` does the rest."""
         self.world = world
         self.runner = Runner(world, self._follow)
+        self._unrepaired: set[str] = set()
         self._stop = threading.Event()
         self._wake = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="gateway-keeper", daemon=True)
@@ -60,9 +63,15 @@ class Gateway:
         for host in world.hosts.values():
             host.subscribe(self._on_event)
         self._sweep_spool()
+        self._unrepaired = {name for name in world.hosts if not repair_host(world, name)}
+        rebuild_attachments(world, self.runner)
         left = self.runner.recover()
         _log.info("gateway started", pools=[pool.name for pool in world.pools], resumed=left)
         self._thread.start()
+
+    def lanes(self) -> list[Lane]:
+        """Every lane of fixed width: of the pools, and of the operations."""
+        return [*(pool.lane for pool in self.world.pools), self.runner.lane]
 
     def begin_stop(self) -> None:
         """Accept no new mutation."""
@@ -299,6 +308,9 @@ class Gateway:
         while not self._stop.is_set():
             try:
                 self.world.pools.check()
+                self._unrepaired = {name for name in self._unrepaired if not repair_host(self.world, name)}
+                if not self.world.attachments_known.is_set():
+                    rebuild_attachments(self.world, self.runner)
                 reconcile_attachments(self.world, self.runner)
                 if time.monotonic() - scanned >= limits.scan_seconds or not scanned:
                     self.rescan()
@@ -312,13 +324,14 @@ class Gateway:
             self._wake.clear()
 
     def rescan(self) -> dict[str, int]:
-        """Bring every pool's rows up to date; return how many changed in each pool that is up."""
+        """Bring every pool's rows up to date; return how many changed in each pool that is up. Attachments without a record get one."""
         changed = {}
         for pool in self.world.pools:
             try:
                 changed[pool.name] = scan_pool(self.world, pool, self.runner)
             except VolgateError as error:
                 _log.info("pool is not scanned", pool=pool.name, error=error.message)
+        rebuild_attachments(self.world, self.runner, again=True)
         return changed
 
     def _prune(self) -> None:

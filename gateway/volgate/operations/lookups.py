@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from volgate.backend import Clones, Snapshots, VolumeId
-from volgate.errors import Holder, InUse, NotFound, Precondition, VolgateError
+from volgate.errors import Holder, InUse, NotFound, Precondition, Unreachable, VolgateError
 from volgate.model import Snapshot, Volume, VolumeState
 from volgate.names import VolumeName
 from volgate.operations.context import Context
@@ -62,7 +62,13 @@ def identity(volume: Volume) -> VolumeId:
 
 
 def attachments_of(world: World, pool: str, volume: Volume) -> list[AttachmentRecord]:
-    """The attachments of this volume (of this uid), read from the record."""
+    """The attachments of this volume (of this uid), read from the record. Raises Unreachable while the record cannot be trusted."""
+    if not world.attachments_known.is_set():
+        raise Unreachable(
+            f"{pool}/{volume.name}: the database is new and a host or a pool does not answer, so nobody knows what is attached; "
+            f"start libvirt on {', '.join(sorted(world.hosts))}, look at the pools' health, and repeat",
+            retry_after=5.0,
+        )
     with world.database.read() as connection:
         found = attachments.of_volume(connection, pool, volume.name)
     return [record for record in found if record.volume_uid == volume.uid]
@@ -128,5 +134,7 @@ def put(ctx: Context, pool: Pool, volume: Volume, *, fresh: bool = False) -> Ind
     now = time.time()
     ctx.uid = volume.uid
     ctx.commit(lambda commit: index.put_volume(commit, pool.name, volume, now))
-    held = () if fresh else tuple(record.id for record in attachments_of(ctx.world, pool.name, volume))
+    with ctx.world.database.read() as connection:
+        found = [] if fresh else attachments.of_volume(connection, pool.name, volume.name)
+    held = tuple(record.id for record in found if record.volume_uid == volume.uid)
     return IndexedVolume(pool.name, volume, now, held)

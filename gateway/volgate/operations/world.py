@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import threading
+from dataclasses import dataclass, field
 
 from volgate.errors import InvalidRequest, NotFound
 from volgate.hosts.interface import Host
@@ -23,6 +24,8 @@ class World:
     database: Database
     pools: Pools
     hosts: dict[str, Host]
+    attachments_known: threading.Event = field(default_factory=threading.Event)
+    """Set once every disk of ours that a host has is on record: not yet after the database was lost."""
 
     def host(self, name: str) -> tuple[str, Host]:
         """The host of a name, or the only one. Raises NotFound, InvalidRequest (none named although there are several)."""

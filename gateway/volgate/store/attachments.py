@@ -7,10 +7,11 @@ from sqlalchemy import Connection, bindparam, delete, select
 from sqlalchemy.dialects.sqlite import insert
 
 from volgate.store.records import AttachmentRecord
-from volgate.store.tables import attachment
+from volgate.store.tables import attachment, meta
 
-__all__ = ["find", "forget", "of_volume", "page", "put", "replace"]
+__all__ = ["add", "find", "forget", "of_volume", "page", "put", "replace", "trust", "trusted"]
 
+_TRUSTED = "attachments/trusted"
 _decoder = msgspec.json.Decoder(AttachmentRecord)
 # statements are built once: building one costs as much as running it
 _ROW = insert(attachment)
@@ -37,6 +38,24 @@ def put(connection: Connection, record: AttachmentRecord) -> None:
         "record": msgspec.json.encode(record),
     }
     connection.execute(_PUT, values)
+
+
+def trust(connection: Connection) -> None:
+    """Note that every disk of ours that a host has is on record: true from the first complete look on."""
+    connection.execute(insert(meta).values(key=_TRUSTED, value="1").on_conflict_do_nothing())
+
+
+def trusted(connection: Connection) -> bool:
+    """Whether that was noted."""
+    return connection.scalar(select(meta.c.value).where(meta.c.key == _TRUSTED)) is not None
+
+
+def add(connection: Connection, record: AttachmentRecord) -> bool:
+    """Write one if its id has none; say whether that was so."""
+    if find(connection, record.id) is not None:
+        return False
+    put(connection, record)
+    return True
 
 
 def replace(connection: Connection, old: AttachmentRecord, new: AttachmentRecord) -> bool:
