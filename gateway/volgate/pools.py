@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
 import structlog
-from opentelemetry import trace
 
 from volgate.backend import Backend, BackendType, Measures, PoolContext, Traits, capabilities
 from volgate.errors import InvalidRequest, NotFound, Precondition, Unreachable, Unsupported, VolgateError
@@ -16,6 +15,7 @@ from volgate.lanes import Lane
 from volgate.model import Capacity, Health
 from volgate.registry import Registry
 from volgate.settings import convert_strictly
+from volgate.tracing import span
 
 __all__ = ["Pool", "PoolStatus", "Pools"]
 
@@ -23,7 +23,6 @@ P = ParamSpec("P")
 T = TypeVar("T")
 B = TypeVar("B", bound=Backend)
 _log = structlog.get_logger()
-_tracer = trace.get_tracer("volgate")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +75,7 @@ class Pool:
 
     def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run one backend call in the pool's lane, under a span. Raises Busy, Unreachable (timeout) and what the call raises."""
-        with _tracer.start_as_current_span(f"plugin {getattr(function, '__name__', 'call')}", attributes={"volgate.pool": self.name}):
+        with span(f"plugin {getattr(function, '__name__', 'call')}", pool=self.name):
             return self.lane.call_within(self._timeout, function, *args, **kwargs)
 
     def check(self, timeout: float = 5.0) -> None:

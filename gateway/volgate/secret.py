@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import re
+import weakref
 from typing import final
 
-__all__ = ["Secret"]
+__all__ = ["Secret", "redacted"]
+
+_SECRET_LIKE = re.compile(
+    r"(?i)\b((?:password|passwd|secret|authorization)\s*[=:]\s*|(?:key|token)=)((?:bearer|basic)\s+)?(?!\*\*\*)[^\s,;\"']+"
+)
+_SHORTEST = 6
+_live: weakref.WeakSet[Secret] = weakref.WeakSet()
 
 
 @final
@@ -14,11 +22,12 @@ class Secret:
     The only way out is :meth:`reveal`, which a reader can search for.
     """
 
-    __slots__ = ("_value",)
+    __slots__ = ("__weakref__", "_value")
 
     def __init__(self, value: str) -> None:
         """Keep `value`."""
         self._value = value
+        _live.add(self)
 
     def reveal(self) -> str:
         """Return the secret itself; never pass the result to a log or an argv."""
@@ -40,3 +49,14 @@ class Secret:
 
     def __reduce__(self) -> str:
         raise TypeError("a Secret is not pickled; pass a reference to it")
+
+
+def redacted(text: str) -> str:
+    """Return `text` without the secrets that are held now, and without what stands behind `password=` and its like.
+
+    The last line of defence for what foreign code puts into its errors; too short a secret would tear holes into every text.
+    """
+    for secret in tuple(_live):
+        if len(value := secret.reveal()) >= _SHORTEST:
+            text = text.replace(value, "***")
+    return _SECRET_LIKE.sub(r"\1***", text)

@@ -6,12 +6,16 @@ import logging
 import sys
 from collections.abc import Callable, Iterable, MutableMapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import structlog
 from opentelemetry import metrics, trace
 
-__all__ = ["TelemetrySettings", "configure", "observe_lanes"]
+from volgate.secret import redacted
+
+__all__ = ["ObservedLane", "TelemetrySettings", "configure", "observe_lanes", "observe_operations"]
+
+_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,36 +28,71 @@ class TelemetrySettings:
     service_name: str = "volgate"
 
 
-def configure(settings: TelemetrySettings) -> None:
-    """Set up logs, and the exporters that are asked for; each is imported only then."""
+class ObservedLane(Protocol):
+    """What is measured of a lane."""
+
+    @property
+    def name(self) -> str:
+        """Whose it is."""
+
+    @property
+    def width(self) -> int:
+        """Its slots."""
+
+    @property
+    def running(self) -> int:
+        """Slots that are taken now."""
+
+    @property
+    def queued(self) -> int:
+        """Calls that wait now."""
+
+    @property
+    def refused(self) -> int:
+        """Calls that were refused since it was made."""
+
+
+def configure(settings: TelemetrySettings) -> Callable[[], None]:
+    """Set up logs, and the exporters that are asked for; each is imported only then. Returns what sends the rest at the end."""
     _configure_logs(settings.log_level)
     if not (settings.otlp_endpoint or settings.prometheus_listen):
-        return
+        return lambda: None
+    from opentelemetry.sdk.metrics import Histogram, MeterProvider
+    from opentelemetry.sdk.metrics.view import ExplicitBucketHistogramAggregation, View
     from opentelemetry.sdk.resources import Resource
 
     resource = Resource.create({"service.name": settings.service_name})
     readers: list[Any] = []
+    ends: list[Callable[[], None]] = []
     if settings.otlp_endpoint:
-        readers.append(_otlp(settings.otlp_endpoint, resource))
+        reader, end = _otlp(settings.otlp_endpoint, resource)
+        readers.append(reader)
+        ends.append(end)
     if settings.prometheus_listen:
         readers.append(_prometheus(settings.prometheus_listen))
-    from opentelemetry.sdk.metrics import MeterProvider
+    seconds = View(instrument_type=Histogram, instrument_unit="s", aggregation=ExplicitBucketHistogramAggregation(_BUCKETS))
+    meters = MeterProvider(metric_readers=readers, resource=resource, views=[seconds], shutdown_on_exit=False)
+    metrics.set_meter_provider(meters)
 
-    metrics.set_meter_provider(MeterProvider(metric_readers=readers, resource=resource))
+    def finish() -> None:
+        for end in (*ends, meters.shutdown):
+            end()
+
+    return finish
 
 
-def _otlp(endpoint: str, resource: Any) -> Any:
-    """Send spans, and return the reader that sends metrics."""
+def _otlp(endpoint: str, resource: Any) -> tuple[Any, Callable[[], None]]:
+    """Send spans; return the reader that sends metrics, and what sends the last spans."""
     from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
     from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
-    provider = TracerProvider(resource=resource)
+    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint)))
     trace.set_tracer_provider(provider)
-    return PeriodicExportingMetricReader(OTLPMetricExporter(endpoint=endpoint))
+    return PeriodicExportingMetricReader(OTLPMetricExporter(endpoint=endpoint)), provider.shutdown
 
 
 def _prometheus(listen: str) -> Any:
@@ -66,15 +105,24 @@ def _prometheus(listen: str) -> Any:
     return PrometheusMetricReader()
 
 
-def observe_lanes(lanes: Callable[[], Iterable[tuple[str, int, int, int]]]) -> None:
-    """Offer the slots, the queue and the refusals of every lane as gauges: name, running, queued, refused."""
+def observe_lanes(lanes: Callable[[], Iterable[ObservedLane]]) -> None:
+    """Offer the slots of every lane, how many are taken, how many calls wait, and how many were refused."""
     meter = metrics.get_meter("volgate")
 
-    def gauge(index: int) -> Callable[[metrics.CallbackOptions], Iterable[metrics.Observation]]:
-        return lambda _options: [metrics.Observation(float(row[index]), {"pool": row[0]}) for row in lanes()]
+    def observed(value: Callable[[ObservedLane], int]) -> list[Callable[[metrics.CallbackOptions], Iterable[metrics.Observation]]]:
+        return [lambda _options: [metrics.Observation(value(lane), {"lane": lane.name}) for lane in lanes()]]
 
-    for index, name in enumerate(("running", "queued", "refused"), start=1):
-        meter.create_observable_gauge(f"volgate.lane.{name}", [gauge(index)])
+    meter.create_observable_gauge("volgate.lane.slots", observed(lambda lane: lane.width), description="Calls that may run at once")
+    meter.create_observable_gauge("volgate.lane.running", observed(lambda lane: lane.running), description="Calls that run")
+    meter.create_observable_gauge("volgate.lane.queued", observed(lambda lane: lane.queued), description="Calls that wait")
+    meter.create_observable_counter("volgate.lane.refused", observed(lambda lane: lane.refused), description="Calls that were refused")
+
+
+def observe_operations(unfinished: Callable[[], int]) -> None:
+    """Offer how many operations have not ended."""
+    meter = metrics.get_meter("volgate")
+    now = "Operations that run, wait or are in doubt"
+    meter.create_observable_gauge("volgate.operation.unfinished", [lambda _options: [metrics.Observation(unfinished())]], description=now)
 
 
 def _configure_logs(level: str) -> None:
@@ -85,6 +133,7 @@ def _configure_logs(level: str) -> None:
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             _add_trace,
             structlog.processors.format_exc_info,
+            _redact,
             structlog.processors.JSONRenderer(default=repr),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
@@ -99,4 +148,12 @@ def _add_trace(_logger: Any, _name: str, entry: MutableMapping[str, Any]) -> Mut
     if context.is_valid:
         entry["trace_id"] = f"{context.trace_id:032x}"
         entry["span_id"] = f"{context.span_id:016x}"
+    return entry
+
+
+def _redact(_logger: Any, _name: str, entry: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Take secrets out of texts; a traceback holds whatever foreign code put into its errors."""
+    for key, value in entry.items():
+        if isinstance(value, str):
+            entry[key] = redacted(value)
     return entry

@@ -15,13 +15,14 @@ import grpc
 import structlog
 from google.protobuf.message import DecodeError
 from grpc import aio
-from opentelemetry import metrics, trace
-from opentelemetry.trace import SpanKind, Status, StatusCode
+from opentelemetry import metrics
+from opentelemetry.trace import SpanKind
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from volgate.edge.status import as_ours, to_status
 from volgate.edge.types import Context
 from volgate.errors import InvalidRequest, Unreachable
+from volgate.tracing import span
 
 __all__ = ["CALL_ID", "CallInterceptor"]
 
@@ -29,7 +30,6 @@ CALL_ID = "x-request-id"
 """Metadata that a caller may set; the answer carries it, or the id that was drawn, and so do the log lines and the span."""
 
 _log = structlog.get_logger()
-_tracer = trace.get_tracer("volgate")
 _seconds = metrics.get_meter("volgate").create_histogram("rpc.server.duration", unit="s", description="Time of one call")
 _QUIET = ("/grpc.",)  # health checks and reflection are not worth a line each
 _WATCHES = ("/grpc.", "/volgate.v1.OperationService/WatchOperation")  # streams that end when the server stops, not when they are done
@@ -169,7 +169,11 @@ async def _abort(context: Context, error: Exception, call: _Call) -> NoReturn:
     call.code, call.reason = ours.status, ours.reason
     status = to_status(ours)
     context.set_trailing_metadata(((CALL_ID, call.id), *status.trailing_metadata))
-    await context.abort(status.code, status.details)
+    try:
+        await context.abort(status.code, status.details)
+    except aio.AbortError as aborted:
+        aborted.reason = ours.reason  # type: ignore[attr-defined]  # what the span is told
+        raise
     raise AssertionError("abort always raises")
 
 
@@ -181,16 +185,13 @@ def _observed(method: str, context: Context) -> Iterator[_Call]:
     call = _Call(method, given if _ID.fullmatch(given) else uuid.uuid4().hex)
     context.set_trailing_metadata(((CALL_ID, call.id),))
     began, name = time.monotonic(), method.lstrip("/")
-    service, _, verb = name.rpartition("/")
-    attributes = {"rpc.system": "grpc", "rpc.service": service, "rpc.method": verb, "volgate.call": call.id}
     parent = TraceContextTextMapPropagator().extract(metadata)
     with (
         structlog.contextvars.bound_contextvars(call=call.id),
-        # the attributes below say what failed; an exception's own text may hold what no span should
-        _tracer.start_as_current_span(
-            name, context=parent, kind=SpanKind.SERVER, attributes=attributes, record_exception=False, set_status_on_exception=False
-        ) as span,
+        span(name, parent=parent, kind=SpanKind.SERVER, call=call.id) as current,
     ):
+        service, _, verb = name.rpartition("/")
+        current.set_attributes({"rpc.system": "grpc", "rpc.service": service, "rpc.method": verb})
         try:
             yield call
         except BaseException:
@@ -198,10 +199,7 @@ def _observed(method: str, context: Context) -> Iterator[_Call]:
             raise
         finally:
             seconds = time.monotonic() - began
-            span.set_attribute("rpc.grpc.status_code", call.code)
-            if call.code != "OK":
-                span.set_attribute("volgate.reason", call.reason)
-                span.set_status(Status(StatusCode.ERROR, call.reason or call.code))
+            current.set_attribute("rpc.grpc.status_code", call.code)
             _seconds.record(seconds, {"rpc.method": name, "rpc.grpc.status_code": call.code})
             if not method.startswith(_QUIET):
                 level = _log.info if call.code == "OK" else _log.warning

@@ -31,6 +31,7 @@ from volgate.model import (
 from volgate.names import SnapshotName, VolumeName
 from volgate.operations.requests import Plan
 from volgate.pools import PoolStatus
+from volgate.secret import redacted
 from volgate.store.records import (
     AttachmentRecord,
     AttachmentState,
@@ -178,7 +179,7 @@ def operation(record: OperationRecord) -> operation_pb2.Operation:
         progress=record.progress,
         steps=[operation_pb2.Step(name=step.name, state=step.state) for step in record.steps],
         error_reason=record.error_reason,
-        error_message=record.error_message,
+        error_message=redacted(record.error_message),
         created_at=stamp(record.created_at),
         finished_at=stamp(record.finished_at),
         request_id=record.request_id,

@@ -24,6 +24,7 @@ from volgate.edge.snapshots import SnapshotServicer
 from volgate.edge.volumes import VolumeServicer
 from volgate.edge.wait import Calls
 from volgate.errors import Precondition
+from volgate.lanes import Lane
 from volgate.operations.gateway import Gateway
 from volgate.v1 import (
     attachment_pb2,
@@ -63,6 +64,11 @@ class EdgeServer:
         self._interceptor = CallInterceptor()
         self._server = aio.server(interceptors=(self._interceptor,), options=options)
         self._register()
+
+    @property
+    def lane(self) -> Lane:
+        """Where reads run."""
+        return self._calls.lane
 
     def _register(self) -> None:
         server, calls = self._server, self._calls

@@ -15,6 +15,7 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from volgate.errors import VolgateError
+from volgate.secret import redacted
 
 __all__ = ["as_ours", "to_status"]
 
@@ -36,7 +37,8 @@ def as_ours(error: BaseException) -> VolgateError:
 
 def to_status(error: VolgateError) -> grpc.Status:
     """A status with ErrorInfo, and RetryInfo, PreconditionFailure or BadRequest where they say something."""
-    metadata = {key: _cut(value, _TEXT_MOST) for key, value in error.metadata.items()}
+    message = redacted(error.message)
+    metadata = {key: _cut(redacted(value), _TEXT_MOST) for key, value in error.metadata.items()}
     if error.operation:
         metadata["operation"] = error.operation
     details: list[any_pb2.Any] = [_pack(error_details_pb2.ErrorInfo(reason=error.reason, domain=_DOMAIN, metadata=metadata))]
@@ -45,11 +47,11 @@ def to_status(error: VolgateError) -> grpc.Status:
     if error.holders:
         details.append(_pack(_holders(error)))
     if error.field:
-        text = _cut(error.message, _TEXT_MOST)
+        text = _cut(message, _TEXT_MOST)
         violation = error_details_pb2.BadRequest.FieldViolation(field=_cut(error.field, _TEXT_MOST), description=text)
         details.append(_pack(error_details_pb2.BadRequest(field_violations=[violation])))
     code = code_pb2.Code.Value(error.status)
-    return rpc_status.to_status(status_pb2.Status(code=code, message=_cut(error.message, _MESSAGE_MOST), details=details))
+    return rpc_status.to_status(status_pb2.Status(code=code, message=_cut(message, _MESSAGE_MOST), details=details))
 
 
 def _holders(error: VolgateError) -> error_details_pb2.PreconditionFailure:
@@ -57,7 +59,7 @@ def _holders(error: VolgateError) -> error_details_pb2.PreconditionFailure:
     failure = error_details_pb2.PreconditionFailure()
     for index, holder in enumerate(error.holders):
         violation = error_details_pb2.PreconditionFailure.Violation(
-            type=holder.kind, subject=holder.name, description=_cut(holder.detail, _TEXT_MOST)
+            type=holder.kind, subject=holder.name, description=_cut(redacted(holder.detail), _TEXT_MOST)
         )
         if failure.ByteSize() + violation.ByteSize() > _HOLDERS_MOST:
             more = f"and {len(error.holders) - index} more"

@@ -30,15 +30,15 @@ class Calls:
     def __init__(self, gateway: Gateway) -> None:
         """Take the gateway."""
         self.gateway = gateway
-        self._reads = Lane("reads", 16, 4096)
+        self.lane = Lane("reads", 16, 4096)
 
     async def read(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a blocking read off the event loop. Raises Busy and what the read raises."""
-        return await asyncio.wrap_future(self._reads.submit(function, *args, **kwargs))
+        return await asyncio.wrap_future(self.lane.submit(function, *args, **kwargs))
 
     async def acquire(self, release: Callable[[T], object], function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """As `read`, for what must be let go of: `release` gets it if the caller went away before it was there."""
-        future = self._reads.submit(function, *args, **kwargs)
+        future = self.lane.submit(function, *args, **kwargs)
         try:
             return await asyncio.wrap_future(future)
         except asyncio.CancelledError:
@@ -77,7 +77,7 @@ class Calls:
 
     def close(self) -> None:
         """Stop the threads."""
-        self._reads.close()
+        self.lane.close()
 
 
 def _watch(future: Future[T]) -> asyncio.Future[object]:

@@ -8,16 +8,16 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from opentelemetry import metrics, trace
+from opentelemetry import metrics
 
 from volgate.errors import Cancelled, InDoubt, Unreachable
 from volgate.operations.world import World
 from volgate.store.database import Commit
 from volgate.store.records import AttachmentRecord, StepRecord
+from volgate.tracing import span
 
 __all__ = ["Context", "Parked"]
 
-_tracer = trace.get_tracer("volgate")
 _seconds = metrics.get_meter("volgate").create_histogram("volgate.step.duration", unit="s", description="Time of one step of an operation")
 _TICK = 0.01  # watchers are told of every hundredth
 Undo = Callable[[], object]
@@ -79,7 +79,7 @@ class Context:
         began = time.monotonic()
         outcome = "failed"
         try:
-            with _tracer.start_as_current_span(f"step {name}", attributes={"volgate.operation": self.operation}):
+            with span(f"step {name}", operation=self.operation):
                 yield
             outcome = "done"
         except Parked:
@@ -129,7 +129,7 @@ class Context:
         while self._undo:
             name, act = self._undo.pop()
             try:
-                with _tracer.start_as_current_span(f"undo {name}", attributes={"volgate.operation": self.operation}):
+                with span(f"undo {name}", operation=self.operation):
                     act()
                 self._mark(name, "undone")
             except Exception as error:  # noqa: BLE001  # collected: the operation is in doubt and is tried again

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import msgspec
+import structlog
 
 from volgate.operations import codec
 from volgate.operations.context import Context
@@ -70,6 +71,7 @@ class Job:
         self.parked = False
         self.cancel = False
         self.context: Context | None = None
+        self.log: dict[str, Any] = structlog.contextvars.get_contextvars()
         self.listeners: list[Callable[[OperationRecord], None]] = []
         self.ticket = Ticket(self.record.id, lambda: self.record, long=self.long)
 

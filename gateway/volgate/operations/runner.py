@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import msgspec
 import structlog
-from opentelemetry import metrics, trace
+from opentelemetry import metrics
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from volgate.backend.hooks import AdmitRequest, FinishedRecord
@@ -32,11 +32,11 @@ from volgate.operations.world import World
 from volgate.store import journal
 from volgate.store.database import Commit
 from volgate.store.records import OperationRecord, OperationState
+from volgate.tracing import failed, span
 
 __all__ = ["Runner"]
 
 _log = structlog.get_logger()
-_tracer = trace.get_tracer("volgate")
 _seconds = metrics.get_meter("volgate").create_histogram("volgate.operation.duration", unit="s", description="Time of one operation")
 _TRIES = (0.2, 1.0, 3.0)
 _DOUBT_SECONDS = 5.0
@@ -51,7 +51,7 @@ class Runner:
         self._world = world
         self._after = after
         self._most = limits.queued_operations
-        self._lane = Lane("operations", limits.operation_threads, limits.queued_operations * 3)
+        self.lane = Lane("operations", limits.operation_threads, limits.queued_operations * 3)
         self._alarm = Alarm("operations-alarm")
         self._queues = Queues()
         self._lock = threading.Lock()
@@ -79,9 +79,9 @@ class Runner:
             again = not fresh and (job.parked or job.record.state is OperationState.IN_DOUBT) and job.reopen()
             ticket = job.ticket
         if fresh:
-            self._lane.submit(self._record, job)
+            self.lane.submit(self._record, job)
         elif again:
-            self._lane.submit(self._run, job)
+            self.lane.submit(self._run, job)
         return ticket
 
     def recover(self) -> int:
@@ -155,7 +155,7 @@ class Runner:
                 self._empty.wait(min(left, 0.5))
             remaining = len(self._jobs)
         self._alarm.close()
-        self._lane.close()
+        self.lane.close()
         return remaining
 
     # -- joining and queueing
@@ -185,7 +185,7 @@ class Runner:
 
     def _start_if_ready(self, job: Job, condition: str) -> None:
         if job.arrive(condition):
-            self._lane.submit(self._run, job)
+            self.lane.submit(self._run, job)
 
     def _forget(self, job: Job) -> None:
         with self._lock:
@@ -240,15 +240,17 @@ class Runner:
 
     def _run(self, job: Job) -> None:
         parent = TraceContextTextMapPropagator().extract({"traceparent": job.caller.trace}) if job.caller.trace else None
-        attributes = {"volgate.operation": job.id, "volgate.target": job.request.target}
+        structlog.contextvars.clear_contextvars()  # those of whichever call made this one's turn come
         with (
-            _tracer.start_as_current_span(f"operation {job.request.method}", context=parent, attributes=attributes),
-            structlog.contextvars.bound_contextvars(operation=job.id),
+            span(f"operation {job.request.method}", parent=parent, operation=job.id, target=job.request.target) as current,
+            structlog.contextvars.bound_contextvars(**job.log, operation=job.id),
         ):
             try:
                 self._attempt(job)
             except Exception as error:  # noqa: BLE001  # the last line of defence: an operation never vanishes, it is in doubt and tried again
                 self._doubt(job, _bug(job, error))
+            if job.record.error_reason:
+                failed(current, job.record.error_reason)
 
     def _attempt(self, job: Job) -> None:
         """Run the use case until it ends, or its outcome stays unknown."""
@@ -364,7 +366,7 @@ class Runner:
         with self._lock:
             run = not self._stopping and job.id in self._jobs and job.reopen()
         if run:
-            self._lane.submit(self._run, job)
+            self.lane.submit(self._run, job)
 
     def _end(self, job: Job, record: OperationRecord, value: object, error: VolgateError | None) -> None:
         job.record = record
