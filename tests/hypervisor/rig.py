@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import tempfile
 import time
 import uuid
 from collections.abc import Callable
@@ -63,3 +65,15 @@ class Bench:
         while not true():
             assert time.monotonic() < deadline, "it did not come true"
             time.sleep(0.02)
+
+    @staticmethod
+    def pause(seconds: float) -> None:
+        time.sleep(seconds)
+
+    @staticmethod
+    def bytes_of(image: LocalFile, length: int) -> bytes:
+        """The first bytes of an image, read past the guest by QEMU's own tool."""
+        argv = ["qemu-img", "dd", "-f", image.format.value, "-O", "raw", "bs=512", f"count={-(-length // 512)}", f"if={image.path}"]
+        with tempfile.NamedTemporaryFile() as out:
+            subprocess.run([*argv, f"of={out.name}"], check=True, capture_output=True)
+            return Path(out.name).read_bytes()[:length]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,10 +14,13 @@ from typing import Any
 from volgate.backend import unseal
 from volgate.connection import FileSource, LocalFile
 from volgate.errors import DataLoss, Precondition, translate
+from volgate.model import Format
 
-__all__ = ["connect"]
+__all__ = ["connect", "unwritten"]
 
 _TAG_MOST = 1 << 20  # bytes
+_L1_AT, _L1 = 36, struct.Struct(">IQ")  # of the qcow2 header: entries of the L1 table, its offset
+_L1_MOST = 1 << 22  # QEMU's own limit
 
 
 def connect(file: LocalFile) -> FileSource:
@@ -41,6 +45,16 @@ def connect(file: LocalFile) -> FileSource:
     if tag.uid != expected.uid:
         raise _mismatch(file.tag, f"names volume {tag.uid}, recorded {expected.uid}")
     return FileSource(file.path, file.format, file.chain)
+
+
+def unwritten(file: LocalFile) -> bool:
+    """Whether a qcow2 layer holds no data of its own: every entry of its L1 table is empty."""
+    with _opened(file.root, file.path) as descriptor:
+        header = os.pread(descriptor, _L1_AT + _L1.size, 0)
+        if file.format is not Format.QCOW2 or len(header) < _L1_AT + _L1.size:
+            return False
+        entries, offset = _L1.unpack_from(header, _L1_AT)
+        return not any(os.pread(descriptor, 8 * min(entries, _L1_MOST), offset))
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from volgate.connect.health import file_paths
-from volgate.connect.local import connect
+from volgate.connect.local import connect, unwritten
 from volgate.connection import Connection, DiskSource
 from volgate.errors import NotFound, Precondition, VolgateError
 from volgate.hosts.interface import (
@@ -24,7 +24,7 @@ from volgate.hosts.interface import (
     HostInfo,
     Presence,
 )
-from volgate.hypervisor import block_jobs, domains, ours, qmp
+from volgate.hypervisor import block_jobs, domains, ours, overlay, qmp
 from volgate.hypervisor.attach import Request, attach
 from volgate.hypervisor.attach import plan as plan_disk
 from volgate.hypervisor.calls import Calls, Libvirt
@@ -124,13 +124,17 @@ class LocalHost:
     def detach(self, domain: str, alias: str, source: str, *, timeout: float) -> DetachOutcome:
         """Ask, then wait for the guest in the caller's own thread: no lane and no lock is held meanwhile."""
         deadline = time.monotonic() + timeout
+
+        def begin(connection: Libvirt) -> bool:
+            found = domains.lookup(connection, domain)
+            overlay.settle(found, alias, deadline=_soon(deadline))
+            return domains.begin_detach(found, alias, source)
+
         try:
             key = self._key(domain, _soon(deadline))
             while True:
                 mark, asked = self._events.mark(), time.monotonic()
-                waits = self._calls.change(
-                    key, "detach", _soon(deadline), lambda c: domains.begin_detach(domains.lookup(c, key), alias, source)
-                )
+                waits = self._calls.change(key, "detach", _soon(deadline), begin)
                 while time.monotonic() < asked + _ASK_AGAIN:
                     left = deadline - time.monotonic()
                     if waits and left > 0:
@@ -201,12 +205,13 @@ class LocalHost:
 
     def resize(self, domain: str, alias: str, size: int, *, timeout: float) -> int:
         """Grow the attached disk."""
+        deadline = time.monotonic() + timeout
 
         def work(connection: Libvirt) -> int:
             found = domains.lookup(connection, domain)
+            overlay.settle(found, alias, deadline=deadline)
             return block_jobs.resize(found, domains.require_live(found, alias), size)
 
-        deadline = time.monotonic() + timeout
         return self._calls.change(self._key(domain, deadline), "resize", deadline, work)
 
     def switch_overlay(self, domain: str, alias: str, top: Connection, base: str, *, quiesce: bool, timeout: float) -> bool:
@@ -216,13 +221,15 @@ class LocalHost:
 
         def work(connection: Libvirt) -> bool:
             found = domains.lookup(connection, domain)
-            if domains.observe(found, alias, "").active:
-                device = domains.require_live(found, alias)
-                with block_jobs.frozen(found) if quiesce and device.source != source.path else nullcontext():
-                    block_jobs.switch_overlay(found, device, source, base)
+            overlay.settle(found, alias, deadline=deadline)
+            seen = domains.observe(found, alias, "")
+            if seen.active:
+                on_top = seen.live is not None and seen.live.source == source.path
+                with block_jobs.frozen(found) if quiesce and not on_top else nullcontext():
+                    overlay.switch(found, alias, source, base, unwritten=lambda: unwritten(top), deadline=deadline)
             elif quiesce:
                 raise Precondition(f"quiesce: {found.name()} does not run, there is no guest to freeze", reason="NO_AGENT")
-            block_jobs.configure_overlay(found, alias, source)
+            overlay.configure(found, alias, source)
             return quiesce
 
         return self._calls.change(self._key(domain, deadline), "snapshot", deadline, work)

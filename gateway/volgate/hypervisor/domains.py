@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import libvirt
 
@@ -67,7 +67,10 @@ def _observe(domain: libvirt.virDomain, alias: str, source: str) -> Seen:
     if not now.running:
         qemu = False
     elif live is not None:
-        qemu = any(drive.device == alias for drive in qmp.drives(domain))
+        drive = next((drive for drive in qmp.drives(domain) if drive.device == alias), None)
+        qemu = drive is not None
+        if drive is not None and drive.files and drive.files[0] != live.source:
+            live = replace(live, source=drive.files[0])  # a snapshot that libvirtd's death cut in two: QEMU knows better
     else:
         left = repair.look(domain, [source])
         qemu = alias in left.devices or bool(left.nodes)

@@ -1,0 +1,111 @@
+"""A new layer on top of a disk that a guest writes to; and what becomes of it when libvirtd dies in the middle.
+
+QEMU may then write to the new layer while libvirt believes the old one: a detach, a resize or a second snapshot would hit the
+wrong node, and nothing tells libvirt the truth. So the layer is merged back and the snapshot is cut again from the start.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from xml.etree import ElementTree as ET
+
+import libvirt
+
+from volgate.connection import FileSource
+from volgate.errors import InUse, Unreachable
+from volgate.hypervisor import qmp, repair
+from volgate.hypervisor.block_jobs import refuse_job
+from volgate.hypervisor.devices import Device, layout
+from volgate.hypervisor.disk_xml import with_source
+from volgate.hypervisor.domains import require_live
+from volgate.hypervisor.faults import translated
+
+__all__ = ["configure", "settle", "switch"]
+
+_SNAPSHOT = (
+    libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY
+    | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REUSE_EXT
+    | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_NO_METADATA
+    | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_ATOMIC
+)
+_TICK = 0.01
+
+
+def switch(domain: libvirt.virDomain, alias: str, top: FileSource, base: str, *, unwritten: Callable[[], bool], deadline: float) -> None:
+    """Make QEMU write to `top` instead of `base`; done already is success. `unwritten` tells whether `top` is still empty.
+
+    Raises InUse (the disk is on another source), Precondition (a job runs), Unreachable (undone), InDoubt.
+    """
+    device = require_live(domain, alias)
+    if device.source == top.path:
+        return
+    if device.source != base:
+        raise InUse(f"{device.target} of {domain.name()} has {device.source}, neither {base} nor {top.path}", reason="IDENTITY_MISMATCH")
+    refuse_job(domain, device)
+    repair.repair(domain, [top.path], deadline=deadline)
+    if not unwritten():
+        raise Unreachable(
+            f"{top.path} holds what {domain.name()} wrote before libvirt died; that is merged back, repeat the call", reason="LIBVIRT_LOST"
+        )
+    with translated(f"snapshot {device.target} of {domain.name()}", mutation=True):
+        domain.snapshotCreateXML(_snapshot_xml(domain, device, top), _SNAPSHOT)
+
+
+def configure(domain: libvirt.virDomain, alias: str, top: FileSource) -> None:
+    """Make the persistent configuration, if it has the disk, name `top` and its chain."""
+    with translated(f"configure {alias} of {domain.name()}", mutation=True):
+        if not domain.isPersistent():
+            return
+        device = layout(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)).by_alias(alias)
+        if device is None or device.source == top.path:
+            return
+        domain.updateDeviceFlags(with_source(device.xml, top), libvirt.VIR_DOMAIN_AFFECT_CONFIG)
+
+
+def settle(domain: libvirt.virDomain, alias: str, *, deadline: float) -> None:
+    """Merge back a layer that QEMU writes to and libvirt does not know of, if there is one.
+
+    Raises InUse (IDENTITY_MISMATCH: QEMU is somewhere else altogether), Unreachable (not merged by `deadline`, monotonic seconds).
+    """
+    with translated(f"read {domain.name()}"):
+        now = layout(domain.XMLDesc())
+    device = now.by_alias(alias) if now.running else None
+    drive = next((drive for drive in qmp.drives(domain) if drive.device == alias), None) if device else None
+    if device is None or drive is None or not drive.files or drive.files[0] == device.source:
+        return
+    if drive.files[1:2] != (device.source,):
+        raise InUse(f"{alias} of {domain.name()}: QEMU has {drive.files[0]}, libvirt {device.source}", reason="IDENTITY_MISMATCH")
+    below = next((node.name for node in qmp.nodes(domain) if node.index in device.indexes and node.files[:1] == (device.source,)), "")
+    _merge(domain, drive, below.replace("-storage", "-format"), deadline)
+    repair.repair(domain, [drive.files[0]], deadline=deadline)
+
+
+def _merge(domain: libvirt.virDomain, drive: qmp.Drive, below: str, deadline: float) -> None:
+    """Commit the top layer into the node below and go back to that; a merge that was begun before goes on."""
+    job = f"vg-merge-{drive.device}"
+    while True:
+        status = next((found["status"] for found in qmp.command(domain, "query-jobs") if found["id"] == job), "")
+        if not status:
+            now = next((found.node for found in qmp.drives(domain) if found.device == drive.device), "")
+            if now != drive.node:
+                return
+            qmp.command(domain, "block-commit", **{"job-id": job, "device": drive.node, "base-node": below})
+        elif status == "ready":
+            qmp.command(domain, "job-complete", id=job)
+        elif time.monotonic() > deadline:
+            raise Unreachable(f"{drive.files[0]} of {domain.name()} is still being merged back; repeat the call", reason="DOMAIN_BUSY")
+        time.sleep(_TICK)
+
+
+def _snapshot_xml(domain: libvirt.virDomain, device: Device, top: FileSource) -> str:
+    """A snapshot of exactly this disk: every other one is named and left out."""
+    root = ET.Element("domainsnapshot")
+    listed = ET.SubElement(root, "disks")
+    for other in layout(domain.XMLDesc()).disks:
+        if other.target != device.target:
+            ET.SubElement(listed, "disk", name=other.target, snapshot="no")
+    disk = ET.SubElement(listed, "disk", name=device.target, snapshot="external", type="file")
+    ET.SubElement(disk, "driver", type=top.format.value)
+    ET.SubElement(disk, "source", file=top.path)
+    return ET.tostring(root, encoding="unicode")

@@ -1,0 +1,231 @@
+"""Snapshots under a guest: a new layer on top while it writes, quiesced or not, with libvirtd dying meanwhile."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import libvirt
+import pytest
+
+from tests.hypervisor.rig import BUSES, SECONDS, Bench
+from tests.labs.domain import Guest
+from tests.labs.libvirtd import PrivateLibvirtd
+from tests.plugins.directory_rig import MIB
+from tests.soaking import count, draw
+from volgate.backend import SnapshotSpec, VolumeId
+from volgate.errors import InUse, Precondition, Unreachable, VolgateError
+from volgate.hosts.interface import AttachPlan, DetachOutcome
+from volgate.model import Bus
+
+WRITER = """cat >/tmp/writer <<'END'
+n=0
+while [ ! -e /tmp/stop ]; do
+  printf '%08d' $n | dd of={0} bs=8 count=1 conv=fsync 2>/dev/null || echo failed >/tmp/failed
+  n=$((n+1)); echo $n >/tmp/written
+done
+END
+rm -f /tmp/stop /tmp/failed; setsid sh /tmp/writer >/dev/null 2>&1 </dev/null &"""
+
+
+def snapshot(bench: Bench, wanted: AttachPlan, volume: VolumeId, name: str, *, quiesce: bool = False) -> tuple[str, str]:
+    """What the operation does; returns the new layer's path and the snapshot's uid."""
+    spec = SnapshotSpec(name, str(uuid.uuid4()), quiesced=quiesce)
+    overlay = bench.pool.backend.prepare_overlay(volume, spec)
+    for _ in range(2):
+        done = bench.host.switch_overlay(wanted.domain, wanted.alias, overlay.top, overlay.base, quiesce=quiesce, timeout=SECONDS)
+        assert done == quiesce, "and its repeat"
+    bench.pool.backend.finish_overlay(volume, spec)
+    return overlay.top.path, spec.uid
+
+
+@pytest.mark.parametrize("bus", BUSES)
+def test_guest_writes_on_while_layers_are_put_on_top(bench: Bench, guest: Guest, bus: Bus) -> None:
+    volume = bench.volume()
+    wanted = bench.plan(guest.uuid, volume, bus=bus)
+    bench.attach(wanted)
+    disk = guest.wait_disk(wanted.options.serial)
+    assert disk
+    guest.run(f"printf before >/tmp/b; dd if=/tmp/b of={disk.device} bs=4096 seek=256 conv=sync,fsync 2>/dev/null")
+    guest.run(WRITER.format(disk.device))
+    tops = [snapshot(bench, wanted, volume, f"s{n}", quiesce=n == 1) for n in range(3)]
+    before = int(guest.run("cat /tmp/written"))
+    bench.eventually(lambda: int(guest.run("cat /tmp/written")) > before)
+    guest.run("touch /tmp/stop; sleep 0.5; test ! -e /tmp/failed")
+    guest.run(f"printf after >/tmp/b; dd if=/tmp/b of={disk.device} bs=4096 seek=256 conv=sync,fsync 2>/dev/null")
+    last = guest.run(f"head -c 8 {disk.device}")
+    top = tops[-1][0]
+    seen = bench.host.presence(wanted.domain, wanted.alias, top, timeout=SECONDS)
+    assert seen.live and seen.config and seen.source == top
+    for flags in (0, libvirt.VIR_DOMAIN_XML_INACTIVE):
+        assert guest.domain.XMLDesc(flags).count(top) == 1 and guest.domain.XMLDesc(flags).count(wanted.connection.path) == (
+            flags == 0 or 1
+        )
+    with pytest.raises(InUse) as refused:
+        bench.host.detach(wanted.domain, wanted.alias, wanted.connection.path, timeout=SECONDS)
+    assert refused.value.reason == "IDENTITY_MISMATCH", "the record must say what the guest has now"
+    assert bench.host.detach(wanted.domain, wanted.alias, top, timeout=SECONDS) is DetachOutcome.GONE
+    bench.pool.checked()
+    image = bench.pool.backend.image(volume, "")
+    data = bench.bytes_of(image, 257 * 4096)
+    assert data[:8].decode() == last and data[256 * 4096 :].startswith(b"after")
+    first = bench.bytes_of(bench.pool.backend.image(volume, tops[0][1]), 257 * 4096)
+    assert first[256 * 4096 :].startswith(b"before") and first[:8] <= data[:8]
+
+
+def test_domain_that_is_off_gets_the_layer_in_its_configuration(bench: Bench, fresh_guest: Guest) -> None:
+    fresh_guest.destroy()
+    volume = bench.volume()
+    wanted = bench.plan(fresh_guest.uuid, volume)
+    bench.attach(wanted)
+    with pytest.raises(Precondition, match="does not run") as refused:
+        bench.host.switch_overlay(wanted.domain, wanted.alias, wanted.connection, "", quiesce=True, timeout=SECONDS)
+    assert refused.value.reason == "NO_AGENT"
+    top, _ = snapshot(bench, wanted, volume, "s")
+    fresh_guest.start(boot=True)
+    disk = fresh_guest.wait_disk(wanted.options.serial)
+    assert disk and bench.host.presence(wanted.domain, wanted.alias, top, timeout=SECONDS).source == top
+    fresh_guest.run(f"dd if=/dev/zero of={disk.device} bs=4096 count=1 oflag=direct 2>/dev/null")
+    assert bench.host.detach(wanted.domain, wanted.alias, top, timeout=SECONDS) is DetachOutcome.GONE
+    bench.pool.checked()
+
+
+@pytest.mark.parametrize("agent", ["deaf", "dead"])
+def test_quiesce_without_an_agent_changes_nothing(bench: Bench, fresh_guest: Guest, agent: str) -> None:
+    volume = bench.volume()
+    wanted = bench.plan(fresh_guest.uuid, volume)
+    bench.attach(wanted)
+    if agent == "deaf":
+        fresh_guest.pause()
+    else:
+        fresh_guest.run("(sleep 0.2; killall -9 qemu-ga) >/dev/null 2>&1 </dev/null &")
+        bench.eventually(lambda: "state='connected'" not in fresh_guest.domain.XMLDesc())
+    with pytest.raises(Precondition, match="agent") as refused:
+        snapshot(bench, wanted, volume, "s", quiesce=True)
+    assert refused.value.reason == "NO_AGENT"
+    assert bench.seen(wanted).source == wanted.connection.path
+
+
+def test_switch_refuses_a_disk_on_neither_layer(bench: Bench, guest: Guest) -> None:
+    volume, other = bench.volume("a"), bench.volume("b")
+    wanted = bench.plan(guest.uuid, volume)
+    bench.attach(wanted)
+    with pytest.raises(InUse) as refused:
+        bench.host.switch_overlay(wanted.domain, wanted.alias, bench.reach(other), "/elsewhere.qcow2", quiesce=False, timeout=SECONDS)
+    assert refused.value.reason == "IDENTITY_MISMATCH"
+    assert bench.seen(wanted).source == wanted.connection.path and bench.detach(wanted) is DetachOutcome.GONE
+
+
+class Cut:
+    """A snapshot of an attached volume under a libvirtd that is killed."""
+
+    def __init__(self, bench: Bench, guest: Guest, name: str, bus: Bus) -> None:
+        self.bench, self.guest = bench, guest
+        self.volume = bench.volume(name)
+        self.wanted = bench.plan(guest.uuid, self.volume, bus=bus)
+        bench.attach(self.wanted)
+        disk = guest.wait_disk(self.wanted.options.serial)
+        assert disk
+        self.device = disk.device
+        self.begin()
+
+    def begin(self) -> None:
+        self.spec = SnapshotSpec("s", str(uuid.uuid4()))
+        self.overlay = self.bench.pool.backend.prepare_overlay(self.volume, self.spec)
+
+    def write(self, word: str) -> None:
+        self.guest.run(f"yes {word} | dd of={self.device} bs=4096 count=1 iflag=fullblock conv=fsync 2>/dev/null")
+
+    def switch(self) -> bool:
+        top, base = self.overlay.top, self.overlay.base
+        return self.bench.host.switch_overlay(self.guest.uuid, self.wanted.alias, top, base, quiesce=False, timeout=SECONDS)
+
+    def repeat(self) -> bool:
+        """Switch again as the operation does; True if the guest had written to the new layer, which is merged back and made anew."""
+        try:
+            self.switch()
+        except Unreachable as undone:
+            assert "merged back" in undone.message
+            assert self.bench.seen(self.wanted).source == self.overlay.base, "only now may the layer be removed"
+            self.bench.pool.backend.abandon_overlay(self.volume, self.spec.uid)
+            self.begin()
+            self.switch()
+            return True
+        return False
+
+    def check(self) -> None:
+        self.write("after")
+        self.bench.pool.backend.finish_overlay(self.volume, self.spec)
+        top, host = self.overlay.top.path, self.bench.host
+        seen = host.presence(self.guest.uuid, self.wanted.alias, top, timeout=SECONDS)
+        assert seen.live and seen.config and seen.source == top
+        assert host.detach(self.guest.uuid, self.wanted.alias, top, timeout=SECONDS) is DetachOutcome.GONE
+        self.no_node_left()
+        self.bench.pool.checked()
+        assert self.bench.bytes_of(self.bench.pool.backend.image(self.volume, ""), 6) == b"after\n"
+        assert self.bench.bytes_of(self.bench.pool.backend.image(self.volume, self.spec.uid), 7) == b"before\n"
+
+    def no_node_left(self) -> None:
+        names = [node["node-name"] for node in self.guest.qmp("query-named-block-nodes")]
+        assert not [name for name in names if name.startswith("libvirt-")]
+
+    def by_qemu_alone(self) -> None:
+        """What libvirtd does up to the instant before it would write it down."""
+        found = next(b for b in self.guest.qmp("query-block") if self.wanted.alias in b["qdev"])
+        self.guest.qmp("blockdev-add", **{"driver": "file", "node-name": "libvirt-99-storage", "filename": self.overlay.top.path})
+        self.guest.qmp(
+            "blockdev-add", **{"driver": "qcow2", "node-name": "libvirt-99-format", "file": "libvirt-99-storage", "backing": None}
+        )
+        self.guest.qmp("blockdev-snapshot", node=found["inserted"]["node-name"], overlay="libvirt-99-format")
+
+
+def test_libvirtd_killed_in_the_middle_of_a_switch(bench: Bench, new_guest: Callable[[], Guest], libvirtd: PrivateLibvirtd) -> None:
+    guest, random = new_guest(), draw()
+    met = merged = 0
+    for number in range(count(4, soak=40)):
+        cut = Cut(bench, guest, f"v{number}", BUSES[number % 2])
+        cut.write("before")
+        with ThreadPoolExecutor(1) as pool:
+            running = pool.submit(cut.switch)
+            bench.pause(random.uniform(0.001, 0.025))
+            libvirtd.kill9()
+            libvirtd.start()
+            error = running.exception(60)
+        assert error is None or (isinstance(error, VolgateError) and error.retryable), error
+        met += error is not None
+        if number % 4 < 2:
+            cut.write("before")  # whatever layer it goes to, it is before the snapshot that counts
+        merged += cut.repeat() if error else 0
+        cut.check()
+    print(f"{met} kills met a switch, {merged} of them after QEMU had switched")
+
+
+def test_layer_that_libvirt_does_not_know_of_is_merged_back(bench: Bench, fresh_guest: Guest) -> None:
+    cut = Cut(bench, fresh_guest, "a", Bus.VIRTIO_BLK)
+    cut.write("lost?")
+    cut.by_qemu_alone()
+    seen = bench.seen(cut.wanted)
+    assert seen.source == cut.overlay.top.path, "what QEMU has counts, or the layer would be removed under the guest"
+    cut.write("before")
+    assert cut.repeat()
+    cut.check()
+
+
+@pytest.mark.parametrize("written", [True, False])
+def test_detach_and_resize_merge_back_first(bench: Bench, fresh_guest: Guest, written: bool) -> None:
+    cut = Cut(bench, fresh_guest, "a", Bus.VIRTIO_SCSI)
+    for size in (16 * MIB, 24 * MIB):
+        cut.by_qemu_alone()
+        if written:
+            cut.write("kept")
+        assert bench.host.resize(fresh_guest.uuid, cut.wanted.alias, size, timeout=SECONDS) == size
+        bench.pool.backend.abandon_overlay(cut.volume, cut.spec.uid)
+        cut.begin()
+    cut.write("kept")
+    cut.by_qemu_alone()
+    assert bench.detach(cut.wanted) is DetachOutcome.GONE
+    cut.no_node_left()
+    bench.pool.backend.abandon_overlay(cut.volume, cut.spec.uid)
+    bench.pool.checked()
+    assert bench.bytes_of(bench.reach(cut.volume), 5) == b"kept\n"
