@@ -243,7 +243,7 @@ class Runner:
         structlog.contextvars.clear_contextvars()  # those of whichever call made this one's turn come
         with (
             span(f"operation {job.request.method}", parent=parent, operation=job.id, target=job.request.target) as current,
-            structlog.contextvars.bound_contextvars(**job.log, operation=job.id),
+            structlog.contextvars.bound_contextvars(**{**job.log, "operation": job.id}),
         ):
             try:
                 self._attempt(job)
