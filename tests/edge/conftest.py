@@ -16,7 +16,7 @@ from tests.edge.place import Place
 def place() -> Iterator[Place]:
     top = Path(tempfile.mkdtemp(prefix="vg-edge-", dir="/tmp"))
     made = Place(top)
-    made.server.start()
+    made.start()
     try:
         yield made
     finally:

@@ -30,7 +30,7 @@ def own():
     """A gateway of this test's own, to be stopped by it."""
     top = Path(tempfile.mkdtemp(prefix="vg-edge-", dir="/tmp"))
     made = Place(top)
-    made.server.start()
+    made.start()
     yield made
     made.wire.channel.close()
     made.server.stop()

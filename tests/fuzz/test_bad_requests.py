@@ -32,7 +32,7 @@ REASONS = set(listed())
 def place():
     top = Path(tempfile.mkdtemp(prefix="vg-fuzz-", dir="/tmp"))
     made = Place(top)
-    made.server.start()
+    made.start()
     furnish(made)
     yield made
     made.wire.channel.close()
