@@ -49,13 +49,16 @@ class Daemon:
         return self.process.pid
 
     @property
+    def command(self) -> list[str]:
+        return [sys.executable, "-m", "volgate.cli", "serve", "--state-dir", str(self.state), "--config", str(self.config)]
+
+    @property
     def address(self) -> str:
         return f"unix:{self.state}/volgate.sock"
 
     def start(self, timeout: float = 30.0) -> Self:
-        command = [sys.executable, "-m", "volgate.cli", "serve", "--state-dir", str(self.state), "--config", str(self.config)]
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+            self.process = subprocess.Popen(self.command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
             if self.process.poll() is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from pathlib import Path
 
 from volgate_plugins.directory.manifest import Manifest
@@ -13,7 +14,7 @@ MARKER = ".volgate-pool.json"
 
 def stray(pool: Path, *folders: Path) -> list[str]:
     """Every file that no volume accounts for: in the pool, and in other folders that must be empty (a spool)."""
-    found = [str(path.relative_to(pool)) for name in (".work", ".trash") for path in (pool / name).iterdir()]
+    found = [str(path.relative_to(pool)) for name in (".work", ".trash") for path in _without_probes(pool / name)]
     found += [path.name for path in pool.iterdir() if path.name not in (MARKER, ".work", ".trash", "volumes")]
     for folder in (pool / "volumes").iterdir():
         manifest = Manifest.read((folder / "volume.json").read_bytes())
@@ -23,6 +24,14 @@ def stray(pool: Path, *folders: Path) -> list[str]:
         if manifest.content.incomplete or manifest.content.pending or manifest.content.merging:
             found.append(f"{folder.name} has work under way")
     return found + [str(path) for folder in folders if folder.exists() for path in folder.iterdir()]
+
+
+def _without_probes(folder: Path) -> list[Path]:
+    """What lies in a folder; the file that a check of the pool's health just writes is given a second to go."""
+    deadline = time.monotonic() + 1.0
+    while any(path.name.startswith(".probe.") for path in folder.iterdir()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return list(folder.iterdir())
 
 
 def names(pool: Path) -> list[str]:

@@ -49,8 +49,14 @@ class Run:
                 self._call(caller, step)
             except Refused as error:
                 if last or error.code not in ("UNAVAILABLE", "CANCELLED", "UNKNOWN"):
-                    raise AssertionError(f"{step}: {error}") from error
+                    running = caller.list_operations(unfinished=True)
+                    raise AssertionError(f"{step}: {error}; unfinished: {running}; log: {self._log(step)}") from error
                 return
+
+    def _log(self, step: Call) -> str:
+        """What the daemon said of this volume lately."""
+        name = next(part for part in str(step.fields).split("'") if re.fullmatch(r"(.*/)?s\d{3}-\d.*", part)).split("/")[-1]
+        return "\n".join(line for line in self.daemon.log.read_text().splitlines() if name in line or '"error"' in line)[-4000:]
 
     def _call(self, caller: Caller, call: Call) -> None:
         if call.verb == "detach":

@@ -47,6 +47,7 @@ def restore(config: Path | None, state_dir: Path | None, source: Path) -> Path:
     The gateway's identity comes with it: the pools of the backup's gateway accept it. Raises Precondition while a gateway uses
     the state directory, or for a file that is no whole backup.
     """
+    from volgate.store.backup import disarm
     from volgate.store.database import StateLock
     from volgate.store.tables import SCHEMA_VERSION
 
@@ -63,6 +64,7 @@ def restore(config: Path | None, state_dir: Path | None, source: Path) -> Path:
         fresh = folder / (_NAME + ".partial")
         shutil.copyfile(source, fresh)
         fresh.chmod(0o600)
+        disarm(fresh)
         _durable(fresh)
         _set_aside(folder)
         fresh.replace(folder / _NAME)

@@ -23,7 +23,7 @@ from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import QueuePool
 
-from volgate.errors import OutOfSpace, Precondition, Unreachable, VolgateError
+from volgate.errors import DataLoss, OutOfSpace, Precondition, Unreachable, VolgateError
 from volgate.store import tables
 from volgate.store.migrations import migrate
 
@@ -91,7 +91,7 @@ class Database:
     def write(self, work: Callable[[Connection], T]) -> T:
         """Run `work` in the next commit and wait until it is durable, however long: a commit that was given up could still happen.
 
-        Raises OutOfSpace (STATE_FULL), Precondition (STATE_UNWRITABLE), DataLoss (STATE_DAMAGED), Unreachable (closed).
+        Raises OutOfSpace (STATE_FULL), Precondition (STATE_UNWRITABLE), DataLoss, Unreachable (closed).
         """
         return self.submit(work).result()
 
@@ -222,4 +222,6 @@ def _translated() -> Iterator[None]:
             ) from error
         if "readonly" in text or "unable to open" in text:
             raise Precondition(f"the database cannot be written: {text}", reason="STATE_UNWRITABLE") from error
+        if "malformed" in text or "not a database" in text:
+            raise DataLoss(f"the database is damaged ({text}); restore a backup, or remove it: it is rebuilt from the storages") from error
         raise

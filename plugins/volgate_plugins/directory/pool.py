@@ -108,11 +108,10 @@ class PoolDirectory:
             shutil.rmtree(gone, ignore_errors=True)
 
     def _drop_staging(self) -> None:
-        """Remove what conversions of a dead process left; nobody else works in this pool now."""
+        """Remove what a dead process left half-made: nobody works in this pool now, and what is made anew begins from nothing."""
         for name in os.listdir(self.work):
-            if name.startswith((".image-", ".probe", ".gone-")):
-                path = f"{self.work}/{name}"
-                remove_tree(path) if os.path.isdir(path) else os.unlink(path)
+            path = f"{self.work}/{name}"
+            remove_tree(path) if os.path.isdir(path) else os.unlink(path)
 
     def _make_root(self, context: PoolContext) -> None:
         if os.path.isdir(self.root):
