@@ -40,7 +40,7 @@ def unit() -> RawConfigParser:
 
 
 def run(*command: str | Path, **options) -> str:
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60, **options)
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=90, **options)
     assert done.returncode == 0, (command, done.stdout[-3000:], done.stderr[-3000:])
     return done.stdout + done.stderr
 
@@ -133,7 +133,7 @@ def confined() -> Iterator[Confined]:
 
 
 def _until_served(here: Confined, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         assert process.poll() is None, here.log.read_text()
         try:

@@ -21,7 +21,7 @@ def server(guest: Guest, pool_dir: Path) -> Iterator[Server]:
     state = pool_dir.parent / "state"
     config = f'[hosts.local]\nuri = "{guest.libvirtd.uri}"\n'
     config += f'[pools.default]\nkind = "directory"\npath = "{state}/pools/default"\ntrash_seconds = 3600\n'
-    made = Server(state, config=config).start()
+    made = Server(state, config=config).start(timeout=60)
     yield made
     assert made.stop() == 0
     guest.detach_all()

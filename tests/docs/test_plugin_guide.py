@@ -37,7 +37,7 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def server(environment: Path, guest: Guest, pool_dir: Path) -> Iterator[Server]:
     """A gateway with the guide's pool and the lab's libvirt."""
     config = FILES["volgate.toml"].replace("/srv/scratch", str(pool_dir)) + f'[hosts.local]\nuri = "{guest.libvirtd.uri}"\n'
-    made = Server(pool_dir.parent / "state", config=config).start()
+    made = Server(pool_dir.parent / "state", config=config).start(timeout=60)
     yield made
     assert made.stop() == 0
     guest.detach_all()
