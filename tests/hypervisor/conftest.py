@@ -24,6 +24,6 @@ def bench(libvirtd: PrivateLibvirtd, pool_dir: Path) -> Iterator[Bench]:
 def guest(guest: Guest) -> Iterator[Guest]:
     """The shared guest; a test that failed with a disk attached spoils no other."""
     yield guest
-    nodes = [node["node-name"] for node in guest.qmp("query-named-block-nodes") if node["node-name"].startswith("libvirt-")]
+    nodes = [node for node in guest.qmp("x-debug-query-block-graph")["nodes"] if node["name"].startswith("libvirt-")]
     if nodes or guest.live_disks() or "<disk" in guest.domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE):
         guest.reset()

@@ -60,9 +60,16 @@ def drives(domain: libvirt.virDomain) -> list[Drive]:
 
 
 def nodes(domain: libvirt.virDomain) -> list[Node]:
-    """Every named block node."""
+    """Every named block node; without files if QEMU has given up an image as corrupt: it refuses to describe any node then."""
+    try:
+        described = command(domain, "query-named-block-nodes")
+    except Precondition as error:
+        if "is ejected" not in error.message:
+            raise
+        graph = command(domain, "x-debug-query-block-graph")["nodes"]
+        return [Node(node["name"], _index(node["name"]), ()) for node in graph if node["type"] == "block-driver"]
     found = []
-    for node in command(domain, "query-named-block-nodes"):
+    for node in described:
         name = node.get("node-name", "")
         files = dict.fromkeys((opened(node.get("file", "")), *_layers(node.get("image") or {})))
         found.append(Node(name, _index(name), tuple(files)))
