@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from tests.edge.place import Place
+from tests.edge.place import Place, running
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def place() -> Iterator[Place]:
-    top = Path(tempfile.mkdtemp(prefix="vg-edge-", dir="/tmp"))
-    made = Place(top)
-    made.start()
-    try:
+    with running() as made:
         yield made
-    finally:
-        made.wire.channel.close()
-        assert made.server.stop() == 0
-        shutil.rmtree(top)

@@ -6,7 +6,9 @@ import itertools
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from tests.edge.server import Server
 from tests.edge.wire import Wire
 from volgate.v1 import snapshot_pb2, volume_pb2
 
-__all__ = ["MIB", "Place", "parts"]
+__all__ = ["CONFIG", "MIB", "Place", "parts", "running"]
 
 MIB = 1 << 20
 CONFIG = """
@@ -87,6 +89,22 @@ class Place:
 
     def spool(self) -> list[Path]:
         return sorted((self.state / "spool").iterdir())
+
+
+@contextmanager
+def running(config: str = CONFIG) -> Iterator[Place]:
+    """A gateway that has to end in order, and its folders, removed afterwards."""
+    top = Path(tempfile.mkdtemp(prefix="vg-edge-", dir="/tmp"))
+    made = Place(top, config)
+    made.start()
+    try:
+        yield made
+        made.wire.channel.close()
+        assert made.server.stop() == 0
+    finally:
+        made.wire.channel.close()
+        made.server.stop()
+        shutil.rmtree(top)
 
 
 def parts(header: volume_pb2.ImportHeader, data: bytes, chunk: int = MIB) -> Iterator[volume_pb2.ImportVolumeRequest]:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.edge.place import MIB
+from tests.edge.place import MIB, running
 from tests.edge.wire import refused
 from volgate.v1 import attachment_pb2, host_pb2, operation_pb2, pool_pb2, snapshot_pb2, volume_pb2
 
@@ -14,6 +14,13 @@ LISTS = {
     "attachments": ("ListAttachments", attachment_pb2.ListAttachmentsRequest, "attachments"),
     "operations": ("ListOperations", operation_pb2.ListOperationsRequest, "operations"),
 }
+
+
+@pytest.fixture(scope="module")
+def place():
+    """A gateway whose lists are short."""
+    with running() as made:
+        yield made
 
 
 def pages(place, service, size, **filters):

@@ -17,7 +17,7 @@ import pytest
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from tests.edge.place import MIB, Place, parts
+from tests.edge.place import MIB, Place, parts, running
 from tests.edge.wire import refusal, refused
 from volgate.v1 import operation_pb2, pool_pb2, volume_pb2
 
@@ -28,13 +28,8 @@ SERVICES = {f"volgate.v1.{name}Service" for name in ("Pool", "Volume", "Snapshot
 @pytest.fixture
 def own():
     """A gateway of this test's own, to be stopped by it."""
-    top = Path(tempfile.mkdtemp(prefix="vg-edge-", dir="/tmp"))
-    made = Place(top)
-    made.start()
-    yield made
-    made.wire.channel.close()
-    made.server.stop()
-    shutil.rmtree(top)
+    with running() as made:
+        yield made
 
 
 def reflect(place, **question):

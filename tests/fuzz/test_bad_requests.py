@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import collections
-import shutil
 import sqlite3
-import tempfile
 import time
-from pathlib import Path
 
 import grpc
 import pytest
 
 from tests.contract.reasons import listed
 from tests.edge import fingerprint
-from tests.edge.place import Place
+from tests.edge.place import Place, running
 from tests.edge.wire import Refusal, refusal
 from tests.fuzz.badness import kind_of
 from tests.fuzz.cases import Case, cases
@@ -30,14 +27,9 @@ REASONS = set(listed())
 
 @pytest.fixture
 def place():
-    top = Path(tempfile.mkdtemp(prefix="vg-fuzz-", dir="/tmp"))
-    made = Place(top)
-    made.start()
-    furnish(made)
-    yield made
-    made.wire.channel.close()
-    made.server.stop()
-    shutil.rmtree(top)
+    with running() as made:
+        furnish(made)
+        yield made
 
 
 def send(place: Place, call, messages) -> Refusal | None:
