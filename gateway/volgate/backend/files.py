@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import os
@@ -18,6 +19,7 @@ from volgate.errors import InUse
 
 __all__ = [
     "allocated_bytes",
+    "begin_writeback",
     "can_share",
     "copy_sparse",
     "create_file",
@@ -31,6 +33,8 @@ __all__ = [
 ]
 
 _FICLONE = 0x40049409
+_SYNC_FILE_RANGE_WRITE = 2
+_libc = ctypes.CDLL(None)
 _CHUNK = 16 << 20
 _QEMU_LOCKS, _QEMU_LOCKS_LENGTH = 100, 200  # bytes 100 and on: permissions in use, 200 and on: permissions not shared
 _NO_COPY_RANGE = {errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF}
@@ -87,6 +91,14 @@ def lock_image(descriptor: int, path: str) -> None:
         raise InUse(f"{path} is open in another process (QEMU's image lock); stop what uses it") from error
 
 
+def begin_writeback(descriptor: int, offset: int = 0, length: int = 0) -> None:
+    """Let the kernel write what is dirty (length 0: to the end) while more is made: the fsync at the end then waits for little.
+
+    A hint: where it is not heeded, nothing is lost.
+    """
+    _libc.sync_file_range(descriptor, ctypes.c_int64(offset), ctypes.c_int64(length), _SYNC_FILE_RANGE_WRITE)
+
+
 def write_all(descriptor: int, data: bytes | memoryview, offset: int) -> None:
     """Write all bytes at `offset`."""
     rest = memoryview(data)
@@ -141,7 +153,9 @@ def copy_sparse(source: int, target: int, progress: Callable[[float], None] = la
     for offset, end in _data_runs(source, length):
         at = offset
         while at < end:
-            at += _copy_some(source, target, at, min(_CHUNK, end - at))
+            done = _copy_some(source, target, at, min(_CHUNK, end - at))
+            begin_writeback(target, at, done)
+            at += done
             progress(at / length)
     progress(1.0)
 

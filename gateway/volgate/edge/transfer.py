@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -92,8 +93,13 @@ class Transfers:
         reader = await self._calls.acquire(ExportReader.close, self._calls.gateway.export, name, wanted)
         try:
             yield volume_pb2.ExportVolumeResponse(total_bytes=reader.size)
-            while (piece := await self._calls.read(reader.next)) is not None:
-                yield volume_pb2.ExportVolumeResponse(offset=piece[0], chunk=piece[1], total_bytes=reader.size)
+            piece = await self._calls.read(reader.next)
+            while piece is not None:
+                following = asyncio.ensure_future(self._calls.read(reader.next))  # read while this one is sent
+                try:
+                    yield volume_pb2.ExportVolumeResponse(offset=piece[0], chunk=piece[1], total_bytes=reader.size)
+                finally:
+                    piece = await following
         finally:
             reader.close()
 

@@ -143,7 +143,7 @@ def open_export(world: World, runner: Runner, name: VolumeName | SnapshotName, w
         else:
             target = world.settings.spool_dir / uuid.uuid4().hex
             try:
-                pool.call(convert, source.path, source.format, str(target), wanted, chain=source.chain)
+                pool.call(convert, source.path, source.format, str(target), wanted, chain=source.chain, durable=False)
                 reader = ExportReader(target, release, temporary=True)
             except BaseException:
                 target.unlink(missing_ok=True)
