@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import inspect
 import re
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,11 @@ import pytest
 
 from tests.architecture.sources import shipped
 from volgate import settings
+from volgate.edge import transfer, validate
+from volgate.edge.server import EdgeServer
+from volgate.errors import InvalidRequest
 from volgate_plugins.directory import DirectorySettings
+from volgate_plugins.directory.store import GRAIN
 
 GUIDE = (Path(__file__).parents[2] / "docs/operator-guide.md").read_text(encoding="utf-8")
 SECTIONS = {
@@ -62,3 +67,14 @@ def test_every_metric_is_in_the_guide():
     rows = re.search(r"^\| metric .*?\n\n", GUIDE, re.MULTILINE | re.DOTALL)
     assert rows
     assert set(re.findall(r"^\| `([a-z.]+)` \|", rows[0], re.MULTILINE)) == made
+
+
+def test_the_fixed_limits_are_the_code_s():
+    most_message = inspect.signature(EdgeServer).parameters["max_message"].default
+    said = " ".join(GUIDE.split())
+    assert f"a message of at most {most_message >> 20} MiB, chunks of an import of at most {transfer._CHUNK_MOST >> 20} MiB" in said
+    assert f"pages of at most {validate._PAGE_MOST} rows ({validate._PAGE_DEFAULT} if not asked)" in said
+    assert f"Sizes round up to {GRAIN} bytes" in said
+    assert validate.labels({f"k{n}": "" for n in range(64)}, "labels") and "64 labels" in said
+    with pytest.raises(InvalidRequest):
+        validate.labels({f"k{n}": "" for n in range(65)}, "labels")
