@@ -10,7 +10,7 @@ from grpc_tools import protoc
 
 ROOT = Path(__file__).parents[2]
 _CODES = [code.name for code in grpc.StatusCode]
-_UNITS = {"_bytes": "byte", "_seconds": "second", "_bytes_sec": "ytes a second", "_iops_sec": "perations a second"}
+_UNITS = {"_bytes": "byte", "_seconds": "second", "_bytes_sec": "bytes a second", "_iops_sec": "operations a second"}
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def test_every_quantity_names_its_unit(comments):
     wrong = [
         name
         for name, (kind, text) in comments.items()
-        if kind == "field" and (unit := next((u for end, u in _UNITS.items() if name.endswith(end)), "")) and unit not in text
+        if kind == "field" and (unit := next((u for end, u in _UNITS.items() if name.endswith(end)), "")) and unit not in text.lower()
     ]
     assert not wrong
 

@@ -13,3 +13,4 @@ from tests.edge.place import Place, running
 def place() -> Iterator[Place]:
     with running() as made:
         yield made
+        assert made.server.stop() == 0, "whatever the tests did, it ends in order"

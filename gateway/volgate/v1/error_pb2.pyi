@@ -168,7 +168,9 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     REASON_NOT_ADOPTABLE: _Reason.ValueType  # 55
     """The object cannot become a volume as it is; the message says why (FAILED_PRECONDITION; retry: never)."""
     REASON_FORMAT_DIFFERS: _Reason.ValueType  # 56
-    """A clone that shares layers has its source's format (UNIMPLEMENTED; retry: never)."""
+    """What is made of an object has its format: a clone that shares layers, a deleted volume that is taken back
+    (UNIMPLEMENTED or FAILED_PRECONDITION; retry: never).
+    """
     REASON_NEEDS_QCOW2: _Reason.ValueType  # 57
     """An attached raw volume has no snapshots; detach it, or use qcow2 (FAILED_PRECONDITION; retry: after the cause is
     gone).
@@ -358,7 +360,9 @@ REASON_NOT_INCOMPLETE: Reason.ValueType  # 54
 REASON_NOT_ADOPTABLE: Reason.ValueType  # 55
 """The object cannot become a volume as it is; the message says why (FAILED_PRECONDITION; retry: never)."""
 REASON_FORMAT_DIFFERS: Reason.ValueType  # 56
-"""A clone that shares layers has its source's format (UNIMPLEMENTED; retry: never)."""
+"""What is made of an object has its format: a clone that shares layers, a deleted volume that is taken back
+(UNIMPLEMENTED or FAILED_PRECONDITION; retry: never).
+"""
 REASON_NEEDS_QCOW2: Reason.ValueType  # 57
 """An attached raw volume has no snapshots; detach it, or use qcow2 (FAILED_PRECONDITION; retry: after the cause is
 gone).
