@@ -50,6 +50,11 @@ def test_a_wrong_command_is_refused_before_anything_is_sent(words, told):
     assert told in " ".join(Cli("unix:/nowhere")(*words, status=2).err.split())
 
 
+def test_an_address_that_no_socket_can_have_is_refused():
+    ran = Cli("unix:/" + "x" * 110)("volume", "list", status=2)
+    assert "longer than the 107 bytes of a socket's path" in ran.err
+
+
 def test_a_conflict_names_the_difference(cli):
     cli("volume", "create", "default/c", "--size", "1MiB")
     assert "EXISTS_DIFFERENT" in cli("volume", "create", "default/c", "--size", "2MiB", status=4).err

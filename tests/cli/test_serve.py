@@ -58,6 +58,10 @@ def test_a_state_directory_in_use_is_refused_naming_the_process(server):
     ("[pools.p]\nkind = 'directroy'\npath = '/tmp/x'\n", "[pools.p] kind: no plugin offers pools of kind 'directroy'"),
     ("[pools.p]\nkind = 'directory'\npaht = '/tmp/x'\n", "paht"),
     ("[server\n", "volgate.toml"),
+    (f"[server]\nsocket = '/tmp/{'x' * 110}'\n", "server.socket: "),
+    ("[server]\nsocket_mode = '0999'\n", "server.socket_mode: '0999' is no mode"),
+    ("[server]\nsocket_group = 'no-such-group'\n", "server.socket_group: there is no group 'no-such-group'"),
+    ("[telemetry]\nlog_level = 'loud'\n", "telemetry.log_level: 'loud' is not debug"),
 ])  # fmt: skip
 def test_a_wrong_configuration_is_refused_naming_the_key(place, text, told):
     ran = NOBODY("serve", "--config", config(place, text), "--state-dir", str(place / "state"), "--check", status=2)
@@ -87,6 +91,13 @@ def test_a_state_directory_that_cannot_be_made_is_told(place):
     (place / "file").write_text("")
     ran = process("serve", "--state-dir", str(place / "file" / "state"), status=1)
     assert str(place / "file") in ran.err
+
+
+def test_serve_that_cannot_listen_ends_cleanly(server, place):
+    text = f"[server]\nsocket = '{server.state}/volgate.sock'\n"
+    ran = process("serve", "--config", config(place, text), "--state-dir", str(place / "other"), status=4)
+    assert f"another server listens on {server.state}/volgate.sock" in ran.err
+    assert "excepthook" not in ran.err
 
 
 def test_a_backup_of_a_running_gateway_brings_its_records_back(server, cli, place):

@@ -15,13 +15,17 @@ _FLAGS = ("--server", "--output", "--timeout")
 
 def main(arguments: list[str] | None = None) -> None:
     """Run a command and exit with its status."""
+    from typer.main import get_command
+
     from volgate.cli.app import app
     from volgate.cli.failures import report
 
+    status = 0
     try:
-        app(hoist(list(sys.argv[1:] if arguments is None else arguments)), prog_name="volgate")
+        get_command(app)(hoist(list(sys.argv[1:] if arguments is None else arguments)), prog_name="volgate")
     except Exception as error:  # noqa: BLE001  # told to a person: our errors with what to do, anything else with its type
-        sys.exit(report(error))
+        status = report(error)
+    sys.exit(status)  # outside: what the error's traceback holds (threads, servers) is gone before the interpreter ends
 
 
 def hoist(words: list[str]) -> list[str]:

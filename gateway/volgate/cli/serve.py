@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from volgate.backend import run as commands
-from volgate.errors import Unreachable
+from volgate.errors import InvalidRequest, Unreachable
 from volgate.settings import Settings, load
 from volgate.spawner import Spawner
 
@@ -22,12 +23,15 @@ if TYPE_CHECKING:
     from volgate.operations.gateway import Gateway
     from volgate.registry import Registry
 
+_LONGEST_SOCKET = 107
+_QUICK_STOP = 1.0
 __all__ = ["check", "logs_to_stderr", "rescan", "run"]
 
 
 def run(config: Path | None, state_dir: Path | None, *, check_only: bool = False) -> int:
     """Serve until SIGTERM or SIGINT; return the exit status. Raises VolgateError when it cannot begin."""
     settings = load(config, state_dir)
+    _require_usable(settings)
     if check_only:
         return check(settings)
     spawner = Spawner.start()  # older than every thread and than gRPC: nothing forks from this process afterwards
@@ -37,6 +41,30 @@ def run(config: Path | None, state_dir: Path | None, *, check_only: bool = False
     finally:
         spawner.close()
     return 0
+
+
+def _require_usable(settings: Settings) -> None:
+    """Refuse what would fail only once the gateway is up. Raises InvalidRequest naming the key."""
+    import grp
+    import logging
+
+    server = settings.server
+    if len(os.fsencode(settings.socket_path)) > _LONGEST_SOCKET:
+        told = f"configuration: server.socket: {settings.socket_path} is longer than the {_LONGEST_SOCKET} bytes that a socket can have"
+        raise InvalidRequest(told, field="server.socket")
+    if not re.fullmatch("0?[0-7]{3}", server.socket_mode):
+        raise InvalidRequest(
+            f"configuration: server.socket_mode: {server.socket_mode!r} is no mode such as 0660", field="server.socket_mode"
+        )
+    if server.socket_group:
+        try:
+            grp.getgrnam(server.socket_group)
+        except KeyError:
+            told = f"configuration: server.socket_group: there is no group {server.socket_group!r} on this machine"
+            raise InvalidRequest(told, field="server.socket_group") from None
+    if settings.telemetry.log_level.upper() not in logging.getLevelNamesMapping():
+        told = f"configuration: telemetry.log_level: {settings.telemetry.log_level!r} is not debug, info, warning or error"
+        raise InvalidRequest(told, field="telemetry.log_level")
 
 
 def check(settings: Settings) -> int:
@@ -150,16 +178,19 @@ async def _serve(settings: Settings) -> None:
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, stop.set)
     with _opened(settings) as gateway:
-        await asyncio.to_thread(gateway.start)
-        server = EdgeServer(
-            gateway, settings.socket_path, socket_mode=int(settings.server.socket_mode, 8), socket_group=settings.server.socket_group
-        )
-        telemetry.observe_lanes(lambda: [*gateway.lanes(), server.lane])
-        telemetry.observe_operations(gateway.runner.unfinished)
-        await server.start()
-        await stop.wait()
-        until = loop.time() + settings.server.stop_seconds
-        gateway.begin_stop()
-        await server.stop(settings.server.stop_seconds)
-        await asyncio.to_thread(gateway.close, max(1.0, until - loop.time()))
+        until = loop.time() + _QUICK_STOP
+        try:
+            await asyncio.to_thread(gateway.start)
+            server = EdgeServer(
+                gateway, settings.socket_path, socket_mode=int(settings.server.socket_mode, 8), socket_group=settings.server.socket_group
+            )
+            await server.start()  # first: a server that never started must not be held beyond the event loop's life
+            telemetry.observe_lanes(lambda: [*gateway.lanes(), server.lane])
+            telemetry.observe_operations(gateway.runner.unfinished)
+            await stop.wait()
+            until = loop.time() + settings.server.stop_seconds
+            gateway.begin_stop()
+            await server.stop(settings.server.stop_seconds)
+        finally:
+            await asyncio.to_thread(gateway.close, max(_QUICK_STOP, until - loop.time()))
     await asyncio.to_thread(finish)
