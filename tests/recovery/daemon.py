@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
@@ -127,6 +128,29 @@ class Daemon:
         if kind is None:
             assert status == 0, self.tail()
             assert "bug" not in self.tail().lower(), self.tail()
+
+
+def commands(daemon: Daemon, program: str) -> list[int]:
+    """The daemon's running children of one program."""
+    found = []
+    for pid in daemon.descendants():
+        try:
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if program.encode() in b" ".join(words[:3]):
+            found.append(pid)
+    return found
+
+
+def wait_for(daemon: Daemon, program: str, done: Callable[[], bool]) -> int | None:
+    """The pid of a child as soon as it runs; None if the work ended before it was seen."""
+    deadline = time.monotonic() + 30
+    while not (found := commands(daemon, program)):
+        assert time.monotonic() < deadline
+        if done():
+            return None
+    return found[0]
 
 
 def _parent(pid: int) -> int:

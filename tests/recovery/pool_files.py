@@ -7,6 +7,7 @@ import json
 import time
 from pathlib import Path
 
+from volgate.backend.qcow2 import parse_header
 from volgate_plugins.directory.manifest import Manifest
 
 MARKER = ".volgate-pool.json"
@@ -21,9 +22,17 @@ def stray(pool: Path, *folders: Path) -> list[str]:
         named = {layer.file for layer in manifest.content.layers} | {"volume.json"}
         found += [f"{folder.name}/{path.name}" for path in folder.iterdir() if path.name not in named]
         found += [f"{folder.name}/{name} is missing" for name in named if not (folder / name).exists()]
+        size = _size(folder / manifest.content.active, str(manifest.format))
+        if manifest.content.promised != size:
+            found.append(f"{folder.name} has {size} bytes, {manifest.content.promised} are promised")
         if manifest.content.incomplete or manifest.content.pending or manifest.content.merging:
             found.append(f"{folder.name} has work under way")
     return found + [str(path) for folder in folders if folder.exists() for path in folder.iterdir()]
+
+
+def _size(path: Path, kind: str) -> int:
+    """The size that a guest sees."""
+    return parse_header(path.read_bytes()[:65536]).size if kind == "qcow2" else path.stat().st_size
 
 
 def _without_probes(folder: Path) -> list[Path]:

@@ -60,6 +60,7 @@ class CallInterceptor(aio.ServerInterceptor):
         """Begin with no watches."""
         self._watches: set[asyncio.Task[Any]] = set()
         self._stopping = False
+        self.begun = 0
 
     def end_watches(self) -> None:
         """End the streams that would go on for as long as their readers like: UNAVAILABLE, reason STOPPING."""
@@ -97,6 +98,7 @@ class CallInterceptor(aio.ServerInterceptor):
         watch = method.startswith(_WATCHES)
 
         async def handle(request: Any, context: Context) -> Any:
+            self.begun += 1
             with _observed(method, context) as call:
                 try:
                     if watch:

@@ -44,6 +44,7 @@ from volgate.v1 import (
 __all__ = ["EdgeServer"]
 
 _log = structlog.get_logger()
+_QUIET_SECONDS = 2.0
 _TELL_SECONDS = 0.1  # for those who watch the health to read that it is NOT_SERVING
 _FILES = (pool_pb2, volume_pb2, snapshot_pb2, attachment_pb2, host_pb2, operation_pb2)
 
@@ -103,13 +104,21 @@ class EdgeServer:
     async def stop(self, grace: float) -> None:
         """Tell health, refuse new calls, end what only watches, let the others end within `grace` seconds."""
         await self._health.enter_graceful_shutdown()
-        stopping = asyncio.create_task(self._server.stop(grace))
         await asyncio.sleep(_TELL_SECONDS)
         self._interceptor.end_watches()
-        await stopping
+        await self._quiet(min(grace, _QUIET_SECONDS))
+        await self._server.stop(grace)
         self._calls.close()
         with contextlib.suppress(FileNotFoundError):
             self._path.unlink()
+
+    async def _quiet(self, longest: float) -> None:
+        """Wait until no call has come in for a moment: one on its way gets an answer of ours, not a closing server's CANCELLED."""
+        for _ in range(max(1, int(longest / _TELL_SECONDS))):
+            before = self._interceptor.begun
+            await asyncio.sleep(_TELL_SECONDS)
+            if self._interceptor.begun == before:
+                return
 
 
 def _services() -> list[str]:

@@ -108,10 +108,19 @@ class Volumes(Resizes, Measures, Relabels, PathsSeen, Backend):
                 return store.volume(stored_as, manifest)
             entry = Entry(volume.name, volume.uid, max(wanted, manifest.content.promised))
             with store.index.promise(stored_as, entry, store.pool.limit()):
+                noted = store.save(stored_as, manifest.change(promised=entry.promised))  # first: a kill never leaves more than is promised
                 if not online:
-                    path = f"{store.folder(stored_as)}/{manifest.content.active}"
-                    grow(path, manifest.format, wanted, manifest.tag.spec.provisioning)
-                return store.volume(stored_as, store.save(stored_as, manifest.change(promised=entry.promised)))
+                    self._grow(stored_as, manifest, wanted)
+                return store.volume(stored_as, noted)
+
+    def _grow(self, stored_as: str, before: Manifest, size: int) -> None:
+        path = f"{self._store.folder(stored_as)}/{before.content.active}"
+        try:
+            grow(path, before.format, size, before.tag.spec.provisioning)
+        except BaseException:  # whatever it was, what was promised for it is given back, if that can be written
+            with contextlib.suppress(OSError):
+                self._store.save(stored_as, before)
+            raise
 
     def capacity(self) -> Capacity:
         """Measure the pool."""
