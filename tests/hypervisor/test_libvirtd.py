@@ -17,7 +17,7 @@ from tests.soaking import SOAK, count
 from volgate.errors import InDoubt, Unreachable, VolgateError
 from volgate.hosts.interface import DetachOutcome, EventKind, HostEvent
 from volgate.hosts.local import LocalHost
-from volgate.hypervisor import link
+from volgate.hypervisor import session
 
 
 @pytest.fixture
@@ -134,7 +134,7 @@ def test_long_freeze_ends_in_a_new_connection(
     bench: Bench, guest: Guest, libvirtd: PrivateLibvirtd, frozen: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not SOAK:
-        monkeypatch.setattr(link, "_KEEPALIVE", (1, 2))
+        monkeypatch.setattr(session, "_KEEPALIVE", (1, 2))
     told: list[HostEvent] = []
     bench.host.subscribe(told.append)
     assert bench.host.find_domain(guest.uuid, timeout=5)

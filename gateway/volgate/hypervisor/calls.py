@@ -70,12 +70,17 @@ class Calls:
 
     def _submit(self, key: tuple[str, str], width: int, deadline: float, work: Work[T]) -> Future[T]:
         session = self._link.acquire(deadline)
+
+        def on_loan() -> T:
+            with session.lent() as connection:
+                return work(connection)
+
         try:
             with self._lock:
                 if self._closed:
                     raise Unreachable("the gateway stops; nothing was done", reason="STOPPING")
                 lane = self._lanes.get(key) or self._add(key, width)
-                future = lane.submit(work, session.connection)
+                future = lane.submit(on_loan)
                 self._waiting.add(future)
         except VolgateError:
             self._link.release(session)

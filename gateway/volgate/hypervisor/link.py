@@ -1,4 +1,4 @@
-"""One connection to libvirt, kept by a thread of its own: however libvirtd hangs, a caller waits for its own deadline only."""
+"""The way to libvirt, kept open by a thread of its own: however libvirtd hangs, a caller waits for its own deadline only."""
 
 from __future__ import annotations
 
@@ -10,47 +10,23 @@ import libvirt
 import structlog
 
 from volgate.errors import Unreachable
+from volgate.hypervisor.session import Session, connect, unreachable
 
-__all__ = ["Link", "Session"]
+__all__ = ["Link"]
 
 _log = structlog.get_logger()
 _loop_lock = threading.Lock()
 _loop: threading.Thread | None = None
-_KEEPALIVE = (5, 3)  # a connection is given up after 15 to 20 silent seconds
 _LOOK_SECONDS = 0.5  # how soon a broken connection is noticed when nobody calls
 _PAUSES = (0.05, 2.0)  # between attempts: the first, the longest
 _CLOSE_SECONDS = 2.0
 
 
-class Session:
-    """A connection and how many calls are in it; it is closed after the last of them, never under one."""
-
-    def __init__(self, connection: libvirt.virConnect) -> None:
-        """Take a fresh connection."""
-        self.connection = connection
-        self.users = 0
-
-    @property
-    def alive(self) -> bool:
-        """Whether its socket is open, by libvirt's own record: nothing is sent."""
-        try:
-            return bool(self.connection.isAlive())
-        except libvirt.libvirtError:
-            return False
-
-    def close(self) -> None:
-        """Close the connection."""
-        try:
-            self.connection.close()
-        except libvirt.libvirtError as error:
-            _log.info("closing libvirt's connection", error=str(error))
-
-
 class Link:
-    """The connection to one libvirt: made at first use, made again in the background whenever it breaks."""
+    """One libvirt: connected at first use, and again in the background whenever it breaks."""
 
     def __init__(self, uri: str, on_connect: Callable[[libvirt.virConnect], None]) -> None:
-        """`on_connect` is called with each new connection before anybody else has it, to register for events."""
+        """`on_connect` is called with the connection of each new session before anybody else has it, to register for events."""
         self.uri = uri
         self._on_connect = on_connect
         self._changed = threading.Condition()
@@ -70,7 +46,7 @@ class Link:
                 self._keeper.start()
 
     def acquire(self, deadline: float) -> Session:
-        """Return the live connection, waiting for an attempt to make one until `deadline` (monotonic seconds); `release` it.
+        """Return the live session, waiting for an attempt to make one until `deadline` (monotonic seconds); `release` it.
 
         Raises Unreachable: the attempt failed, or takes longer.
         """
@@ -94,14 +70,14 @@ class Link:
         raise Unreachable("the connection to libvirt is closed: the gateway stops", reason="STOPPING")
 
     def release(self, session: Session) -> None:
-        """Give a connection back."""
+        """Give a session back."""
         with self._changed:
             session.users -= 1
             if not session.users:
                 self._changed.notify_all()
 
     def close(self) -> None:
-        """Let go of the connection; calls in it end first, or are left to themselves after two seconds."""
+        """Let go of libvirt; calls end first, or are left to themselves after two seconds."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -150,18 +126,13 @@ class Link:
         return self._session is not None and (self._closed or not self._session.alive)
 
     def _open(self) -> Session:
-        connection = libvirt.open(self.uri)
-        if "embed" not in self.uri and "test:" not in self.uri:
-            connection.setKeepAlive(*_KEEPALIVE)
+        connection = connect(self.uri)
         self._on_connect(connection)
-        return Session(connection)
+        return Session(self.uri, connection)
 
     def _fail(self, error: libvirt.libvirtError, pause: float) -> None:
-        reason = "LIBVIRT_AUTH" if error.get_error_code() == libvirt.VIR_ERR_AUTH_FAILED else "LIBVIRT_LOST"
         with self._changed:
-            self._problem = Unreachable(
-                f"connect to libvirt at {self.uri}: {error.get_error_message()}; is libvirtd running?", reason=reason
-            )
+            self._problem = unreachable(self.uri, error)
             self._failures += 1
             self._urgent = False
             self._changed.notify_all()
