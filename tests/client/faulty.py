@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from concurrent import futures
 from pathlib import Path
 from typing import Self
@@ -17,9 +18,10 @@ from volgate.v1 import volume_pb2, volume_pb2_grpc
 class Faulty(volume_pb2_grpc.VolumeServiceServicer):
     """Fails `CreateVolume` with each of `failures` in turn, then succeeds; keeps the requests and their metadata."""
 
-    def __init__(self, path: Path, failures: list[status_pb2.Status]) -> None:
+    def __init__(self, path: Path, failures: list[status_pb2.Status], slow: float = 0.0) -> None:
         self.address = f"unix:{path}"
         self.failures = failures
+        self.slow = slow  # seconds before an answer, unless the caller goes away
         self.requests: list[volume_pb2.CreateVolumeRequest] = []
         self.metadata: list[dict[str, str]] = []
         self._server = grpc.server(futures.ThreadPoolExecutor(4))
@@ -29,6 +31,10 @@ class Faulty(volume_pb2_grpc.VolumeServiceServicer):
     def CreateVolume(self, request, context):  # noqa: N802  # the contract's name
         self.requests.append(request)
         self.metadata.append(dict(context.invocation_metadata()))
+        if self.slow:
+            gone = threading.Event()
+            context.add_callback(gone.set)
+            gone.wait(self.slow)
         if self.failures:
             context.abort_with_status(rpc_status.to_status(self.failures.pop(0)))
         return volume_pb2.CreateVolumeResponse(volume=volume_pb2.Volume(name=f"{request.pool}/volumes/{request.volume_id}"))

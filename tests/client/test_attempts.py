@@ -1,5 +1,6 @@
 """What is repeated, how, and until when; with a server that fails as it is told."""
 
+import threading
 import time
 
 import grpc
@@ -15,8 +16,8 @@ DOUBT = status(grpc.StatusCode.ABORTED, "IN_DOUBT", retry=0.01)
 
 @pytest.fixture
 def faulty(tmp_path):
-    def make(*failures):
-        return Faulty(tmp_path / "s", list(failures))
+    def make(*failures, slow=0.0):
+        return Faulty(tmp_path / "s", list(failures), slow)
 
     return make
 
@@ -34,6 +35,25 @@ async def test_safe_failures_are_repeated_by_the_async_client_too(faulty):
         async with AsyncClient(server.address, timeout=10) as client:
             assert (await client.create_volume("pools/p", "v", request_id="mine")).name == "pools/p/volumes/v"
     assert [request.request_id for request in server.requests] == ["mine"] * 3
+
+
+def test_a_call_that_a_closing_gateway_cancels_is_repeated(faulty):
+    with faulty(status(grpc.StatusCode.CANCELLED)) as server, Client(server.address, timeout=10) as client:
+        client.create_volume("pools/p", "v")
+    assert len(server.requests) == 2
+
+
+def test_a_call_whose_client_is_closed_ends_as_cancelled(faulty):
+    with faulty(*[BUSY] * 50, slow=5.0) as server:
+        client = Client(server.address, timeout=10)
+        threading.Timer(0.3, client.close).start()
+        began = time.monotonic()
+        with pytest.raises(errors.Cancelled):
+            client.create_volume("pools/p", "v")
+        assert time.monotonic() - began < 2.0
+        with pytest.raises(errors.Cancelled, match="closed"):
+            client.create_volume("pools/p", "w")
+    assert len(server.requests) == 1
 
 
 def test_two_calls_with_one_message_have_two_request_ids(faulty):

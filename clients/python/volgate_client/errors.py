@@ -238,7 +238,9 @@ def from_rpc(error: grpc.RpcError, address: str = "") -> VolgateError:
         message = f"no answer from {address} in time; a mutation goes on, repeat the call to learn its outcome"
     kind = InUse if info.reason == "IN_USE" else _BY_CODE.get(code, VolgateError)
     ours = kind(code, message)
-    ours.retryable = code == "UNAVAILABLE" and not answered
+    # a gateway that closes answers UNAVAILABLE or CANCELLED without a word of ours; what this side cancelled it says itself
+    here = message.startswith(("Channel closed", "Locally cancelled"))
+    ours.retryable = not answered and (code == "UNAVAILABLE" or (code == "CANCELLED" and not here))
     if answered:
         ours.reason, ours.metadata = info.reason, dict(info.metadata)
         ours.operation = info.metadata.get("operation", "")

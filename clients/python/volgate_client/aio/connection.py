@@ -24,7 +24,7 @@ from volgate.v1 import (
 from volgate_client import trace
 from volgate_client.aio import seam
 from volgate_client.attempts import Attempts
-from volgate_client.errors import DeadlineExceeded, VolgateError, from_operation, from_rpc
+from volgate_client.errors import Cancelled, DeadlineExceeded, VolgateError, from_operation, from_rpc
 from volgate_client.target import DEFAULT, OPTIONS, target
 
 __all__ = ["Connection"]
@@ -59,6 +59,7 @@ class Connection:
         self.timeout = timeout
         self.long_timeout = long_timeout
         self.retrying = retrying
+        self.closed = False
         self.channel = seam.open_channel(self.address, OPTIONS, credentials)
         self.pools = pool_pb2_grpc.PoolServiceStub(self.channel)
         self.volumes = volume_pb2_grpc.VolumeServiceStub(self.channel)
@@ -75,6 +76,7 @@ class Connection:
 
     async def close(self) -> None:
         """Close the connection; calls that run end as cancelled, what they began goes on in the gateway."""
+        self.closed = True
         await self.channel.close()
 
     async def call(self, method: seam.Unary[Q, A], request: Q, *, timeout: float | None = None) -> A:
@@ -82,6 +84,8 @@ class Connection:
         request = identified(request)
         attempts = Attempts(self.timeout if timeout is None else timeout, None, self.retrying)
         while True:
+            if self.closed:
+                raise Cancelled("CANCELLED", f"the client of {self.address} is closed")
             try:
                 return await method(request, timeout=attempts.left(), metadata=trace.headers())
             except grpc.RpcError as error:

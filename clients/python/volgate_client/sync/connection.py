@@ -22,7 +22,7 @@ from volgate.v1 import (
 )
 from volgate_client import trace
 from volgate_client.attempts import Attempts
-from volgate_client.errors import DeadlineExceeded, VolgateError, from_operation, from_rpc
+from volgate_client.errors import Cancelled, DeadlineExceeded, VolgateError, from_operation, from_rpc
 from volgate_client.sync import seam
 from volgate_client.target import DEFAULT, OPTIONS, target
 
@@ -58,6 +58,7 @@ class Connection:
         self.timeout = timeout
         self.long_timeout = long_timeout
         self.retrying = retrying
+        self.closed = False
         self.channel = seam.open_channel(self.address, OPTIONS, credentials)
         self.pools = pool_pb2_grpc.PoolServiceStub(self.channel)
         self.volumes = volume_pb2_grpc.VolumeServiceStub(self.channel)
@@ -74,6 +75,7 @@ class Connection:
 
     def close(self) -> None:
         """Close the connection; calls that run end as cancelled, what they began goes on in the gateway."""
+        self.closed = True
         self.channel.close()
 
     def call(self, method: seam.Unary[Q, A], request: Q, *, timeout: float | None = None) -> A:
@@ -81,6 +83,8 @@ class Connection:
         request = identified(request)
         attempts = Attempts(self.timeout if timeout is None else timeout, None, self.retrying)
         while True:
+            if self.closed:
+                raise Cancelled("CANCELLED", f"the client of {self.address} is closed")
             try:
                 return method(request, timeout=attempts.left(), metadata=trace.headers())
             except grpc.RpcError as error:
