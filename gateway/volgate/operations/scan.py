@@ -89,8 +89,12 @@ def reconcile_attachments(world: World, runner: Runner) -> list[AttachmentRecord
     for record in records:
         if record.state not in (AttachmentState.ATTACHED, AttachmentState.LOST) or record.host not in world.hosts:
             continue
+        target = str(VolumeName(record.pool, record.volume))
+        if (free := runner.hold_if_free(target)) is None:
+            continue  # its operation looks for itself, and would wait for QEMU's monitor until this look is over
+        free()
         now = _observe(world, record)
-        if now == record or (release := runner.hold_if_free(str(VolumeName(record.pool, record.volume)))) is None:
+        if now == record or (release := runner.hold_if_free(target)) is None:
             continue
         try:
             if world.database.write(partial(attachments.replace, old=record, new=now)):
