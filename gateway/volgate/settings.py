@@ -55,6 +55,7 @@ class Limits(msgspec.Struct, frozen=True):
     queued_operations: int = 4096
     native_timeout: float = 600.0
     libvirt_timeout: float = 60.0
+    reader_timeout: float = 120.0
     scan_seconds: float = 60.0
     check_seconds: float = 10.0
     maximum_volume_bytes: int = 1 << 50

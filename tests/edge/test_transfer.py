@@ -266,6 +266,44 @@ def test_an_export_cancelled_while_it_waits_for_the_volume_gives_its_turn_back(p
     assert place.wire.volumes.DeleteVolume(volume_pb2.DeleteVolumeRequest(name=made.name), timeout=5).operation.name
 
 
+def test_an_export_that_is_not_read_is_ended_and_gives_the_volume_free(place):
+    made, stream = place.held()
+    grown = volume_pb2.ExpandVolumeRequest(name=made.name, size_bytes=64 * MIB)
+    began = time.monotonic()
+    assert place.wire.volumes.ExpandVolume(grown, timeout=20).volume.size_bytes == 64 * MIB
+    assert time.monotonic() - began > 1, "it had to wait for the reader's time to pass"
+    with pytest.raises(grpc.RpcError) as caught:
+        list(stream)
+    said = refusal(caught.value)
+    assert (said.code, said.reason) == ("UNAVAILABLE", "READER_STALLED") and said.retry_after
+
+
+def test_an_import_that_runs_shows_its_progress_and_is_cancelled_without_a_trace(place):
+    image, block = place.images / "large.raw", content(MIB)
+    with image.open("wb") as file:
+        for _ in range(384):
+            file.write(block)
+    before = state(place)
+    head = header(place, path=str(image), format=QCOW2)
+    call = place.wire.volumes.ImportVolume.future(parts(head, b""), timeout=60)
+    listing = operation_pb2.ListOperationsRequest(unfinished_only=True)
+    while not (found := place.wire.operations.ListOperations(listing, timeout=10).operations):
+        time.sleep(0.002)
+    seen = []
+    for answer in place.wire.operations.WatchOperation(operation_pb2.WatchOperationRequest(name=found[0].name), timeout=60):
+        seen.append(answer.operation)
+        if 0 < answer.operation.progress < 1 and not call.done():
+            place.wire.operations.CancelOperation(operation_pb2.CancelOperationRequest(name=found[0].name), timeout=10)
+    with pytest.raises(grpc.RpcError) as caught:
+        call.result()
+    said = refusal(caught.value)
+    assert (said.code, said.reason, said.metadata["operation"]) == ("CANCELLED", "CANCELLED", found[0].name)
+    assert seen[-1].state == operation_pb2.OPERATION_STATE_CANCELLED and [o.progress for o in seen] == sorted(o.progress for o in seen)
+    assert {step.name: step.state for step in seen[-1].steps}["create"] == "undone"
+    assert state(place)[:2] == before[:2]
+    image.unlink()
+
+
 @pytest.mark.parametrize(
     ("request_", "code", "reason"),
     [

@@ -182,7 +182,11 @@ async def _serve(settings: Settings) -> None:
         try:
             await asyncio.to_thread(gateway.start)
             server = EdgeServer(
-                gateway, settings.socket_path, socket_mode=int(settings.server.socket_mode, 8), socket_group=settings.server.socket_group
+                gateway,
+                settings.socket_path,
+                socket_mode=int(settings.server.socket_mode, 8),
+                socket_group=settings.server.socket_group,
+                reader_timeout=settings.limits.reader_timeout,
             )
             await server.start()  # first: a server that never started must not be held beyond the event loop's life
             telemetry.observe_lanes(lambda: [*gateway.lanes(), server.lane])

@@ -56,8 +56,9 @@ class _Unreadable:
 class CallInterceptor(aio.ServerInterceptor):
     """Wraps every call."""
 
-    def __init__(self) -> None:
-        """Begin with no watches."""
+    def __init__(self, reader_timeout: float) -> None:
+        """`reader_timeout`: how long a stream may stay unread, seconds; then its call ends and lets go of what it holds."""
+        self._reader_timeout = reader_timeout
         self._watches: set[asyncio.Task[Any]] = set()
         self._stopping = False
         self.begun = 0
@@ -86,7 +87,7 @@ class CallInterceptor(aio.ServerInterceptor):
         if handler.request_streaming:
             inner = _reading_each(inner)
         if handler.response_streaming:
-            inner = _writing_each(inner)
+            inner = _writing_each(inner, None if details.method.startswith(_WATCHES) else self._reader_timeout)
         return maker(
             self._around(details.method, inner),
             request_deserializer=_tolerant(handler.request_deserializer),
@@ -151,7 +152,7 @@ def _reading_each(inner: Any) -> Any:
     return lambda stream, context: inner(read(stream), context)
 
 
-def _writing_each(inner: Any) -> Any:
+def _writing_each(inner: Any, patience: float | None) -> Any:
     """Drive a generator in the call's own task, so that it is closed there and at once when the caller goes away."""
 
     async def write(request: Any, context: Context) -> None:
@@ -161,7 +162,13 @@ def _writing_each(inner: Any) -> Any:
             return
         async with aclosing(answers) as stream:
             async for answer in stream:
-                await context.write(answer)
+                try:
+                    async with asyncio.timeout(patience):
+                        await context.write(answer)
+                except TimeoutError:
+                    raise Unreachable(
+                        f"the stream was not read for {patience:g} s and is ended; call again", reason="READER_STALLED"
+                    ) from None
 
     return write
 

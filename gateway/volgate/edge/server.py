@@ -53,16 +53,23 @@ class EdgeServer:
     """Serves one gateway on one unix socket."""
 
     def __init__(
-        self, gateway: Gateway, path: Path, *, socket_mode: int = 0o660, socket_group: str = "", max_message: int = 4 << 20
+        self,
+        gateway: Gateway,
+        path: Path,
+        *,
+        socket_mode: int = 0o660,
+        socket_group: str = "",
+        reader_timeout: float = 120.0,
+        max_message: int = 4 << 20,
     ) -> None:
-        """`socket_mode` and `socket_group` say who may connect; `max_message` bounds one message, bytes."""
+        """`socket_mode` and `socket_group` say who may connect; `max_message` is in bytes; `reader_timeout`: see `CallInterceptor`."""
         self._path = path
         self._mode = socket_mode
         self._group = socket_group
         self._calls = Calls(gateway)
         self._health = health.aio.HealthServicer()
         options = [("grpc.max_receive_message_length", max_message), ("grpc.max_send_message_length", 16 << 20), ("grpc.so_reuseport", 0)]
-        self._interceptor = CallInterceptor()
+        self._interceptor = CallInterceptor(reader_timeout)
         self._server = aio.server(interceptors=(self._interceptor,), options=options)
         self._register()
 

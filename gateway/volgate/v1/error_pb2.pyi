@@ -215,6 +215,8 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """The domain's QEMU went away during the call; during a mutation the outcome is in doubt (UNAVAILABLE or ABORTED;
     retry: same call).
     """
+    REASON_READER_STALLED: _Reason.ValueType  # 73
+    """A client did not read a stream for so long that it was ended: it held the volume (UNAVAILABLE; retry: same call)."""
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Reason names what went wrong in a word that programs compare; ErrorInfo.reason holds the part after REASON_."""
@@ -407,4 +409,6 @@ REASON_QEMU_LOST: Reason.ValueType  # 72
 """The domain's QEMU went away during the call; during a mutation the outcome is in doubt (UNAVAILABLE or ABORTED;
 retry: same call).
 """
+REASON_READER_STALLED: Reason.ValueType  # 73
+"""A client did not read a stream for so long that it was ended: it held the volume (UNAVAILABLE; retry: same call)."""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015
