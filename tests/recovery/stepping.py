@@ -24,15 +24,18 @@ CALLS = (
     "chmod,fchmod,fchmodat,chown,fchown,fchownat,setxattr,fsetxattr,utimensat,ioctl"
 )
 _LINE = re.compile(r"^(\d+) +(.*)$")
+_ASKS_LIBVIRT = re.compile(r"write\(\d+<socket:")
 _ONLY_LOOKS = re.compile(r"openat\((?!.*O_(CREAT|TRUNC))|ioctl\((?!.*FICLONE)")
 
 
 class Stepping:
     """Traces a running daemon inside a block; `point` counts from 1, 0 kills never. `killed_at` is the call it died behind."""
 
-    def __init__(self, daemon: Daemon, point: int) -> None:
+    def __init__(self, daemon: Daemon, point: int, *, libvirt: bool = False) -> None:
+        """`libvirt`: what is written to its socket counts too."""
         self.daemon = daemon
         self.point = point
+        self.libvirt = libvirt
         self.seen = 0
         self.killed_at = ""
         self.children: list[int] = []
@@ -79,7 +82,7 @@ class Stepping:
             self._last[thread] = self._last.get(thread, "") + text if "resumed>" in text else text
             return
         call = self._last.pop(thread, "")
-        if not self.killed_at and str(self.daemon.base) in call and not _ONLY_LOOKS.search(call) and self.daemon.log.name not in call:
+        if not self.killed_at and self._counts(call):
             self.seen += 1
             if self.seen == self.point:
                 self.killed_at = call
@@ -87,6 +90,11 @@ class Stepping:
                 os.kill(self.daemon.pid, signal.SIGKILL)
         with contextlib.suppress(ProcessLookupError, FileNotFoundError):
             os.kill(_process(thread), signal.SIGCONT)
+
+    def _counts(self, call: str) -> bool:
+        if self.libvirt and _ASKS_LIBVIRT.match(call):
+            return True
+        return str(self.daemon.base) in call and not _ONLY_LOOKS.search(call) and self.daemon.log.name not in call
 
 
 def _traced(pid: int) -> bool:
