@@ -115,7 +115,7 @@ def test_a_metric_is_on_the_page(place, name):
 
 def test_every_lane_is_on_the_page(place):
     page = place.page()
-    for lane in ("main", "operations", "reads"):
+    for lane in ("main", "operations", "operations main", "reads", "reads pools/main", "reads hosts/lab"):
         (slots,) = values(page, "volgate_lane_slots", lane=lane)
         (running,) = values(page, "volgate_lane_running", lane=lane)
         assert slots >= 1 and 0 <= running <= slots

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import secrets
-import tempfile
 import time
 from pathlib import Path
 
 import pytest
 
 from tests.edge.place import MIB
+from tests.edge.plugin import plugin
 from tests.edge.wire import refused
 from tests.telemetry.observed import observed, traceparent
 from volgate.v1 import operation_pb2, pool_pb2, volume_pb2
@@ -49,13 +49,7 @@ def volgate_backends():
 
 @pytest.fixture(scope="module")
 def place():
-    with tempfile.TemporaryDirectory(prefix="vg-leaky-") as name:
-        folder = Path(name)
-        (folder / "leaky.py").write_text(PLUGIN.format(held=HELD, named=NAMED))
-        facts = folder / "leaky-1.0.dist-info"
-        facts.mkdir()
-        (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: leaky\nVersion: 1.0\n")
-        (facts / "entry_points.txt").write_text("[volgate.plugins]\nleaky = leaky\n")
+    with plugin("leaky", PLUGIN.format(held=HELD, named=NAMED)) as folder:
         path = os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH", ""))))
         with observed(more=f'[pools.leaky]\nkind = "leaky"\npath = "{folder}/pool"\n', PYTHONPATH=path) as made:
             yield made

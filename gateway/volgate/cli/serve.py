@@ -189,7 +189,7 @@ async def _serve(settings: Settings) -> None:
                 reader_timeout=settings.limits.reader_timeout,
             )
             await server.start()  # first: a server that never started must not be held beyond the event loop's life
-            telemetry.observe_lanes(lambda: [*gateway.lanes(), server.lane])
+            telemetry.observe_lanes(lambda: [*gateway.lanes(), *server.lanes])
             telemetry.observe_operations(gateway.runner.unfinished)
             await stop.wait()
             until = loop.time() + settings.server.stop_seconds

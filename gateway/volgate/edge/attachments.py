@@ -42,7 +42,7 @@ class AttachmentServicer(attachment_pb2_grpc.AttachmentServiceServicer):
         if not typed.domain:
             raise InvalidRequest("domain: say which domain, by name or uuid", field="domain")
         if request.validate_only:
-            return attachment_pb2.AttachVolumeResponse(plan=convert.plan(await self._calls.read(self._calls.gateway.plan, typed)))
+            return attachment_pb2.AttachVolumeResponse(plan=convert.plan(await self._calls.plan(typed)))
         ticket, _ = await self._calls.run(typed, identifier, context)
         answer = cast("Attached", ticket.future.result())
         return attachment_pb2.AttachVolumeResponse(
@@ -57,7 +57,7 @@ class AttachmentServicer(attachment_pb2_grpc.AttachmentServiceServicer):
         typed = requests.DetachVolume(AttachmentName.parse(request.name).id, wait)
         identifier = validate.request_id(request.request_id)
         if request.validate_only:
-            return attachment_pb2.DetachVolumeResponse(plan=convert.plan(await self._calls.read(self._calls.gateway.plan, typed)))
+            return attachment_pb2.DetachVolumeResponse(plan=convert.plan(await self._calls.plan(typed)))
         ticket, ended = await self._calls.run(typed, identifier, context)
         waiting = None if ended else convert.attachment(ticket.pending.result())
         return attachment_pb2.DetachVolumeResponse(attachment=waiting, operation=convert.operation(ticket.record()))
@@ -88,7 +88,11 @@ class AttachmentServicer(attachment_pb2_grpc.AttachmentServiceServicer):
         self, request: attachment_pb2.ListPathsRequest, _: Context
     ) -> attachment_pb2.ListPathsResponse:
         """Every way that the I/O can travel."""
-        of_attachment = request.name.startswith("attachments/")
-        name = str(AttachmentName.parse(request.name)) if of_attachment else str(VolumeName.parse(request.name))
-        paths, redundancy = await self._calls.read(self._calls.gateway.list_paths, name)
+        if request.name.startswith("attachments/"):
+            attachment = AttachmentName.parse(request.name)
+            name, pool = str(attachment), (await self._calls.read(self._calls.gateway.get_attachment, attachment.id)).pool
+        else:
+            volume = VolumeName.parse(request.name)
+            name, pool = str(volume), volume.pool
+        paths, redundancy = await self._calls.ask(f"pools/{pool}", self._calls.gateway.list_paths, name)
         return attachment_pb2.ListPathsResponse(paths=[convert.path(p) for p in paths], redundancy=convert.redundancy(redundancy))

@@ -32,7 +32,7 @@ class HostServicer(host_pb2_grpc.HostServiceServicer):
     async def ListHosts(self, request: host_pb2.ListHostsRequest, _: Context) -> host_pb2.ListHostsResponse:  # noqa: N802  # the contract's name
         """Every host by name."""
         size, after = validate.page_size(request.page_size), validate.read_token("hosts", request, request.page_token)
-        found = [info for info in await self._calls.read(self._calls.gateway.list_hosts) if info.name > after]
+        found = [info for info in await self._calls.ask("hosts", self._calls.gateway.list_hosts) if info.name > after]
         more = validate.page_token("hosts", request, found[size - 1].name) if len(found) > size else ""
         return host_pb2.ListHostsResponse(hosts=[convert.host(info, []) for info in found[:size]], next_page_token=more)
 
@@ -41,5 +41,5 @@ class HostServicer(host_pb2_grpc.HostServiceServicer):
         name = host_name(request.name, "name")
         if not name:
             raise InvalidRequest("name: say which host, as hosts/{host}", field="name")
-        info, domains = await self._calls.read(self._calls.gateway.get_host, name)
+        info, domains = await self._calls.ask(f"hosts/{name}", self._calls.gateway.get_host, name)
         return host_pb2.GetHostResponse(host=convert.host(info, domains))

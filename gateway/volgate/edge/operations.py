@@ -68,7 +68,7 @@ class OperationServicer(operation_pb2_grpc.OperationServiceServicer):
             loop.call_soon_threadsafe(changed.set)
 
         identifier = _identifier(request.name)
-        stop = await self._calls.acquire(lambda release: release(), self._calls.gateway.watch_operation, identifier, tell)
+        stop = await self._calls.acquire("", lambda release: release(), self._calls.gateway.watch_operation, identifier, tell)
         try:
             while True:
                 await changed.wait()

@@ -21,19 +21,19 @@ class PoolServicer(pool_pb2_grpc.PoolServiceServicer):
     async def ListPools(self, request: pool_pb2.ListPoolsRequest, _: Context) -> pool_pb2.ListPoolsResponse:  # noqa: N802  # the contract's name
         """Every pool by name."""
         size, after = validate.page_size(request.page_size), validate.read_token("pools", request, request.page_token)
-        found = [pool for pool in await self._calls.read(self._calls.gateway.list_pools) if pool.name > after]
+        found = [pool for pool in await self._calls.ask("pools", self._calls.gateway.list_pools) if pool.name > after]
         more = validate.page_token("pools", request, found[size - 1].name) if len(found) > size else ""
         return pool_pb2.ListPoolsResponse(pools=[convert.pool(pool) for pool in found[:size]], next_page_token=more)
 
     async def GetPool(self, request: pool_pb2.GetPoolRequest, _: Context) -> pool_pb2.GetPoolResponse:  # noqa: N802  # the contract's name
         """One pool, measured now."""
         name = PoolName.parse(request.name)
-        status = await self._calls.read(self._calls.gateway.get_pool, name.pool)
-        found = await self._calls.read(self._calls.gateway.list_foreign, name.pool)
+        status = await self._calls.ask(str(name), self._calls.gateway.get_pool, name.pool)
+        found = await self._calls.ask(str(name), self._calls.gateway.list_foreign, name.pool)
         return pool_pb2.GetPoolResponse(pool=convert.pool(status), foreign=map(convert.foreign, found))
 
     async def DrainPool(self, request: pool_pb2.DrainPoolRequest, _: Context) -> pool_pb2.DrainPoolResponse:  # noqa: N802  # the contract's name
         """Refuse or accept new volumes."""
         name = PoolName.parse(request.name)
-        status = await self._calls.read(self._calls.gateway.drain_pool, name.pool, resume=request.resume)
+        status = await self._calls.ask(str(name), self._calls.gateway.drain_pool, name.pool, resume=request.resume)
         return pool_pb2.DrainPoolResponse(pool=convert.pool(status))

@@ -74,9 +74,9 @@ class EdgeServer:
         self._register()
 
     @property
-    def lane(self) -> Lane:
+    def lanes(self) -> list[Lane]:
         """Where reads run."""
-        return self._calls.lane
+        return self._calls.lanes
 
     def _register(self) -> None:
         server, calls = self._server, self._calls

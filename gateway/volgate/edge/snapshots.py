@@ -35,7 +35,7 @@ class SnapshotServicer(snapshot_pb2_grpc.SnapshotServiceServicer):
         )
         identifier = validate.request_id(request.request_id)
         if request.validate_only:
-            return snapshot_pb2.CreateSnapshotResponse(plan=convert.plan(await self._calls.read(self._calls.gateway.plan, typed)))
+            return snapshot_pb2.CreateSnapshotResponse(plan=convert.plan(await self._calls.plan(typed)))
         ticket, _ = await self._calls.run(typed, identifier, context)
         row = cast("IndexedSnapshot", ticket.future.result())
         return snapshot_pb2.CreateSnapshotResponse(snapshot=convert.snapshot(row), operation=convert.operation(ticket.record()))
@@ -47,7 +47,7 @@ class SnapshotServicer(snapshot_pb2_grpc.SnapshotServiceServicer):
         typed = requests.DeleteSnapshot(SnapshotName.parse(request.name), validate.uid(request.uid, "uid"))
         identifier = validate.request_id(request.request_id)
         if request.validate_only:
-            return snapshot_pb2.DeleteSnapshotResponse(plan=convert.plan(await self._calls.read(self._calls.gateway.plan, typed)))
+            return snapshot_pb2.DeleteSnapshotResponse(plan=convert.plan(await self._calls.plan(typed)))
         ticket, _ = await self._calls.run(typed, identifier, context)
         return snapshot_pb2.DeleteSnapshotResponse(operation=convert.operation(ticket.record()))
 

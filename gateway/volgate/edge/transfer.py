@@ -40,7 +40,7 @@ class Transfers:
             raise InvalidRequest("header: the first message of an import holds the header", field="header")
         typed, identifier = _header(first.header)
         if typed.path:
-            path = await self._calls.read(self._calls.gateway.allowed_path, typed.path)
+            path = await self._calls.spool(self._calls.gateway.allowed_path, typed.path)
             typed = replace(typed, path=path)
         else:
             typed = await self._spool(typed, stream, first.header.image_bytes)
@@ -70,14 +70,14 @@ class Transfers:
     async def _spool(
         self, typed: requests.ImportVolume, stream: AsyncIterator[volume_pb2.ImportVolumeRequest], announced: int
     ) -> requests.ImportVolume:
-        upload = await self._calls.acquire(Upload.abort, self._calls.gateway.open_upload)
+        upload = await self._calls.acquire("spool", Upload.abort, self._calls.gateway.open_upload)
         length = 0
         try:
             async for message in stream:
                 length += len(message.chunk)
-                await self._calls.read(upload.write, _chunk(message))
+                await self._calls.spool(upload.write, _chunk(message))
             _require_whole(announced, length)
-            path, digest = await self._calls.read(upload.finish)
+            path, digest = await self._calls.spool(upload.finish)
         except BaseException:
             upload.abort()
             raise
@@ -90,12 +90,13 @@ class Transfers:
         is_snapshot = "/snapshots/" in request.name
         name: VolumeName | SnapshotName = SnapshotName.parse(request.name) if is_snapshot else VolumeName.parse(request.name)
         wanted = validate.choice(request.format, convert.FORMATS_OPTIONAL, "format") or Format.RAW
-        reader = await self._calls.acquire(ExportReader.close, self._calls.gateway.export, name, wanted)
+        place = str(PoolName(name.pool))
+        reader = await self._calls.acquire(place, ExportReader.close, self._calls.gateway.export, name, wanted)
         try:
             yield volume_pb2.ExportVolumeResponse(total_bytes=reader.size)
-            piece = await self._calls.read(reader.next)
+            piece = await self._calls.ask(place, reader.next)
             while piece is not None:
-                following = asyncio.ensure_future(self._calls.read(reader.next))  # read while this one is sent
+                following = asyncio.ensure_future(self._calls.ask(place, reader.next))  # read while this one is sent
                 try:
                     yield volume_pb2.ExportVolumeResponse(offset=piece[0], chunk=piece[1], total_bytes=reader.size)
                 finally:

@@ -47,7 +47,7 @@ class VolumeServicer(Transfers, volume_pb2_grpc.VolumeServiceServicer):
         if not typed.size and not typed.source:
             raise InvalidRequest("size_bytes: say how large, in bytes", field="size_bytes")
         if request.validate_only:
-            return volume_pb2.CreateVolumeResponse(plan=convert.plan(await self._calls.read(self._calls.gateway.plan, typed)))
+            return volume_pb2.CreateVolumeResponse(plan=convert.plan(await self._calls.plan(typed)))
         ticket, ended = await self._calls.run(typed, identifier, context)
         row = convert.volume(cast("IndexedVolume", ticket.future.result())) if ended else None
         return volume_pb2.CreateVolumeResponse(volume=row, operation=convert.operation(ticket.record()))
@@ -59,7 +59,7 @@ class VolumeServicer(Transfers, volume_pb2_grpc.VolumeServiceServicer):
         typed = requests.DeleteVolume(VolumeName.parse(request.name), validate.uid(request.uid, "uid"))
         identifier = validate.request_id(request.request_id)
         if request.validate_only:
-            return volume_pb2.DeleteVolumeResponse(plan=convert.plan(await self._calls.read(self._calls.gateway.plan, typed)))
+            return volume_pb2.DeleteVolumeResponse(plan=convert.plan(await self._calls.plan(typed)))
         ticket, _ = await self._calls.run(typed, identifier, context)
         return volume_pb2.DeleteVolumeResponse(operation=convert.operation(ticket.record()))
 
@@ -69,7 +69,8 @@ class VolumeServicer(Transfers, volume_pb2_grpc.VolumeServiceServicer):
 
     async def _get(self, request: volume_pb2.GetVolumeRequest) -> volume_pb2.GetVolumeResponse:
         name = VolumeName.parse(request.name)
-        row = await self._calls.read(self._calls.gateway.get_volume, name, refresh=request.refresh)
+        place = str(PoolName(name.pool)) if request.refresh else ""
+        row = await self._calls.ask(place, self._calls.gateway.get_volume, name, refresh=request.refresh)
         return volume_pb2.GetVolumeResponse(volume=convert.volume(row))
 
     async def ListVolumes(self, request: volume_pb2.ListVolumesRequest, _: Context) -> volume_pb2.ListVolumesResponse:  # noqa: N802  # the contract's name
@@ -95,7 +96,7 @@ class VolumeServicer(Transfers, volume_pb2_grpc.VolumeServiceServicer):
         )
         identifier = validate.request_id(request.request_id)
         if request.validate_only:
-            return volume_pb2.ExpandVolumeResponse(plan=convert.plan(await self._calls.read(self._calls.gateway.plan, typed)))
+            return volume_pb2.ExpandVolumeResponse(plan=convert.plan(await self._calls.plan(typed)))
         ticket, _ = await self._calls.run(typed, identifier, context)
         row = cast("IndexedVolume", ticket.future.result())
         return volume_pb2.ExpandVolumeResponse(volume=convert.volume(row), operation=convert.operation(ticket.record()))
@@ -109,7 +110,7 @@ class VolumeServicer(Transfers, volume_pb2_grpc.VolumeServiceServicer):
         )
         identifier = validate.request_id(request.request_id)
         if request.validate_only:
-            return volume_pb2.UpdateVolumeResponse(plan=convert.plan(await self._calls.read(self._calls.gateway.plan, typed)))
+            return volume_pb2.UpdateVolumeResponse(plan=convert.plan(await self._calls.plan(typed)))
         ticket, _ = await self._calls.run(typed, identifier, context)
         row = cast("IndexedVolume", ticket.future.result())
         return volume_pb2.UpdateVolumeResponse(volume=convert.volume(row), operation=convert.operation(ticket.record()))
@@ -128,7 +129,7 @@ class VolumeServicer(Transfers, volume_pb2_grpc.VolumeServiceServicer):
         typed = requests.RevertVolume(name, snapshot, validate.uid(request.uid, "uid"))
         identifier = validate.request_id(request.request_id, needed=not request.validate_only)
         if request.validate_only:
-            return volume_pb2.RevertVolumeResponse(plan=convert.plan(await self._calls.read(self._calls.gateway.plan, typed)))
+            return volume_pb2.RevertVolumeResponse(plan=convert.plan(await self._calls.plan(typed)))
         ticket, _ = await self._calls.run(typed, identifier, context)
         row = cast("IndexedVolume", ticket.future.result())
         return volume_pb2.RevertVolumeResponse(volume=convert.volume(row), operation=convert.operation(ticket.record()))
@@ -150,7 +151,7 @@ class VolumeServicer(Transfers, volume_pb2_grpc.VolumeServiceServicer):
             raise InvalidRequest(f"format: a volume is raw or qcow2, not {typed.format}; import the image instead", field="format")
         identifier = validate.request_id(request.request_id)
         if request.validate_only:
-            return volume_pb2.AdoptVolumeResponse(plan=convert.plan(await self._calls.read(self._calls.gateway.plan, typed)))
+            return volume_pb2.AdoptVolumeResponse(plan=convert.plan(await self._calls.plan(typed)))
         ticket, _ = await self._calls.run(typed, identifier, context)
         row = cast("IndexedVolume", ticket.future.result())
         return volume_pb2.AdoptVolumeResponse(volume=convert.volume(row), operation=convert.operation(ticket.record()))

@@ -13,37 +13,69 @@ from volgate.edge.types import Context
 from volgate.errors import DeadlineExceeded
 from volgate.lanes import Lane
 from volgate.operations.gateway import Gateway
-from volgate.operations.requests import Caller, Request
+from volgate.operations.requests import Caller, Plan, Request
 from volgate.operations.ticket import Ticket
 
 __all__ = ["Calls"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
+_SPOOL = "spool"
 _LONG_SECONDS = 10.0
 _MARGIN = 0.25  # so that the rich answer arrives also on a busy machine
 
 
 class Calls:
-    """What the servicers share: reads in a bounded lane of threads, mutations as tickets."""
+    """What the servicers share: reads in bounded lanes of threads, mutations as tickets.
+
+    What only reads the database has a lane of its own; what asks a storage or a host has one for each of them, so that one
+    that hangs keeps nobody else waiting.
+    """
 
     def __init__(self, gateway: Gateway) -> None:
         """Take the gateway."""
         self.gateway = gateway
-        self.lane = Lane("reads", 16, 4096)
+        self._index = Lane("reads", 16, 4096)
+        places = [
+            "pools",
+            *(f"pools/{pool.name}" for pool in gateway.world.pools),
+            "hosts",
+            *(f"hosts/{name}" for name in gateway.world.hosts),
+        ]
+        self._native = {place: Lane(f"reads {place}", 16, 256) for place in (*places, _SPOOL)}
+
+    @property
+    def lanes(self) -> list[Lane]:
+        """Every lane."""
+        return [self._index, *self._native.values()]
 
     async def read(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run a blocking read off the event loop. Raises Busy and what the read raises."""
-        return await asyncio.wrap_future(self.lane.submit(function, *args, **kwargs))
+        """Run a blocking read of the database off the event loop. Raises Busy and what the read raises."""
+        return await asyncio.wrap_future(self._index.submit(function, *args, **kwargs))
 
-    async def acquire(self, release: Callable[[T], object], function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """As `read`, for what must be let go of: `release` gets it if the caller went away before it was there."""
-        future = self.lane.submit(function, *args, **kwargs)
+    async def ask(self, place: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """As `read`, for what asks a pool (`pools/a`) or a host (`hosts/a`), or all of them (`pools`, `hosts`)."""
+        return await asyncio.wrap_future(self._lane(place).submit(function, *args, **kwargs))
+
+    async def plan(self, request: Request) -> Plan:
+        """What a mutation would do."""
+        return await self.ask("/".join(request.target.split("/")[:2]), self.gateway.plan, request)
+
+    async def acquire(self, place: str, release: Callable[[T], object], function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """As `ask`, for what must be let go of: `release` gets it if the caller went away before it was there."""
+        future = self._lane(place).submit(function, *args, **kwargs)
         try:
             return await asyncio.wrap_future(future)
         except asyncio.CancelledError:
             future.add_done_callback(lambda done: None if done.cancelled() or done.exception() else release(done.result()))
             raise
+
+    async def spool(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """As `read`, for what writes to the spool."""
+        return await self.ask(_SPOOL, function, *args, **kwargs)
+
+    def _lane(self, place: str) -> Lane:
+        return self._native.get(place, self._index)  # what is not known is refused without asking anybody
 
     async def submit(self, request: Request, request_id: str) -> Ticket:
         """Begin or join a mutation."""
@@ -77,7 +109,8 @@ class Calls:
 
     def close(self) -> None:
         """Stop the threads."""
-        self.lane.close()
+        for lane in self.lanes:
+            lane.close()
 
 
 def _watch(future: Future[T]) -> asyncio.Future[object]:

@@ -71,7 +71,7 @@ class Gateway:
 
     def lanes(self) -> list[Lane]:
         """Every lane of fixed width: of the pools, and of the operations."""
-        return [*(pool.lane for pool in self.world.pools), self.runner.lane]
+        return [*(pool.lane for pool in self.world.pools), *self.runner.lanes]
 
     def begin_stop(self) -> None:
         """Accept no new mutation."""

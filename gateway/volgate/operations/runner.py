@@ -51,7 +51,9 @@ class Runner:
         self._world = world
         self._after = after
         self._most = limits.queued_operations
-        self.lane = Lane("operations", limits.operation_threads, limits.queued_operations * 3)
+        depth = limits.queued_operations * 3
+        self._lane = Lane("operations", limits.operation_threads, depth)  # of those that belong to no pool
+        self._lanes = {pool.name: Lane(f"operations {pool.name}", limits.operation_threads, depth) for pool in world.pools}
         self._alarm = Alarm("operations-alarm")
         self._queues = Queues()
         self._lock = threading.Lock()
@@ -79,9 +81,9 @@ class Runner:
             again = not fresh and (job.parked or job.record.state is OperationState.IN_DOUBT) and job.reopen()
             ticket = job.ticket
         if fresh:
-            self.lane.submit(self._record, job)
+            self._lane_of(job).submit(self._record, job)
         elif again:
-            self.lane.submit(self._run, job)
+            self._lane_of(job).submit(self._run, job)
         return ticket
 
     def recover(self) -> int:
@@ -155,8 +157,18 @@ class Runner:
                 self._empty.wait(min(left, 0.5))
             remaining = len(self._jobs)
         self._alarm.close()
-        self.lane.close()
+        for lane in self.lanes:
+            lane.close()
         return remaining
+
+    @property
+    def lanes(self) -> list[Lane]:
+        """Where operations run: each pool has threads of its own, so that one that hangs takes nobody else's."""
+        return [self._lane, *self._lanes.values()]
+
+    def _lane_of(self, job: Job) -> Lane:
+        head, _, rest = job.request.target.partition("/")
+        return self._lanes.get(rest.partition("/")[0], self._lane) if head == "pools" else self._lane
 
     # -- joining and queueing
 
@@ -185,7 +197,7 @@ class Runner:
 
     def _start_if_ready(self, job: Job, condition: str) -> None:
         if job.arrive(condition):
-            self.lane.submit(self._run, job)
+            self._lane_of(job).submit(self._run, job)
 
     def _forget(self, job: Job) -> None:
         with self._lock:
@@ -366,7 +378,7 @@ class Runner:
         with self._lock:
             run = not self._stopping and job.id in self._jobs and job.reopen()
         if run:
-            self.lane.submit(self._run, job)
+            self._lane_of(job).submit(self._run, job)
 
     def _end(self, job: Job, record: OperationRecord, value: object, error: VolgateError | None) -> None:
         job.record = record
