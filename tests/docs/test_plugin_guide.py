@@ -12,6 +12,7 @@ import pytest
 from tests.docs import console
 from tests.edge.server import Server
 from tests.labs.domain import Guest
+from volgate.backend import facets, hooks
 
 GUIDE = Path(__file__).parents[2] / "docs/plugin-guide.md"
 FILES = dict(re.findall(r"^```\w+ title=(\S+)\n(.*?)^```", GUIDE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL))
@@ -41,6 +42,21 @@ def server(environment: Path, guest: Guest, pool_dir: Path) -> Iterator[Server]:
     yield made
     assert made.stop() == 0
     guest.detach_all()
+
+
+def test_the_table_of_facets_is_that_of_the_api():
+    shown = re.findall(r"^\| `([A-Z]\w+)` \| (.*?) \|", GUIDE.read_text(encoding="utf-8"), re.MULTILINE)
+    added = [
+        (facet.__name__, {name for name, made in vars(facet).items() if getattr(made, "__isabstractmethod__", False)})
+        for facet in facets._FACETS
+    ]
+    assert [(name, set(re.findall(r"`(\w+)`", methods))) for name, methods in shown] == added
+
+
+def test_every_hook_is_explained():
+    asked = {name for name in vars(hooks) if name.startswith("volgate_")}
+    assert len(asked) == 5
+    assert asked == set(re.findall(r"volgate_(?:backends|admit|disk|finished|secrets)\b", GUIDE.read_text(encoding="utf-8")))
 
 
 def test_the_backend_is_small():
