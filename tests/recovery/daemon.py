@@ -71,6 +71,8 @@ class Daemon:
                 time.sleep(0.02)
             else:
                 return self
+        self.process.kill()
+        self.process.wait()
         raise TimeoutError(f"the daemon does not answer: {self.tail()}")
 
     def tail(self) -> str:

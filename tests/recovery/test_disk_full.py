@@ -55,33 +55,38 @@ def refused(caller: Caller, call: Call) -> Refused:
     return found.value
 
 
-@pytest.mark.parametrize("verb", ["create", "clone", "snapshot", "expand", "import", "revert", "update"])
-def test_a_full_pool_refuses_clearly_and_serves_again_when_there_is_space(base: Path, verb: str):
+def calls_that_need_space(image: Path) -> dict[str, Call]:
+    """One call of every verb on what the test made."""
+    return {
+        "create": create("b"),
+        "clone": create("c", 0, source=volume_name("a")),
+        "snapshot": Call("snapshot", {"volume": volume_name("a"), "snapshot_id": "t", **rid()}),
+        "expand thick": Call("expand", {"name": volume_name("thick"), "size_bytes": 2 * MIB, **rid()}),
+        "expand": Call("expand", {"name": volume_name("a"), "size_bytes": 2 * MIB, **rid()}),
+        "import": Call("import", {"pool": POOL, "volume_id": "d", "path": str(image), "source_format": QCOW2, **rid()}),
+        "revert": Call("revert", {"name": volume_name("a"), "snapshot": "s", **rid()}),
+        "update": Call("update", {"name": volume_name("a"), "labels": {"k": "v"}, **rid()}),
+    }
+
+
+def test_a_full_pool_refuses_clearly_and_serves_again_when_there_is_space(base: Path):
     with mounted(base / "small", 64 * MIB) as small, Daemon(base, pool=small / "pool") as daemon, daemon.caller() as caller:
         image = make_image(daemon.images / "image.qcow2", 8 * MIB, 5)
         caller(create("a"))
         caller(Call("snapshot", {"volume": volume_name("a"), "snapshot_id": "s", **rid()}))
         caller(create("thick", MIB, format=RAW, provisioning=volume_pb2.PROVISIONING_THICK))
         caller.settle()
-        call = {
-            "create": create("b"),
-            "clone": create("b", 0, source=volume_name("a")),
-            "snapshot": Call("snapshot", {"volume": volume_name("a"), "snapshot_id": "t", **rid()}),
-            "expand": Call("expand", {"name": volume_name("thick"), "size_bytes": 2 * MIB, **rid()}),
-            "import": Call("import", {"pool": POOL, "volume_id": "b", "path": str(image), "source_format": QCOW2, **rid()}),
-            "revert": Call("revert", {"name": volume_name("a"), "snapshot": "s", **rid()}),
-            "update": Call("update", {"name": volume_name("a"), "labels": {"k": "v"}, **rid()}),
-        }[verb]
-        before = fingerprint(daemon.pool), caller.content("a")
-        filler = fill(small)
-        error = refused(caller, call)
-        assert (error.code, error.reason) == ("RESOURCE_EXHAUSTED", "OUT_OF_SPACE"), error
-        assert (fingerprint(daemon.pool), caller.content("a")) == before
-        assert not caller.list_operations(unfinished=True)
-        filler.unlink()
-        caller(call)
-        caller.settle()
-        assert stray(daemon.pool, daemon.state / "spool") == []
+        for verb, call in calls_that_need_space(image).items():
+            before = fingerprint(daemon.pool), caller.content("a")
+            filler = fill(small)
+            error = refused(caller, call)
+            assert (error.code, error.reason) == ("RESOURCE_EXHAUSTED", "OUT_OF_SPACE"), f"{verb}: {error}"
+            assert not caller.list_operations(unfinished=True)
+            filler.unlink()
+            assert (fingerprint(daemon.pool), caller.content("a")) == before, verb
+            caller(call)
+            caller.settle()
+            assert stray(daemon.pool, daemon.state / "spool") == [], verb
 
 
 def test_a_volume_can_be_deleted_while_the_pool_is_full(base: Path):
