@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -67,6 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
     targets.write(results, options.output)
     print(targets.table(results))
     missed = [str(found["name"]) for found in results if not found["met"]]
+    print(f"load average {' '.join(f'{load:.1f}' for load in os.getloadavg())} on {os.cpu_count()} processors")
     print(f"{len(results)} rows, {len(missed)} missed{': ' + ', '.join(missed) if missed else ''}; {options.output}")
     return 1 if missed and options.strict else 0
 

@@ -88,7 +88,7 @@ def attachments(bench: Bench) -> list[Row]:
             for name in ("ours", "reference"):
                 volumes.create(name, "qcow2", GIB)
             xml, planned = calls.plan("reference")
-            for _ in range(bench.scaled(25) + 1):
+            for _ in bench.rounds(25, seconds=45):
                 with attach.our_turn():
                     found = calls.attach("ours").attachment
                 guest.wait_disk(found.options.serial)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from volgate_client import Client
 
 GIB = 1 << 30
 MIB = 1 << 20
+LEAST = 4
 
 
 @dataclass
@@ -36,6 +38,14 @@ class Bench:
     def scaled(self, usual: int, least: int = 2) -> int:
         """Return how many of `usual` this run does."""
         return max(least, round(usual * self.scale))
+
+    def rounds(self, usual: int, seconds: float = 15.0) -> Iterator[int]:
+        """Number the rounds, one to warm up first; on a slow or busy machine those that fit into `seconds`, at least four."""
+        ends = time.monotonic() + seconds
+        for number in range(self.scaled(usual) + 1):
+            if number > LEAST and time.monotonic() > ends:
+                return
+            yield number
 
     def place(self, name: str) -> Path:
         """Return a new empty folder."""

@@ -27,6 +27,12 @@ class Echo(volume_pb2_grpc.VolumeServiceServicer):
     async def ListVolumes(self, _request, _context):  # noqa: N802  # the contract's name
         return self._page
 
+    async def ExportVolume(self, request, _context):  # noqa: N802  # the contract's name
+        """Stream as many bytes as the name says."""
+        chunk = bytes(range(256)) * 4096
+        for offset in range(0, int(request.name), len(chunk)):
+            yield volume_pb2.ExportVolumeResponse(offset=offset, chunk=chunk)
+
 
 async def serve(path: str, get: bytes, page: bytes) -> None:
     server = aio.server()

@@ -21,7 +21,7 @@ def startup(bench: Bench) -> list[Row]:
     """From the start of the process to the first answered call, beside a bare grpc.aio server."""
     folder = bench.place("startup")
     pairs = Pairs()
-    for number in range(bench.scaled(6) + 1):
+    for number in bench.rounds(6):
         state, socket = folder / f"state-{number}", folder / f"echo-{number}"
         arguments = ["volgate.cli", "serve", "--state-dir", str(state)]
         pairs.ours.append(
@@ -65,7 +65,7 @@ def fsync(bench: Bench) -> list[Row]:
     """What every durable step stands on: one fsync of a file with 4 KiB of new data, and of a folder with one new entry."""
     folder = bench.place("fsync")
     found: dict[str, list[float]] = {"file": [], "folder": []}
-    for number in range(bench.scaled(200)):
+    for number in bench.rounds(200, seconds=5):
         path = folder / str(number)
         path.write_bytes(os.urandom(4096))
         for name, target in (("file", path), ("folder", folder)):

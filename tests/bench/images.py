@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import filecmp
 import os
+import statistics
 import subprocess
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from tests.bench.bench import GIB, MIB, Bench
-from tests.bench.measure import Row, interleave
+from tests.bench.bench import MIB, Bench
+from tests.bench.measure import MS, Pairs, Row
 from tests.bench.mutations import KINDS, Ours
 from tests.bench.native import sync
+from tests.bench.processes import running, until_answered
 from volgate.v1 import volume_pb2
 from volgate_client import Client
 
@@ -44,13 +48,14 @@ class Images:
         self.calls = Ours(client)
         self.folder = folder
         self.image = folder / "image.raw"
-        sparse_image(self.image, bench.scaled(GIB, 64 * MIB), bench.scaled(256 * MIB, 16 * MIB))
+        self.data = bench.scaled(256, 16) * MIB
+        sparse_image(self.image, bench.scaled(1024, 64) * MIB, self.data)
 
     def header(self, name: str, kind: str, *, path: str = "") -> volume_pb2.ImportHeader:
         return volume_pb2.ImportHeader(pool=POOL, volume_id=name, source_format=KINDS["raw"], format=KINDS[kind], path=path)
 
-    def imported(self, rounds: int, kind: str, *, stream: bool) -> list[Row]:
-        """One row: into a volume of `kind`, by a path on the server or by a stream."""
+    def imported(self, rounds: Iterable[int], kind: str, *, stream: bool = False) -> Row:
+        """A row: into a volume of `kind`, by a path on the server or by a stream."""
         name = f"import {kind}" + (" by stream" if stream else "")
 
         def ours(number: int) -> None:
@@ -60,32 +65,58 @@ class Images:
         def theirs(number: int) -> None:
             convert(self.image, "raw", self.folder / f"reference-{number}.{kind}", kind)
 
-        row = interleave(rounds, ours, theirs).middle(name)
-        for number in range(1, rounds + 1):
-            self.calls.delete(f"{name.replace(' ', '-')}-{number}")
-            (self.folder / f"reference-{number}.{kind}").unlink()
-        return [row]
+        def clean(number: int) -> None:
+            if number:  # those of round 0 are what is exported
+                self.calls.delete(f"{name.replace(' ', '-')}-{number}")
+                (self.folder / f"reference-{number}.{kind}").unlink()
 
-    def exported(self, rounds: int, kind: str) -> list[Row]:
-        """One row: the volume of round 0 as a raw file at the client, durable on both sides."""
-        volume = f"import-{kind}-0"
-        request = volume_pb2.ExportVolumeRequest(name=f"{POOL}/volumes/{volume}", format=KINDS["raw"])
-        source = self.folder / f"reference-0.{kind}"
+        return _turns(rounds, ours, theirs, clean).middle(name)
 
-        def ours(number: int) -> None:
-            target = self.folder / f"ours-{number}"
-            self.client.export_file(request, target)
-            sync(target)
+    def exported(self, rounds: Iterable[int], kind: str) -> Row:
+        """A row: the volume of round 0 as a raw file at the client, durable on both sides."""
+        request = volume_pb2.ExportVolumeRequest(name=f"{POOL}/volumes/import-{kind}-0", format=KINDS["raw"])
+        source, mine, other = self.folder / f"reference-0.{kind}", self.folder / "ours", self.folder / "theirs"
+
+        def ours(_: int) -> None:
+            self.client.export_file(request, mine)
+            sync(mine)
             sync(self.folder)
 
-        def theirs(number: int) -> None:
-            convert(source, kind, self.folder / f"theirs-{number}", "raw")
+        def clean(_: int) -> None:
+            if not filecmp.cmp(mine, other, shallow=False):
+                raise RuntimeError(f"the export of {kind} differs from what qemu-img made")
+            mine.unlink()
+            other.unlink()
 
-        row = interleave(rounds, ours, theirs).middle(f"export {kind}")
-        for number in range(rounds + 1):
-            for side in ("ours", "theirs"):
-                (self.folder / f"{side}-{number}").unlink()
-        return [row]
+        return _turns(rounds, ours, lambda _: convert(source, kind, other, "raw"), clean).middle(f"export {kind}")
+
+
+def _turns(rounds: Iterable[int], ours: Callable[[int], object], theirs: Callable[[int], object], clean: Callable[[int], object]) -> Pairs:
+    """Interleave; what a turn left dirty is written before the next one begins, and not by it."""
+    pairs = Pairs()
+    for number in rounds:
+        os.sync()
+        with pairs.our_turn():
+            ours(number)
+        os.sync()
+        with pairs.their_turn():
+            theirs(number)
+        clean(number)
+    return pairs
+
+
+def _bare_stream(bench: Bench, size: int) -> Row:
+    """How long gRPC itself takes to stream as many bytes in messages of 1 MiB."""
+    folder = bench.place("stream")
+    taken = []
+    with running(["tests.bench.echo", str(folder / "socket")], folder / "log"), Client(f"unix:{folder}/socket") as client:
+        until_answered(folder / "socket", lambda: client.volumes.GetVolume(volume_pb2.GetVolumeRequest(), timeout=5))
+        for _ in bench.rounds(5):
+            began = time.perf_counter()
+            for _ in client.volumes.ExportVolume(volume_pb2.ExportVolumeRequest(name=str(size))):
+                pass
+            taken.append(time.perf_counter() - began)
+    return Row("bare stream", statistics.median(taken) * MS)
 
 
 def images(bench: Bench) -> list[Row]:
@@ -93,12 +124,12 @@ def images(bench: Bench) -> list[Row]:
     folder = bench.place("images")
     for opened in (bench.folder, folder):
         opened.chmod(0o711)
-    rounds = bench.scaled(5)
     with bench.serving("import", f'[imports]\nallowed_directories = ["{folder}"]\n') as server, server.client() as client:
         images = Images(bench, client, folder)
-        rows = images.imported(rounds, "raw", stream=False) + images.imported(rounds, "qcow2", stream=False)
-        rows += images.exported(rounds, "raw") + images.exported(rounds, "qcow2")
-        return rows + images.imported(min(rounds, 2), "raw", stream=True)
+        rows = [images.imported(bench.rounds(5), kind) for kind in ("raw", "qcow2")]
+        rows += [images.exported(bench.rounds(5), kind) for kind in ("raw", "qcow2")]
+        rows.append(images.imported(bench.rounds(2), "raw", stream=True))
+    return [*rows, _bare_stream(bench, images.data)]
 
 
 GROUPS: dict[str, Callable[[Bench], list[Row]]] = {"image": images}

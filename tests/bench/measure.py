@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -64,10 +64,10 @@ def percentile(values: list[float], fraction: float) -> float:
     return sorted(values)[math.ceil(fraction * len(values)) - 1]
 
 
-def interleave(rounds: int, ours: Callable[[int], object], reference: Callable[[int], object]) -> Pairs:
+def interleave(rounds: Iterable[int], ours: Callable[[int], object], reference: Callable[[int], object]) -> Pairs:
     """Run ours, reference, ours, reference, ... and return the durations."""
     pairs = Pairs()
-    for number in range(rounds + 1):
+    for number in rounds:
         with pairs.our_turn():
             ours(number)
         with pairs.their_turn():

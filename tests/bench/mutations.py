@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from tests.bench.bench import GIB, Bench
 from tests.bench.measure import Pairs, Row, interleave
@@ -45,19 +45,19 @@ def create(bench: Bench) -> list[Row]:
     """Rows of CreateVolume."""
     ours, native = _sides(bench, "create")
 
-    def both(kind: str, rounds: int) -> Pairs:
+    def both(kind: str, rounds: Iterator[int]) -> Pairs:
         return interleave(
             rounds, lambda n: ours.create(f"create-{kind}-{n}", kind, GIB), lambda n: native.create(f"create-{kind}-{n}", kind, GIB)
         )
 
-    return both("raw", bench.scaled(200)).rows("create raw") + both("qcow2", bench.scaled(100)).rows("create qcow2")
+    return both("raw", bench.rounds(200)).rows("create raw") + both("qcow2", bench.rounds(100)).rows("create qcow2")
 
 
 def delete(bench: Bench) -> list[Row]:
     """Rows of DeleteVolume."""
     ours, native = _sides(bench, "delete")
     pairs = Pairs()
-    for number in range(bench.scaled(200) + 1):
+    for number in bench.rounds(200):
         name = f"delete-{number}"
         ours.create(name, "raw", GIB)
         native.create(name, "raw", GIB)
@@ -72,13 +72,13 @@ def expand(bench: Bench) -> list[Row]:
     """Rows of ExpandVolume: one volume of each format grows by 1 GiB a round."""
     ours, native = _sides(bench, "expand")
 
-    def both(kind: str, rounds: int) -> Pairs:
+    def both(kind: str, rounds: Iterator[int]) -> Pairs:
         name = f"expand-{kind}"
         ours.create(name, kind, GIB)
         native.create(name, kind, GIB)
         return interleave(rounds, lambda n: ours.expand(name, (n + 2) * GIB), lambda n: native.expand(name, kind, (n + 2) * GIB))
 
-    return both("raw", bench.scaled(100)).rows("expand raw") + both("qcow2", bench.scaled(60)).rows("expand qcow2")
+    return both("raw", bench.rounds(100)).rows("expand raw") + both("qcow2", bench.rounds(60)).rows("expand qcow2")
 
 
 GROUPS: dict[str, Callable[[Bench], list[Row]]] = {"create": create, "delete": delete, "expand": expand}

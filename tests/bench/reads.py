@@ -87,11 +87,11 @@ def reads(bench: Bench) -> list[Row]:
         if len(page.volumes) != PAGE or not page.next_page_token:
             raise RuntimeError(f"the first page holds {len(page.volumes)} volumes")
         with echo(bench, get.SerializeToString(), page.SerializeToString()) as theirs:
-            gets = interleave(bench.scaled(1500), lambda _: ours.volumes.GetVolume(one), lambda _: theirs.volumes.GetVolume(one))
+            gets = interleave(bench.rounds(1500), lambda _: ours.volumes.GetVolume(one), lambda _: theirs.volumes.GetVolume(one))
             lists = interleave(
-                bench.scaled(300), lambda _: ours.volumes.ListVolumes(listing), lambda _: theirs.volumes.ListVolumes(listing)
+                bench.rounds(300), lambda _: ours.volumes.ListVolumes(listing), lambda _: theirs.volumes.ListVolumes(listing)
             )
-            after = [_after_a_change(ours, listing, number) for number in range(bench.scaled(50))]
+            after = [_after_a_change(ours, listing, number) for number in bench.rounds(50)]
         assert server.process
         weight = Row("PSS with 10,000 volumes", sum(family(server.process.pid).values()) / MIB)
     changed = Row("list after a change p50", statistics.median(after) * MS)

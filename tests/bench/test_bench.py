@@ -42,7 +42,7 @@ def test_percentile_is_the_nearest_rank() -> None:
 
 def test_turns_alternate() -> None:
     order: list[str] = []
-    pairs = interleave(2, lambda n: order.append(f"ours {n}"), lambda n: order.append(f"reference {n}"))
+    pairs = interleave(range(3), lambda n: order.append(f"ours {n}"), lambda n: order.append(f"reference {n}"))
     assert order == [f"{side} {n}" for n in range(3) for side in ("ours", "reference")]
     assert len(pairs.ours) == len(pairs.reference) == 3
 
