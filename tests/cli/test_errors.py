@@ -75,14 +75,14 @@ def test_who_holds_a_volume_is_told(cli):
 
 
 def test_a_gateway_that_is_not_there_is_named_with_what_to_do(tmp_path):
-    ran = process("--server", f"unix:{tmp_path}/none", "volume", "list", "--timeout", "0.5", status=5)
+    ran = process("--server", f"unix:{tmp_path}/none", "volume", "list", "--timeout", "2", status=5)
     assert f"no gateway answers at unix:{tmp_path}/none" in ran.err
     assert "is `volgate serve` running" in ran.err
 
 
 def test_a_libvirt_that_is_not_there_is_told_within_the_timeout(cli):
     cli("volume", "create", "default/att", "--size", "1MiB")
-    ran = cli("attachment", "attach", "--volume", "default/att", "--domain", "d", "--timeout", "1", status=5)
+    ran = cli("attachment", "attach", "--volume", "default/att", "--domain", "d", "--timeout", "4", status=5)
     assert "qemu:///system" in ran.err
 
 

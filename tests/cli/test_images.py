@@ -158,3 +158,13 @@ def test_an_interrupted_import_leaves_nothing(cli, server, tmp_path):
         time.sleep(0.02)
     assert list(spool.iterdir()) == []
     cli("volume", "show", "default/int", status=3)
+
+
+def test_a_terminal_is_told_why_a_command_waits_and_a_pipe_is_not(cli):
+    cli("volume", "create", "default/wait", "--size", "1MiB")
+    words = ("--server", cli.address, "attachment", "attach", "--volume", "default/wait", "--domain", "d", "--timeout", "4")
+    status, seen, _ = on_a_terminal(*words)
+    assert status == 5
+    assert seen.count("trying again: ") == 1
+    assert "qemu:///system" in seen
+    assert "trying again" not in cli(*words[2:], status=5).err

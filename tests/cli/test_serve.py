@@ -39,7 +39,7 @@ def test_serve_stops_at_a_signal_and_takes_its_socket_away(server, cli, sign):
     began = time.monotonic()
     server.process.send_signal(sign)
     assert server.process.wait(20) == 0
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 15
     assert not (server.state / "volgate.sock").exists()
     server.start()
     assert [volume["name"] for volume in cli.json("volume", "list")] == ["pools/default/volumes/kept"]

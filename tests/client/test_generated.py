@@ -4,7 +4,6 @@ import inspect
 import re
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -47,10 +46,12 @@ def test_every_call_of_the_contract_has_a_method(kind):
 
 
 def test_importing_the_package_is_quick_and_brings_no_grpc():
-    line = "import sys, volgate_client; assert 'grpc' not in sys.modules; from volgate_client.errors import InUse"
-    began = time.monotonic()
-    subprocess.run([sys.executable, "-c", line], check=True, timeout=30)
-    assert time.monotonic() - began < 1.0, "an interpreter alone takes about 0.05 s"
+    line = (
+        "import sys, time; began = time.process_time(); import volgate_client; from volgate_client.errors import InUse\n"
+        "assert 'grpc' not in sys.modules; print(time.process_time() - began)"
+    )
+    done = subprocess.run([sys.executable, "-c", line], check=True, capture_output=True, text=True, timeout=30)
+    assert float(done.stdout) < 0.1, "seconds of CPU"
 
 
 def test_every_reason_has_the_code_that_the_contract_gives_it():

@@ -187,6 +187,7 @@ _REASONS = {
         "BUSY",
         "UNREACHABLE",
         "STOPPING",
+        "READER_STALLED",
         "POOL_DOWN",
         "LANE_TIMEOUT",
         "LIBVIRT_LOST",

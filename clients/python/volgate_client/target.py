@@ -14,7 +14,6 @@ _LONGEST_SOCKET = 107
 OPTIONS = (
     ("grpc.max_receive_message_length", 16 << 20),
     ("grpc.initial_reconnect_backoff_ms", 50),  # a gateway that restarts is found again at once, not after gRPC's 20 s
-    ("grpc.min_reconnect_backoff_ms", 50),
     ("grpc.max_reconnect_backoff_ms", 2000),
 )
 
