@@ -13,7 +13,7 @@ import pytest
 from tests.hypervisor.rig import Bench
 from tests.labs.domain import Guest
 from tests.labs.libvirtd import PrivateLibvirtd
-from tests.soaking import SOAK, count
+from tests.soaking import SOAK, count, draw
 from volgate.errors import InDoubt, Unreachable, VolgateError
 from volgate.hosts.interface import DetachOutcome, EventKind, HostEvent
 from volgate.hosts.local import LocalHost
@@ -179,11 +179,10 @@ def test_libvirtd_killed_during_calls(bench: Bench, fresh_guest: Guest, libvirtd
     """Attach and detach in a loop while libvirtd dies again and again: errors are retryable, repeats succeed, nothing stays."""
     wanted = bench.plan(fresh_guest.uuid, bench.volume())
     over = threading.Event()
-    seen: list[VolgateError] = []
-    rounds = 0
+    done, seen, random = [0], [], draw()
 
     def patiently(call: Callable[[], object]) -> None:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while True:
             try:
                 call()
@@ -192,24 +191,30 @@ def test_libvirtd_killed_during_calls(bench: Bench, fresh_guest: Guest, libvirtd
                 seen.append(error)
                 time.sleep(0.02)
             else:
+                done[0] += 1
                 return
 
     def work() -> None:
-        nonlocal rounds
         while not over.is_set():
             patiently(lambda: bench.attach(wanted))
             patiently(lambda: bench.detach(wanted))
-            rounds += 1
 
+    met = 0
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(work)
-        for _ in range(count(3, soak=20)):
-            time.sleep(0.4)
+        for _ in range(60):
+            before, errors = done[0], len(seen)
+            bench.eventually(lambda before=before: done[0] > before, 60)
+            time.sleep(random.uniform(0.0, 0.1))
             libvirtd.kill9()
             libvirtd.start()
+            met += len(seen) > errors
+            if met >= count(3, soak=30):
+                break
         over.set()
         running.result(60)
-    assert rounds and seen, "the kills met nothing"
+    print(f"{met} kills met a call, {done[0]} calls done, {len(seen)} errors, all retryable: {sorted({error.reason for error in seen})}")
+    assert met >= count(3, soak=30)
     assert not bench.host.repair(fresh_guest.uuid, [wanted.connection.path], apply=False, timeout=10)
     assert fresh_guest.disks() == [] and bench.seen(wanted).qemu is False
     bench.pool.checked()

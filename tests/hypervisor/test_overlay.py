@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,8 +16,11 @@ from tests.labs.libvirtd import PrivateLibvirtd
 from tests.plugins.directory_rig import MIB
 from tests.soaking import count, draw
 from volgate.backend import SnapshotSpec, VolumeId
+from volgate.connection import LocalFile
 from volgate.errors import InUse, Precondition, Unreachable, VolgateError
+from volgate.hosts import local
 from volgate.hosts.interface import AttachPlan, DetachOutcome
+from volgate.hypervisor import block_jobs
 from volgate.model import Bus
 
 WRITER = """cat >/tmp/writer <<'END'
@@ -105,6 +109,31 @@ def test_quiesce_without_an_agent_changes_nothing(bench: Bench, fresh_guest: Gue
         snapshot(bench, wanted, volume, "s", quiesce=True)
     assert refused.value.reason == "NO_AGENT"
     assert bench.seen(wanted).source == wanted.connection.path
+
+
+def test_guest_is_thawed_although_the_snapshot_hangs(bench: Bench, fresh_guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The layer's emptiness is looked at while the guest is frozen: that look hangs here."""
+    monkeypatch.setattr(block_jobs, "_FREEZE_SECONDS", 1.0)
+    volume = bench.volume()
+    wanted = bench.plan(fresh_guest.uuid, volume)
+    bench.attach(wanted)
+    disk = fresh_guest.wait_disk(wanted.options.serial)
+    assert disk
+    fresh_guest.run(f"mke2fs {disk.device} >/dev/null && mount {disk.device} /mnt")
+    going_on = threading.Event()
+
+    def hang(_file: LocalFile) -> bool:
+        assert going_on.wait(20)
+        return True
+
+    monkeypatch.setattr(local, "unwritten", hang)
+    with ThreadPoolExecutor(1) as pool:
+        cutting = pool.submit(snapshot, bench, wanted, volume, "s", quiesce=True)
+        bench.eventually(lambda: fresh_guest.agent("guest-fsfreeze-status") == "frozen")
+        bench.eventually(lambda: fresh_guest.agent("guest-fsfreeze-status") == "thawed", 5)
+        going_on.set()
+        assert cutting.result(20)
+    fresh_guest.run("umount /mnt")
 
 
 def test_switch_refuses_a_disk_on_neither_layer(bench: Bench, guest: Guest) -> None:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
+import structlog
+
 from volgate.connect.health import file_paths
 from volgate.connect.local import connect, unwritten
 from volgate.connection import Connection, DiskSource
@@ -38,6 +40,7 @@ from volgate.model import PathState
 
 __all__ = ["LocalHost"]
 
+_log = structlog.get_logger()
 _GONE = Presence(domain_exists=False, active=False, live=False, config=False, qemu=False)
 _INFO_SECONDS = 5.0
 _ASK_SECONDS = 5.0  # a detach that is to wait for nothing still has so long to ask
@@ -218,6 +221,13 @@ class LocalHost:
         """Put a layer on top, of a running guest through QEMU, of a stopped one in its configuration."""
         deadline = time.monotonic() + timeout
         source = self._connect(top, deadline)
+        key = self._key(domain, deadline)
+
+        def rescue() -> None:
+            try:
+                self._calls.look(key, "thaw", _soon(deadline), lambda c: block_jobs.thaw(domains.lookup(c, key)))
+            except VolgateError as error:
+                _log.warning("the guest may still be frozen", domain=key, error=error.message)
 
         def work(connection: Libvirt) -> bool:
             found = domains.lookup(connection, domain)
@@ -225,14 +235,14 @@ class LocalHost:
             seen = domains.observe(found, alias, "")
             if seen.active:
                 on_top = seen.live is not None and seen.live.source == source.path
-                with block_jobs.frozen(found) if quiesce and not on_top else nullcontext():
+                with block_jobs.frozen(found, rescue) if quiesce and not on_top else nullcontext():
                     overlay.switch(found, alias, source, base, unwritten=lambda: unwritten(top), deadline=deadline)
             elif quiesce:
                 raise Precondition(f"quiesce: {found.name()} does not run, there is no guest to freeze", reason="NO_AGENT")
             overlay.configure(found, alias, source)
             return quiesce
 
-        return self._calls.change(self._key(domain, deadline), "snapshot", deadline, work)
+        return self._calls.change(key, "snapshot", deadline, work)
 
     def paths(self, domain: str, alias: str, *, timeout: float) -> Sequence[IoPath]:
         """The disk as the domain has it; a domain that cannot be asked is a failed path."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import libvirt
@@ -16,7 +16,7 @@ from volgate.hypervisor import qmp
 from volgate.hypervisor.devices import Device
 from volgate.hypervisor.faults import translated
 
-__all__ = ["frozen", "refuse_job", "resize"]
+__all__ = ["frozen", "refuse_job", "resize", "thaw"]
 
 _log = structlog.get_logger()
 _PING_SECONDS = 5
@@ -52,25 +52,28 @@ def refuse_job(domain: libvirt.virDomain, device: Device) -> None:
 
 
 @contextmanager
-def frozen(domain: libvirt.virDomain) -> Iterator[None]:
-    """Freeze the guest's file systems through its agent, for at most ten seconds. Raises Precondition (NO_AGENT)."""
+def frozen(domain: libvirt.virDomain, rescue: Callable[[], object]) -> Iterator[None]:
+    """Freeze the guest's file systems through its agent. Raises Precondition (NO_AGENT).
+
+    After ten seconds `rescue` is called in a thread of its own: it thaws by another connection, this one may hang.
+    """
     try:
         libvirt_qemu.qemuAgentCommand(domain, json.dumps({"execute": "guest-ping"}), _PING_SECONDS, 0)
         domain.fsFreeze()
     except libvirt.libvirtError as error:
-        _thaw(domain)  # an answer that came too late may have frozen it
+        thaw(domain)  # an answer that came too late may have frozen it
         raise Precondition(f"quiesce: the guest agent of {domain.name()} does not freeze: {error}", reason="NO_AGENT") from error
-    timer = threading.Timer(_FREEZE_SECONDS, _thaw, (domain,))
+    timer = threading.Timer(_FREEZE_SECONDS, rescue)
     timer.daemon = True
     timer.start()
     try:
         yield
     finally:
         timer.cancel()
-        _thaw(domain)
+        thaw(domain)
 
 
-def _thaw(domain: libvirt.virDomain) -> None:
+def thaw(domain: libvirt.virDomain) -> None:
     """Thaw; what is asked of an agent that is away is only logged: the guest's own agent thaws when it comes back."""
     try:
         with translated(f"thaw {domain.name()}"):
