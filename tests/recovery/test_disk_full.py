@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,6 +40,21 @@ def fill(folder: Path, leave: int = 0) -> Path:
     with path.open("wb") as stream:
         os.posix_fallocate(stream.fileno(), 0, max(4096, found.f_bavail * found.f_frsize - leave))
     return path
+
+
+@contextlib.contextmanager
+def failing(pid: int, call: str, error: str) -> Iterator[None]:
+    """Make a system call of a process fail."""
+    inject = ["-e", f"trace={call}", "-e", f"inject={call}:error={error}"]
+    strace = subprocess.Popen(["strace", "-f", "-qq", "-o", "/dev/null", *inject, "-p", str(pid)])
+    try:
+        while "TracerPid:\t0\n" in Path(f"/proc/{pid}/status").read_text():
+            time.sleep(0.01)
+        time.sleep(0.2)  # the other threads
+        yield
+    finally:
+        strace.terminate()
+        strace.wait(10)
 
 
 def rid() -> dict[str, str]:
@@ -148,6 +164,22 @@ def test_a_full_state_directory_refuses_mutations_answers_reads_and_serves_again
         daemon.start()
         assert sorted(caller.list_volumes()) == sorted(["a", *(f"b{number}" for number in range(12))])
         assert stray(daemon.pool) == []
+
+
+def test_a_state_directory_with_io_errors_refuses_mutations_and_serves_again(base: Path):
+    with Daemon(base) as daemon, daemon.caller() as caller:
+        caller(create("a"))
+        before = fingerprint(daemon.pool)
+        call = create("b")
+        with failing(daemon.pid, "fdatasync", "EIO"):
+            error = refused(caller, call)
+            assert (error.code, error.reason) == ("FAILED_PRECONDITION", "STATE_UNWRITABLE"), error
+            assert list(caller.list_volumes()) == ["a"]
+        assert fingerprint(daemon.pool) == before
+        caller(call)
+        daemon.kill9()
+        daemon.start()
+        assert sorted(caller.list_volumes()) == ["a", "b"]
 
 
 def test_a_state_directory_that_fills_up_during_a_call_loses_nothing(base: Path):

@@ -83,17 +83,6 @@ def test_a_state_directory_has_one_user(tmp_path):
     StateLock(tmp_path).release()
 
 
-def test_backup_of_a_live_database_restores(tmp_path):
-    database = Database(tmp_path / "v.db")
-    database.write(lambda commit: index.put_volume(commit, "p", volume("a"), 1.0))
-    database.backup(tmp_path / "copy.db")
-    database.close()
-    restored = Database(tmp_path / "copy.db")
-    with restored.read() as connection:
-        assert index.find_volume(connection, "p", "a")
-    restored.close()
-
-
 def test_a_full_disk_is_a_clear_error_and_service_goes_on(tmp_path):
     database = Database(tmp_path / "v.db")
 

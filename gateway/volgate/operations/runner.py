@@ -75,7 +75,7 @@ class Runner:
             if job is None:
                 if len(self._jobs) >= self._most:
                     raise Busy(f"{self._most} operations are queued; come back later")
-                job = Job(request, caller, digest, long=handler.long or bool(getattr(request, "source", "")))
+                job = Job(request, caller, digest, long=_is_long(request))
                 self._register(job, joins=handler.joins)
                 self._enter(job)
             again = not fresh and (job.parked or job.record.state is OperationState.IN_DOUBT) and job.reopen()
@@ -92,7 +92,7 @@ class Runner:
             left = journal.unfinished(connection)
         for record in left:
             handler = HANDLERS[record.method]
-            job = Job.resumed(record, long=handler.long)
+            job = Job.resumed(record, long=_is_long(codec.decode_request(record.method, record.request)))
             with self._lock:
                 self._register(job, joins=handler.joins)
                 self._enter(job)
@@ -396,6 +396,11 @@ class Runner:
         else:
             job.ticket.fail(error)
         job.tell()
+
+
+def _is_long(request: Request) -> bool:
+    """Whether the work may outlast any deadline: a clone may be a copy."""
+    return HANDLERS[request.method].long or bool(getattr(request, "source", ""))
 
 
 def _require_same_body(record: OperationRecord, digest: str) -> None:

@@ -9,7 +9,6 @@ import contextlib
 import fcntl
 import os
 import queue
-import sqlite3
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -34,6 +33,7 @@ Commit = Connection
 """What a change is given inside a commit; callers pass it on to the functions of this package and nothing else."""
 _Job = tuple[Callable[[Connection], Any], "Future[Any]"]
 _GROUP = 64
+_ROOM = 1 << 20
 _log = structlog.get_logger()
 
 
@@ -64,9 +64,9 @@ class Database:
     """Tables in one SQLite file."""
 
     def __init__(self, path: Path) -> None:
-        """Open or create the file and bring its schema up to date. Raises Precondition for a newer schema, OutOfSpace."""
+        """Open or create the file and bring its schema up to date. Raises as `write`, and Precondition (SCHEMA_NEWER)."""
         self.path = path
-        with _translated():
+        with _translated(path):
             os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))  # sqlite gives its side files the same mode
             self._engine = _engine(path)
             migrate(self._engine)
@@ -98,21 +98,8 @@ class Database:
     @contextlib.contextmanager
     def read(self) -> Iterator[Connection]:
         """A connection that sees the last commit."""
-        with _translated(), self._engine.connect() as connection:
+        with _translated(self.path), self._engine.connect() as connection:
             yield connection
-
-    def backup(self, target: Path) -> None:
-        """Copy the database, while it is in use, to `target` (replaced atomically)."""
-        partial = target.with_name(target.name + ".partial")
-        source, copy = sqlite3.connect(self.path), sqlite3.connect(partial)
-        try:
-            source.backup(copy)
-        finally:
-            copy.close()
-            source.close()
-        with partial.open("rb") as stream:
-            os.fsync(stream.fileno())
-        partial.replace(target)
 
     def instance(self) -> str:
         """The id of this gateway, drawn when the database was made."""
@@ -163,7 +150,7 @@ class Database:
     def _commit(self, batch: list[_Job]) -> None:
         answers: list[tuple[Future[Any], Any, BaseException | None]] = []
         try:
-            with _translated(), self._engine.begin() as connection:
+            with _translated(self.path), self._engine.begin() as connection:
                 for work, future in batch:
                     answers.append((future, *self._attempt(connection, work, alone=len(batch) == 1)))
         except VolgateError as error:
@@ -211,17 +198,26 @@ def _engine(path: Path) -> Engine:
 
 
 @contextlib.contextmanager
-def _translated() -> Iterator[None]:
+def _translated(path: Path) -> Iterator[None]:
+    """Tell apart what an operator can do: free space, repair a file system, restore a backup."""
     try:
         yield
     except DBAPIError as error:
         text = str(error.orig)
-        if "full" in text or "disk I/O" in text:
-            raise OutOfSpace(
-                f"the state directory is out of space ({text}); nothing was started: free space and repeat", reason="STATE_FULL"
-            ) from error
-        if "readonly" in text or "unable to open" in text:
-            raise Precondition(f"the database cannot be written: {text}", reason="STATE_UNWRITABLE") from error
         if "malformed" in text or "not a database" in text:
             raise DataLoss(f"the database is damaged ({text}); restore a backup, or remove it: it is rebuilt from the storages") from error
-        raise
+        if not any(mark in text for mark in ("full", "disk I/O", "readonly", "unable to open")):
+            raise
+        raise _unwritable(path, text) from error
+    except OSError as error:
+        raise _unwritable(path, error.strerror or str(error)) from error
+
+
+def _unwritable(path: Path, text: str) -> VolgateError:
+    """SQLite calls it an I/O error too when one of its side files cannot grow."""
+    found = os.statvfs(path.parent)
+    if "full" in text or "No space" in text or found.f_bavail * found.f_frsize < _ROOM or (found.f_files and not found.f_favail):
+        return OutOfSpace(f"the state directory {path.parent} is out of space ({text}): free space and repeat", reason="STATE_FULL")
+    return Precondition(
+        f"{path} cannot be written ({text}): look at its file system and at the kernel's log, then repeat", reason="STATE_UNWRITABLE"
+    )
