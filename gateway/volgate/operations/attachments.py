@@ -54,7 +54,7 @@ def attach_volume(ctx: Context, request: requests.AttachVolume) -> Attached:
     record = _record(plan, pool, volume, host_name, domain)
     if request.prepare_only:
         with ctx.step("prepare"):
-            xml = host.prepare(plan, timeout=timeout)
+            xml = host.prepare(replace(plan, beside=_prepared_beside(ctx, record)), timeout=timeout)
         record = replace(record, state=AttachmentState.PREPARED, xml=xml)
         ctx.commit(lambda commit: attachments.put(commit, record))
         return Attached(record, xml)
@@ -78,6 +78,14 @@ def _take_back(host: Host, domain: str, alias: str, source: str, timeout: float)
     """Undo an attach. Raises InDoubt while the guest holds the disk: the volume must stay locked until then."""
     if host.detach(domain, alias, source, timeout=timeout) is DetachOutcome.PENDING:
         raise InDoubt(f"the guest of domain {domain} has not released {alias}; its removal is tried again")
+
+
+def _prepared_beside(ctx: Context, record: AttachmentRecord) -> tuple[str, ...]:
+    """The other disks prepared for the same domain: it may not have them yet, but their places are taken."""
+    with ctx.world.database.read() as connection:
+        records = attachments.page(connection, host=record.host, limit=100_000)
+    others = (one for one in records if one.domain == record.domain and one.id != record.id)
+    return tuple(one.xml for one in others if one.state is AttachmentState.PREPARED)
 
 
 def _options(options: DiskOptions, volume: Volume) -> DiskOptions:
