@@ -9,9 +9,10 @@ from typing import Any
 from tests.edge.place import MIB, Place
 from volgate.v1 import attachment_pb2, host_pb2, operation_pb2, pool_pb2, snapshot_pb2, volume_pb2
 
-__all__ = ["GOOD", "furnish"]
+__all__ = ["FOLLOWED", "GOOD", "furnish"]
 
 A, H, O, P, S, V = attachment_pb2, host_pb2, operation_pb2, pool_pb2, snapshot_pb2, volume_pb2  # noqa: E741
+FOLLOWED = ("DeleteSnapshot", "RevertVolume")  # the gateway merges layers some time after: controls are plans until the very end
 NAME = "pools/main/volumes/v"
 IMAGE = b"image" + bytes(4091)
 
@@ -73,7 +74,7 @@ def _create(place: Place, rng: random.Random) -> Any:
 
 
 def _revert(place: Place, _: random.Random) -> Any:
-    return V.RevertVolumeRequest(name=NAME, snapshot="s", request_id=place.name("revert"))
+    return V.RevertVolumeRequest(name=NAME, snapshot="s", request_id=place.name("revert"), validate_only=True)
 
 
 def _expand(place: Place, _: random.Random) -> Any:
@@ -109,7 +110,7 @@ GOOD: dict[str, Callable[[Place, random.Random], Any]] = {
     "ExportVolume": lambda _, rng: V.ExportVolumeRequest(name=rng.choice((NAME, f"{NAME}/snapshots/s")), format=rng.choice((0, 1, 2))),
     "AdoptVolume": _adopt,
     "CreateSnapshot": lambda place, _: S.CreateSnapshotRequest(volume=NAME, snapshot_id="s", request_id=place.name("cut")),
-    "DeleteSnapshot": lambda place, _: S.DeleteSnapshotRequest(name=f"{NAME}/snapshots/{place.name('none')}"),
+    "DeleteSnapshot": lambda place, _: S.DeleteSnapshotRequest(name=f"{NAME}/snapshots/{place.name('none')}", validate_only=True),
     "GetSnapshot": lambda _, __: S.GetSnapshotRequest(name=f"{NAME}/snapshots/s"),
     "ListSnapshots": lambda _, rng: S.ListSnapshotsRequest(parent=rng.choice(("", "pools/main", NAME)), page_size=rng.choice((0, 1))),
     "AttachVolume": _attach,
