@@ -175,6 +175,7 @@ def test_close_answers_who_waits_and_ends_the_threads(
     Bench.eventually(lambda: not any(thread in threading.enumerate() for thread in keepers))
 
 
+@pytest.mark.timeout(count(180, soak=1200))
 def test_libvirtd_killed_during_calls(bench: Bench, fresh_guest: Guest, libvirtd: PrivateLibvirtd) -> None:
     """Attach and detach in a loop while libvirtd dies again and again: errors are retryable, repeats succeed, nothing stays."""
     wanted = bench.plan(fresh_guest.uuid, bench.volume())

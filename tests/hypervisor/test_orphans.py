@@ -102,6 +102,7 @@ class Round:
         return done
 
 
+@pytest.mark.timeout(count(180, soak=1200))
 def test_libvirtd_killed_in_the_middle_of_attach(libvirtd: PrivateLibvirtd, new_guest: Callable[[], Guest], bench: Bench) -> None:
     rounds, random = count(6, soak=48), draw()
     ours, bare = new_guest(), new_guest()
@@ -205,6 +206,7 @@ def test_names_that_others_took_are_passed(bench: Bench, fresh_guest: Guest) -> 
     assert len(planted.names()) == 5
 
 
+@pytest.mark.timeout(count(180, soak=1200))
 def test_repair_beside_attaches_of_ours_and_of_others_harms_none(bench: Bench, fresh_guest: Guest) -> None:
     """The worst case: somebody else's attach of a file of ours, under an alias that looks like ours."""
     mine = bench.plan(fresh_guest.uuid, bench.volume("mine", format=Format.RAW))

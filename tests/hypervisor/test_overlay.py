@@ -209,6 +209,7 @@ class Cut:
         self.guest.qmp("blockdev-snapshot", node=found["inserted"]["node-name"], overlay="libvirt-99-format")
 
 
+@pytest.mark.timeout(count(180, soak=1200))
 def test_libvirtd_killed_in_the_middle_of_a_switch(bench: Bench, new_guest: Callable[[], Guest], libvirtd: PrivateLibvirtd) -> None:
     guest, random = new_guest(), draw()
     met = merged = 0

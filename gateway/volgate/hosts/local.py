@@ -136,13 +136,13 @@ class LocalHost:
         try:
             key = self._key(domain, _soon(deadline))
             while True:
-                mark, asked = self._events.mark(), time.monotonic()
+                mark, asked = self._events.mark(key), time.monotonic()
                 waits = self._calls.change(key, "detach", _soon(deadline), begin)
                 while time.monotonic() < asked + _ASK_AGAIN:
                     left = deadline - time.monotonic()
                     if waits and left > 0:
-                        self._events.wait(mark, min(left, _TICK))
-                    mark, waits = self._events.mark(), True
+                        self._events.wait(key, mark, min(left, _TICK))
+                    mark, waits = self._events.mark(key), True
                     if self._released(key, alias, source, deadline):
                         return DetachOutcome.GONE
                     if left <= 0:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -35,7 +36,7 @@ class Events:
         self._listeners: list[Callable[[Event], None]] = []
         self._queue: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
         self._news = threading.Condition()
-        self._number = 0
+        self._counts: Counter[str] = Counter()
         threading.Thread(target=self._tell, name="libvirt-listeners", daemon=True).start()
 
     def subscribe(self, listener: Callable[[Event], None]) -> None:
@@ -58,14 +59,15 @@ class Events:
                 _log.info("libvirt has no such event", event=identifier, error=str(error))
         self._put(Event("reconnected"))
 
-    def mark(self) -> int:
-        """How many events there were: what `wait` is to look beyond."""
-        return self._number
-
-    def wait(self, mark: int, seconds: float) -> None:
-        """Sleep until there is an event after `mark`, at most so many seconds."""
+    def mark(self, domain: str) -> int:
+        """How many events of a domain (uuid), and new connections, there were: what `wait` is to look beyond."""
         with self._news:
-            self._news.wait_for(lambda: self._number != mark, seconds)
+            return self._counts[domain] + self._counts[""]
+
+    def wait(self, domain: str, mark: int, seconds: float) -> None:
+        """Sleep until there is an event of the domain, or a new connection, after `mark`, at most so many seconds."""
+        with self._news:
+            self._news.wait_for(lambda: self._counts[domain] + self._counts[""] != mark, seconds)
 
     def close(self) -> None:
         """End the thread that tells."""
@@ -85,7 +87,7 @@ class Events:
 
     def _put(self, event: Event) -> None:
         with self._news:
-            self._number += 1
+            self._counts[event.domain] += 1
             self._news.notify_all()
         self._queue.put(event)
 
