@@ -12,7 +12,7 @@ __all__ = ["DirectorySettings"]
 
 @dataclass(frozen=True)
 class DirectorySettings:
-    """`path`: the pool's directory, absolute; `create` it if it is missing (its parent must exist).
+    """`path`: the pool's directory, absolute; `create` it if it is missing (with the parents that it lacks).
 
     `oversubscription` times the space may be promised to volumes (0: any); `reserve_bytes` are never given out.
     `trash_seconds`: how long deleted volumes are kept. `max_depth`: layers below the writable one, at most.
