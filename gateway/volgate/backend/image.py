@@ -28,7 +28,7 @@ from volgate.backend.run import Limits, run, run_checked
 from volgate.errors import Cancelled, InvalidRequest, OutOfRange, Precondition, VolgateError, translate
 from volgate.model import Format
 
-__all__ = ["MAXIMUM", "ImageInfo", "convert", "inspect"]
+__all__ = ["MAXIMUM", "ImageInfo", "Stretch", "convert", "inspect", "stretches"]
 
 MAXIMUM = 1 << 46
 _INFO_TIMEOUT = 30.0
@@ -52,6 +52,32 @@ class ImageInfo:
 
     format: Format
     virtual_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Data of an image that lie in one piece: from `start` in the image, at `offset` in the file of a layer (0: the top), bytes."""
+
+    start: int
+    length: int
+    layer: int
+    offset: int
+
+
+def stretches(source: str, chain: Chain) -> tuple[int, list[Stretch]] | None:
+    """Return the size of a qcow2 volume of ours, which nobody writes to, and where its data lie; None if some are compressed.
+
+    Everything between is zeroes. Raises Precondition (BAD_IMAGE), Unreachable (OUTPUT_TOO_LARGE: too scattered to tell).
+    """
+    with translate(f"map image {source}"):
+        command = ["qemu-img", "map", "--output=json", _described(source, Format.QCOW2, chain)]
+        said = json.loads(run_checked(command, doing="map the image", timeout=_CHECK_TIMEOUT))
+        with opened(source, os.O_RDONLY) as descriptor:
+            size = parse_header(os.pread(descriptor, _HEAD, 0)).size
+    data = [part for part in said if part["data"] and not part["zero"]]
+    if any("offset" not in part for part in data):
+        return None
+    return size, [Stretch(part["start"], part["length"], part["depth"], part["offset"]) for part in data]
 
 
 def inspect(path: str, image_format: Format, *, maximum: int = MAXIMUM, staging: str = "") -> ImageInfo:
@@ -126,14 +152,19 @@ def _convert_inside(box: _Sandbox, source: tuple[str, Format], kind: Format, max
 
 
 def _flatten(source: str, kind: Format, chain: Chain, made: str, target_format: Format, options: dict[str, Any]) -> ImageInfo:
+    with opened(source, os.O_RDONLY) as descriptor:
+        size = parse_header(os.pread(descriptor, _HEAD, 0)).size if kind is Format.QCOW2 else os.fstat(descriptor).st_size
+    run_checked([*_command(target_format), _described(source, kind, chain), made], **options)
+    return ImageInfo(kind, size)
+
+
+def _described(source: str, kind: Format, chain: Chain) -> str:
+    """Name an image and exactly the layers below it, so that nothing follows what a header says."""
     node: dict[str, Any] | None = None
     for path, layer_format in reversed(((source, kind), *chain)):
         below = {"backing": node} if layer_format is Format.QCOW2 else {}
         node = {"driver": str(layer_format), "file": {"driver": "file", "filename": path}, **below}
-    with opened(source, os.O_RDONLY) as descriptor:
-        size = parse_header(os.pread(descriptor, _HEAD, 0)).size if kind is Format.QCOW2 else os.fstat(descriptor).st_size
-    run_checked([*_command(target_format), f"json:{json.dumps(node)}", made], **options)
-    return ImageInfo(kind, size)
+    return f"json:{json.dumps(node)}"
 
 
 def _command(target_format: Format) -> list[str]:

@@ -7,12 +7,13 @@ import errno
 import hashlib
 import os
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from volgate.backend import DataPath
-from volgate.backend.image import convert
-from volgate.errors import Denied, InvalidRequest, NotFound, translate
+from volgate.backend.image import Stretch, convert, stretches
+from volgate.connection import Connection
+from volgate.errors import Denied, InvalidRequest, NotFound, Unreachable, translate
 from volgate.model import Format
 from volgate.names import SnapshotName, VolumeName
 from volgate.operations import lookups
@@ -77,47 +78,80 @@ def allowed_path(world: World, text: str) -> str:
     return str(found)
 
 
+Pieces = Iterator[tuple[int, bytes]]
+
+
 class ExportReader:
     """The content of an image, a piece at a time; gaps are left out."""
 
-    def __init__(self, path: Path, release: Callable[[], None], *, temporary: bool) -> None:
-        """Read `path`; `release` is called at the end. `temporary`: the file is a converted copy that goes then."""
-        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        self._release = release
+    def __init__(self, size: int, descriptors: Sequence[int], pieces: Pieces, release: Callable[[], None]) -> None:
+        """Take the open files that `pieces` reads, to close them; `release` is called at the end. `size`: of the image, bytes."""
+        self.size = size
+        self._descriptors = list(descriptors)
+        self._pieces = pieces
+        self._release: Callable[[], None] | None = release
+
+    @classmethod
+    def of_file(cls, path: Path, release: Callable[[], None], *, temporary: bool) -> ExportReader:
+        """Read a file as it lies. `temporary`: a converted copy that goes then."""
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         if temporary:
             path.unlink()
-        self.size = os.fstat(self._descriptor).st_size
-        self._pieces = self._extents()
+        size = os.fstat(descriptor).st_size
+        return cls(size, [descriptor], _of_file(descriptor, size), release)
+
+    @classmethod
+    def of_layers(cls, paths: Sequence[str], size: int, parts: Sequence[Stretch], release: Callable[[], None]) -> ExportReader:
+        """Read the data of an image where they lie in its layers, the top first."""
+        with contextlib.ExitStack() as stack:
+            descriptors = []
+            for path in paths:
+                descriptors.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+                stack.callback(os.close, descriptors[-1])
+            stack.pop_all()
+        return cls(size, descriptors, _of_layers(descriptors, parts), release)
 
     def next(self) -> tuple[int, bytes] | None:
         """The next piece as offset and bytes, None at the end."""
         return next(self._pieces, None)
 
     def close(self) -> None:
-        """Let go of the file and the volume."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
-            self._release()
+        """Let go of the files and the volume."""
+        while self._descriptors:
+            os.close(self._descriptors.pop())
+        release, self._release = self._release, None
+        if release:
+            release()
 
-    def _extents(self) -> Iterator[tuple[int, bytes]]:
-        offset = 0
-        while offset < self.size:
-            try:
-                begin = os.lseek(self._descriptor, offset, os.SEEK_DATA)
-            except OSError as error:
-                if error.errno == errno.ENXIO:
-                    return
-                raise
-            end = os.lseek(self._descriptor, begin, os.SEEK_HOLE)
-            while begin < end:
-                piece = os.pread(self._descriptor, min(_CHUNK, end - begin), begin)
-                if not piece:
-                    return
-                if piece != _ZEROES[: len(piece)]:
-                    yield begin, piece
-                begin += len(piece)
-            offset = end
+
+def _of_file(descriptor: int, size: int) -> Pieces:
+    offset = 0
+    while offset < size:
+        try:
+            begin = os.lseek(descriptor, offset, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return
+            raise
+        offset = os.lseek(descriptor, begin, os.SEEK_HOLE)
+        yield from _read(descriptor, begin, offset - begin, begin)
+
+
+def _of_layers(descriptors: Sequence[int], parts: Sequence[Stretch]) -> Pieces:
+    for part in parts:
+        yield from _read(descriptors[part.layer], part.offset, part.length, part.start)
+
+
+def _read(descriptor: int, offset: int, length: int, start: int) -> Pieces:
+    """Pieces of one stretch of a file; what is all zeroes is left out."""
+    done = 0
+    while done < length:
+        piece = os.pread(descriptor, min(_CHUNK, length - done), offset + done)
+        if not piece:
+            return
+        if piece != _ZEROES[: len(piece)]:
+            yield start + done, piece
+        done += len(piece)
 
 
 def open_export(world: World, runner: Runner, name: VolumeName | SnapshotName, wanted: Format) -> ExportReader:
@@ -139,14 +173,24 @@ def open_export(world: World, runner: Runner, name: VolumeName | SnapshotName, w
             lookups.refuse_held(world, pool, volume, f"export {name}")
         source = pool.call(data.image, lookups.identity(volume), snapshot_uid)
         if source.format is wanted and not source.chain:
-            reader = ExportReader(Path(source.path), release, temporary=False)
+            reader = ExportReader.of_file(Path(source.path), release, temporary=False)
+        elif wanted is Format.RAW and (parts := pool.call(_mapped, source)):
+            reader = ExportReader.of_layers([source.path, *(path for path, _ in source.chain)], *parts, release)
         else:
             target = world.settings.spool_dir / uuid.uuid4().hex
             try:
                 pool.call(convert, source.path, source.format, str(target), wanted, chain=source.chain, durable=False)
-                reader = ExportReader(target, release, temporary=True)
+                reader = ExportReader.of_file(target, release, temporary=True)
             except BaseException:
                 target.unlink(missing_ok=True)
                 raise
         stack.pop_all()
     return reader
+
+
+def _mapped(source: Connection) -> tuple[int, list[Stretch]] | None:
+    """Where the data of a volume lie, None if it has to be converted: its data are compressed, or too scattered."""
+    try:
+        return stretches(source.path, source.chain)
+    except Unreachable:
+        return None
