@@ -23,7 +23,6 @@ CONFIG = """
 [limits]
 scan_seconds = 3600
 check_seconds = 3600
-reader_timeout = 2.0
 [hosts.lab]
 uri = "test:///default"
 [hosts.deaf]

@@ -153,7 +153,7 @@ def test_a_stop_tells_health_ends_watches_and_lets_calls_finish(own):
             statuses.append(refusal(error).code)
 
     made, export = own.held()
-    name = refused(own.wire.volumes.UpdateVolume, volume_pb2.UpdateVolumeRequest(name=made.name), timeout=0.4).metadata["operation"]
+    name = refused(own.wire.volumes.UpdateVolume, volume_pb2.UpdateVolumeRequest(name=made.name), timeout=4.0).metadata["operation"]
 
     def watch_operation():
         try:

@@ -92,7 +92,7 @@ class Calls:
     async def wait(self, ticket: Ticket, request: Request, context: Context) -> bool:
         """Wait for the end of a mutation; False and raises as `run`."""
         left = context.time_remaining()
-        patience = None if left is None else max(0.0, left - min(_MARGIN, left * 0.05))
+        patience = None if left is None else max(0.0, left - min(_MARGIN, left * 0.1))
         if ticket.long:
             patience = _LONG_SECONDS if patience is None else min(patience, _LONG_SECONDS)
         waiting: list[asyncio.Future[object]] = [_watch(ticket.future), _watch(ticket.pending)]
