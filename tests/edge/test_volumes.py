@@ -6,7 +6,7 @@ import pytest
 
 from tests.edge.place import MIB
 from tests.edge.wire import refused
-from volgate.v1 import operation_pb2, volume_pb2
+from volgate.v1 import operation_pb2, pool_pb2, volume_pb2
 from volgate.v1.volume_pb2 import (
     AdoptVolumeRequest,
     CreateVolumeRequest,
@@ -193,6 +193,8 @@ def test_a_revert_needs_a_request_id_and_a_snapshot_of_that_volume(place):
 def test_a_foreign_file_is_adopted_with_its_data(place):
     data = b"kept" * (1 << 18)
     (place.pool / "guest.img").write_bytes(data)
+    listed = {foreign.locator: foreign for foreign in place.wire.pools.GetPool(pool_pb2.GetPoolRequest(name="pools/main")).foreign}
+    assert (listed["guest.img"].size_bytes, listed["guest.img"].format) == (MIB, "raw")
     name = place.name()
     request = AdoptVolumeRequest(pool="pools/main", locator="guest.img", volume_id=name, format=RAW, labels={"from": "before"})
     answer = place.wire.volumes.AdoptVolume(request, timeout=30)
