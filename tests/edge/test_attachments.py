@@ -14,14 +14,13 @@ from volgate.v1.attachment_pb2 import (
     GetAttachmentRequest,
     ListAttachmentsRequest,
     ListPathsRequest,
-    Qos,
 )
 
 OPTIONS = DiskOptions(
     bus=attachment_pb2.DISK_BUS_VIRTIO_BLK,
     serial="S-1",
     access=attachment_pb2.ACCESS_MODE_READ_WRITE,
-    qos=Qos(total_iops_sec=100),
+    qos={"total_iops_sec": 100},
     cache=attachment_pb2.CACHE_MODE_NONE,
     io=attachment_pb2.IO_MODE_NATIVE,
     error_policy=attachment_pb2.ERROR_POLICY_REPORT,

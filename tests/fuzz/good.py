@@ -35,7 +35,7 @@ def _options(rng: random.Random) -> A.DiskOptions:
         bus=A.DISK_BUS_VIRTIO_BLK,
         serial=pick(("", "S-1", "A" * 20)),
         access=pick((0, 1, 2)),
-        qos=A.Qos(read_bytes_sec=pick((0, 1 << 20)), write_iops_sec=pick((0, 100))),
+        qos={"read_bytes_sec": pick((0, 1 << 20)), "write_iops_sec": pick((0, 100))},
         cache=pick((0, 1, 4)),
         io=pick((0, 1, 2, 3)),
         no_discard=pick((True, False)),
