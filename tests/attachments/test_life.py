@@ -179,3 +179,25 @@ def test_a_deaf_guest_is_told_as_pending_and_finished_later(world, fresh_guest):
     fresh_guest.resume()
     until(lambda: world.attachments() == [])
     assert fresh_guest.wait_disk("data", present=False) is None
+
+
+def test_limits_change_under_a_guest_and_outlive_its_reboot(world, fresh_guest):
+    def tuned(domain, flag):
+        return domain.blockIoTune(world.attachments()[0].target, flag)["total_iops_sec"]
+
+    world.create()
+    unattached = volume_pb2.UpdateVolumeRequest(name=VOLUME, keep_labels=True, qos=volume_pb2.Qos(total_iops_sec=1))
+    assert refused(world.wire.volumes.UpdateVolume, unattached).reason == "NOT_ATTACHED"
+    name = world.attach(fresh_guest, qos=volume_pb2.Qos(read_iops_sec=100)).attachment.name
+    request = volume_pb2.UpdateVolumeRequest(name=VOLUME, labels={"tier": "slow"}, qos=volume_pb2.Qos(total_iops_sec=500))
+    for _ in range(2):
+        volume = world.wire.volumes.UpdateVolume(request, timeout=60).volume
+        assert volume.labels == {"tier": "slow"}
+        for flag in (libvirt.VIR_DOMAIN_AFFECT_LIVE, libvirt.VIR_DOMAIN_AFFECT_CONFIG):
+            assert tuned(fresh_guest.domain, flag) == 500
+    assert world.attachments()[0].options.qos == volume_pb2.Qos(total_iops_sec=500)
+    assert world.attach(fresh_guest, qos=volume_pb2.Qos(read_iops_sec=100)).attachment.name == name, "the repeat is what was asked first"
+    lifted = volume_pb2.UpdateVolumeRequest(name=VOLUME, keep_labels=True, qos=volume_pb2.Qos())
+    assert world.wire.volumes.UpdateVolume(lifted, timeout=60).volume.labels == {"tier": "slow"}
+    assert tuned(fresh_guest.domain, libvirt.VIR_DOMAIN_AFFECT_LIVE) == 0
+    world.detach(name)

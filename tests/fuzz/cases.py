@@ -182,8 +182,13 @@ def contradictions(place: Place, rng: random.Random) -> Iterator[Case]:
     yield attach("iothread", "iothread", "bus", iothread=rng.randint(1, 1024), bus=attachment_pb2.DISK_BUS_VIRTIO_SCSI)
     for unit in ("bytes", "iops"):
         limits = {f"total_{unit}_sec": rng.randint(1, 1 << 40), f"{rng.choice(('read', 'write'))}_{unit}_sec": 1}
-        yield attach(f"qos.total_{unit}_sec", "qos", qos=attachment_pb2.Qos(**limits))
+        yield attach(f"qos.total_{unit}_sec", "qos", qos=limits)
+        kinds = volume_pb2.UpdateVolumeRequest(name=NAME, keep_labels=True, qos=limits)
+        total = {f"qos.total_{unit}_sec"}
+        yield Case(CALLS["UpdateVolume"], [kinds], set(INVALID), total, {"qos", *total}, what="together")
     together = {"codes": set(INVALID), "what": "together"}
+    kept = volume_pb2.UpdateVolumeRequest(name=NAME, labels={"a": "b"}, keep_labels=True)
+    yield Case(CALLS["UpdateVolume"], [kept], fields={"labels"}, covers={"keep_labels", "labels"}, **together)
     other = volume_pb2.CreateVolumeRequest(pool="pools/main", volume_id=place.name("x"), source="pools/shallow/volumes/v")
     yield Case(CALLS["CreateVolume"], [other], fields={"source"}, covers={"source", "pool"}, journalled=True, **together)
     foreign = volume_pb2.RevertVolumeRequest(name=NAME, snapshot="pools/main/volumes/p/snapshots/s", request_id=place.name("r"))

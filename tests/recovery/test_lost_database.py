@@ -113,7 +113,7 @@ def attach(caller: Caller, name: str, guest: Guest, **options: object) -> attach
 
 
 def test_attachments_are_rebuilt_from_libvirt(base: Path, guest: Guest):
-    limits = attachment_pb2.Qos(total_iops_sec=1000, read_bytes_sec=10 * MIB)
+    limits = volume_pb2.Qos(total_iops_sec=1000, read_bytes_sec=10 * MIB)
     with Daemon(base, uri=guest.libvirtd.uri) as daemon, daemon.caller() as caller:
         for name in ("a", "b", "c"):
             caller(create(name))

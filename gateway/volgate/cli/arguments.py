@@ -9,6 +9,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from volgate.cli import completion
+from volgate.v1.volume_pb2 import Qos
 from volgate_client.errors import InvalidRequest
 from volgate_client.words import number
 
@@ -28,6 +29,7 @@ __all__ = [
     "enum",
     "full",
     "labels",
+    "limits_of",
     "origin",
     "size",
     "snapshot_name",
@@ -119,3 +121,14 @@ def origin(text: str) -> str:
 def attachment_name(text: str) -> str:
     """A full name, or the id."""
     return full("attachments", text)
+
+
+def limits_of(words: list[str] | None) -> Qos:
+    """KIND=NUMBER words as limits."""
+    limits, kinds = Qos(), Qos.DESCRIPTOR.fields_by_name
+    for text in words or []:
+        kind, _, amount = text.partition("=")
+        if kind not in kinds or not amount.isdecimal() or int(amount) > MOST:
+            raise typer.BadParameter(f"{text!r} is not KIND=NUMBER with one of {', '.join(kinds)}")
+        setattr(limits, kind, int(amount))
+    return limits

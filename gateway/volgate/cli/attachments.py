@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 import typer
 
 from volgate.cli import completion
-from volgate.cli.arguments import MOST, DryRun, Host, OfVolume, RequestId, Uid, attachment_name, enum, full, volume_name
+from volgate.cli.arguments import DryRun, Host, OfVolume, RequestId, Uid, attachment_name, enum, full, limits_of, volume_name
 from volgate.cli.failures import EXIT_LATE
 from volgate.cli.mutate import planned
 from volgate.cli.output import object_, plain, record, short, table, when
@@ -47,16 +47,6 @@ def _show(attachment: pb.Attachment) -> None:
     )
 
 
-def _limits(words: list[str] | None) -> pb.Qos:
-    limits = pb.Qos()
-    for text in words or []:
-        kind, _, amount = text.partition("=")
-        if kind not in pb.Qos.DESCRIPTOR.fields_by_name or not amount.isdecimal() or int(amount) > MOST:
-            raise typer.BadParameter(f"--limit: {text!r} is not KIND=NUMBER with one of {', '.join(pb.Qos.DESCRIPTOR.fields_by_name)}")
-        setattr(limits, kind, int(amount))
-    return limits
-
-
 @app.command()
 def attach(
     volume: OfVolume,
@@ -85,7 +75,7 @@ def attach(
         bus=enum(pb.DiskBus, bus, "--bus"),
         serial=serial,
         access=pb.ACCESS_MODE_READ_ONLY if read_only else pb.ACCESS_MODE_SHARED if shared else pb.ACCESS_MODE_READ_WRITE,
-        qos=_limits(limit),
+        qos=limits_of(limit),
         cache=enum(pb.CacheMode, cache, "--cache"),
         io=enum(pb.IoMode, io, "--io"),
         no_discard=no_discard,

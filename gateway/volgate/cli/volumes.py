@@ -19,6 +19,7 @@ from volgate.cli.arguments import (
     enum,
     full,
     labels,
+    limits_of,
     origin,
     size,
     volume_name,
@@ -161,6 +162,18 @@ def label(
     """Replace a volume's labels."""
     with SESSION.client() as client:
         _show(client.update_volume(volume_name(volume), labels(words), uid=uid, request_id=request_id))
+
+
+@app.command()
+def limit(
+    volume: Volume,
+    words: Annotated[list[str], typer.Argument(metavar="KIND=NUMBER...", help="Such as total_iops_sec=500; the rest is lifted.")],
+    uid: Uid = "",
+    request_id: RequestId = "",
+) -> None:
+    """Limit the disks that a volume is now, at once; give the limits of a new one to attach."""
+    with SESSION.client() as client:
+        _show(client.update_volume(volume_name(volume), qos=limits_of(words), uid=uid, request_id=request_id))
 
 
 @app.command()

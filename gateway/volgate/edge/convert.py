@@ -51,6 +51,7 @@ __all__ = [
     "disk_options",
     "foreign",
     "host",
+    "limits",
     "operation",
     "path",
     "plan",
@@ -241,7 +242,7 @@ def attachment(record: AttachmentRecord) -> attachment_pb2.Attachment:
         domain_uuid=record.domain,
         domain_name=record.domain_name,
         state=_ATTACHMENT_STATE[record.state],
-        options=_options_out(record.options),
+        options=_options_out(record.options, record.qos),
         alias=record.alias,
         target=record.target,
         address=record.address,
@@ -251,13 +252,12 @@ def attachment(record: AttachmentRecord) -> attachment_pb2.Attachment:
     )
 
 
-def _options_out(options: DiskOptions) -> attachment_pb2.DiskOptions:
-    qos = options.qos
+def _options_out(options: DiskOptions, qos: Qos) -> attachment_pb2.DiskOptions:
     return attachment_pb2.DiskOptions(
         bus=_out(_BUS, options.bus),
         serial=options.serial,
         access=_out(_ACCESS, options.access),
-        qos=attachment_pb2.Qos(**{name: getattr(qos, name) for name in Qos.__dataclass_fields__}),
+        qos=volume_pb2.Qos(**{name: getattr(qos, name) for name in Qos.__dataclass_fields__}),
         cache=_out(_CACHE, options.cache),
         io=_out(_IO, options.io),
         no_discard=not options.discard,
@@ -282,7 +282,7 @@ def disk_options(message: attachment_pb2.DiskOptions, field: str = "options") ->
         bus=bus,
         serial=validate.serial(message.serial, f"{field}.serial"),
         access=validate.choice(message.access, _ACCESS, f"{field}.access"),
-        qos=_qos(message.qos, f"{field}.qos"),
+        qos=limits(message.qos, f"{field}.qos"),
         cache=cache,
         io=io,
         discard=not message.no_discard,
@@ -291,7 +291,8 @@ def disk_options(message: attachment_pb2.DiskOptions, field: str = "options") ->
     )
 
 
-def _qos(message: attachment_pb2.Qos, field: str) -> Qos:
+def limits(message: volume_pb2.Qos, field: str) -> Qos:
+    """Read and check limits."""
     values = {name: validate.bounded(getattr(message, name), f"{field}.{name}", 0, 1 << 50) for name in Qos.__dataclass_fields__}
     for unit in ("bytes", "iops"):
         if values[f"total_{unit}_sec"] and (values[f"read_{unit}_sec"] or values[f"write_{unit}_sec"]):

@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from volgate.connection import Connection
-from volgate.model import DiskOptions, Path
+from volgate.model import DiskOptions, Path, Qos
 
 __all__ = [
     "AttachPlan",
@@ -187,6 +187,10 @@ class Host(Protocol):
 
     def resize(self, domain: str, alias: str, size: int, *, timeout: float) -> int:
         """Grow the attached disk to `size` bytes, never shrink; return the size that QEMU has then."""
+        ...
+
+    def limit(self, domain: str, alias: str, qos: Qos, *, timeout: float) -> None:
+        """Set the disk's limits where it is, live and in the configuration; 0 lifts one. Raises Precondition if it is nowhere."""
         ...
 
     def switch_overlay(self, domain: str, alias: str, top: Connection, base: str, *, quiesce: bool, timeout: float) -> bool:

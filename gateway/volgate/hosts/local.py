@@ -26,7 +26,7 @@ from volgate.hosts.interface import (
     HostInfo,
     Presence,
 )
-from volgate.hypervisor import block_jobs, domains, ours, overlay, qmp
+from volgate.hypervisor import block_jobs, domains, limits, ours, overlay, qmp
 from volgate.hypervisor.attach import Request, attach
 from volgate.hypervisor.attach import plan as plan_disk
 from volgate.hypervisor.calls import Calls, Libvirt
@@ -36,7 +36,7 @@ from volgate.hypervisor.facts import describe_domain, describe_link
 from volgate.hypervisor.link import Link
 from volgate.lanes import Lane
 from volgate.model import Path as IoPath
-from volgate.model import PathState
+from volgate.model import PathState, Qos
 
 __all__ = ["LocalHost"]
 
@@ -216,6 +216,16 @@ class LocalHost:
             return block_jobs.resize(found, domains.require_live(found, alias), size)
 
         return self._calls.change(self._key(domain, deadline), "resize", deadline, work)
+
+    def limit(self, domain: str, alias: str, qos: Qos, *, timeout: float) -> None:
+        """Set the disk's limits."""
+
+        def work(connection: Libvirt) -> None:
+            found = domains.lookup(connection, domain)
+            limits.limit(found, domains.observe(found, alias, ""), qos)
+
+        deadline = time.monotonic() + timeout
+        self._calls.change(self._key(domain, deadline), "limit", deadline, work)
 
     def switch_overlay(self, domain: str, alias: str, top: Connection, base: str, *, quiesce: bool, timeout: float) -> bool:
         """Put a layer on top, of a running guest through QEMU, of a stopped one in its configuration."""

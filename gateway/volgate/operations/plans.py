@@ -6,7 +6,7 @@ from volgate.backend import Adopts, Clones, Relabels, Reverts, Snapshots
 from volgate.errors import AlreadyExists, NotFound
 from volgate.model import Volume
 from volgate.names import VolumeName
-from volgate.operations import lookups, requests
+from volgate.operations import limits, lookups, requests
 from volgate.operations.requests import Plan
 from volgate.operations.world import World
 from volgate.pools import Pool
@@ -16,11 +16,14 @@ __all__ = ["plan_adopt", "plan_detach", "plan_revert", "plan_snapshot", "plan_sn
 
 
 def plan_update(world: World, request: requests.UpdateVolume) -> Plan:
-    """What new labels would do."""
+    """What new labels and limits would do."""
     pool = world.pools.get(request.name.pool)
-    pool.facet(Relabels)
     volume = lookups.require_volume(pool, request.name, request.uid)
-    return Plan(() if volume.labels == request.labels else ("relabel",))
+    steps = tuple(f"limit {record.domain_name}" for record in limits.limited(world, pool, volume)) if request.qos is not None else ()
+    if request.labels is not None:
+        pool.facet(Relabels)
+        steps += () if volume.labels == request.labels else ("relabel",)
+    return Plan(steps)
 
 
 def plan_revert(world: World, request: requests.RevertVolume) -> Plan:

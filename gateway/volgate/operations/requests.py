@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from volgate.model import DiskOptions, Format, Labels, Provisioning
+from volgate.model import DiskOptions, Format, Labels, Provisioning, Qos
 from volgate.names import SnapshotName, VolumeName
 
 __all__ = [
@@ -95,12 +95,13 @@ class ExpandVolume:
 
 @dataclass(frozen=True, slots=True)
 class UpdateVolume:
-    """Replace the labels."""
+    """Replace the labels (None: they stay), and the limits of the attachments (None: they stay)."""
 
     method: ClassVar[str] = "UpdateVolume"
     name: VolumeName
-    labels: Labels
+    labels: Labels | None
     uid: str = ""
+    qos: Qos | None = None
 
     @property
     def target(self) -> str:

@@ -7,7 +7,7 @@ from volgate.backend.facets import VolumeId
 from volgate.errors import AlreadyExists, InvalidRequest, NotFound, OutOfRange, OutOfSpace
 from volgate.model import Format, Provisioning, Source, SourceKind, Volume, VolumeSpec
 from volgate.names import SnapshotName, VolumeName
-from volgate.operations import lookups, requests
+from volgate.operations import limits, lookups, requests
 from volgate.operations.context import Context
 from volgate.operations.requests import Plan
 from volgate.operations.world import World
@@ -164,12 +164,15 @@ def expand_volume(ctx: Context, request: requests.ExpandVolume) -> IndexedVolume
 
 
 def update_volume(ctx: Context, request: requests.UpdateVolume) -> IndexedVolume:
-    """Replace the labels on the storage."""
+    """Replace the labels on the storage, and the limits of every attachment."""
     pool = ctx.world.pools.get(request.name.pool)
-    relabels = pool.facet(Relabels)
     volume = lookups.require_volume(pool, request.name, request.uid)
-    with ctx.step("relabel"):
-        volume = pool.call(relabels.relabel_volume, lookups.identity(volume), request.labels)
+    if request.qos is not None:
+        limits.limit(ctx, pool, volume, request.qos)
+    if request.labels is not None:
+        relabels = pool.facet(Relabels)
+        with ctx.step("relabel"):
+            volume = pool.call(relabels.relabel_volume, lookups.identity(volume), request.labels)
     return lookups.put(ctx, pool, volume)
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from volgate.model import DiskOptions, Snapshot, Volume
+from volgate.model import DiskOptions, Qos, Snapshot, Volume
 
 __all__ = [
     "AttachmentRecord",
@@ -108,6 +108,12 @@ class AttachmentRecord:
     boot_id: str = ""
     created_at: float = 0.0
     problem: str = ""
+    limits: Qos | None = None
+
+    @property
+    def qos(self) -> Qos:
+        """The limits now: those of a later UpdateVolume, else those asked for with the attachment."""
+        return self.options.qos if self.limits is None else self.limits
 
 
 @dataclass(frozen=True, slots=True)

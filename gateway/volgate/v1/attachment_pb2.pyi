@@ -263,48 +263,6 @@ REDUNDANCY_DOWN: Redundancy.ValueType  # 4
 Global___Redundancy: _TypeAlias = Redundancy  # noqa: Y015
 
 @_typing.final
-class Qos(_message.Message):
-    """Qos limits a disk; 0 means no limit. A total excludes the read and write limits of its kind."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    TOTAL_BYTES_SEC_FIELD_NUMBER: _builtins.int
-    READ_BYTES_SEC_FIELD_NUMBER: _builtins.int
-    WRITE_BYTES_SEC_FIELD_NUMBER: _builtins.int
-    TOTAL_IOPS_SEC_FIELD_NUMBER: _builtins.int
-    READ_IOPS_SEC_FIELD_NUMBER: _builtins.int
-    WRITE_IOPS_SEC_FIELD_NUMBER: _builtins.int
-    total_bytes_sec: _builtins.int
-    """Bytes a second, both directions."""
-    read_bytes_sec: _builtins.int
-    """Bytes a second read."""
-    write_bytes_sec: _builtins.int
-    """Bytes a second written."""
-    total_iops_sec: _builtins.int
-    """Operations a second, both directions."""
-    read_iops_sec: _builtins.int
-    """Read operations a second."""
-    write_iops_sec: _builtins.int
-    """Write operations a second."""
-    def __init__(
-        self,
-        *,
-        total_bytes_sec: _builtins.int = ...,
-        read_bytes_sec: _builtins.int = ...,
-        write_bytes_sec: _builtins.int = ...,
-        total_iops_sec: _builtins.int = ...,
-        read_iops_sec: _builtins.int = ...,
-        write_iops_sec: _builtins.int = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["read_bytes_sec", b"read_bytes_sec", "read_iops_sec", b"read_iops_sec", "total_bytes_sec", b"total_bytes_sec", "total_iops_sec", b"total_iops_sec", "write_bytes_sec", b"write_bytes_sec", "write_iops_sec", b"write_iops_sec"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___Qos: _TypeAlias = Qos  # noqa: Y015
-
-@_typing.final
 class DiskOptions(_message.Message):
     """DiskOptions is how a guest sees a disk."""
 
@@ -336,7 +294,7 @@ class DiskOptions(_message.Message):
     error_policy: Global___ErrorPolicy.ValueType
     """What happens at an I/O error."""
     @_builtins.property
-    def qos(self) -> Global___Qos:
+    def qos(self) -> _volume_pb2.Qos:
         """Limits."""
 
     def __init__(
@@ -345,7 +303,7 @@ class DiskOptions(_message.Message):
         bus: Global___DiskBus.ValueType = ...,
         serial: _builtins.str = ...,
         access: Global___AccessMode.ValueType = ...,
-        qos: Global___Qos | None = ...,
+        qos: _volume_pb2.Qos | None = ...,
         cache: Global___CacheMode.ValueType = ...,
         io: Global___IoMode.ValueType = ...,
         no_discard: _builtins.bool = ...,

@@ -217,6 +217,8 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """
     REASON_READER_STALLED: _Reason.ValueType  # 73
     """A client did not read a stream for so long that it was ended: it held the volume (UNAVAILABLE; retry: same call)."""
+    REASON_NOT_ATTACHED: _Reason.ValueType  # 74
+    """The volume or the disk is attached to no domain, so there is nothing to change (FAILED_PRECONDITION; retry: after the cause is gone)."""
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Reason names what went wrong in a word that programs compare; ErrorInfo.reason holds the part after REASON_."""
@@ -411,4 +413,6 @@ retry: same call).
 """
 REASON_READER_STALLED: Reason.ValueType  # 73
 """A client did not read a stream for so long that it was ended: it held the volume (UNAVAILABLE; retry: same call)."""
+REASON_NOT_ATTACHED: Reason.ValueType  # 74
+"""The volume or the disk is attached to no domain, so there is nothing to change (FAILED_PRECONDITION; retry: after the cause is gone)."""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015

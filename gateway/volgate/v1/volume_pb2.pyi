@@ -604,8 +604,50 @@ class ExpandVolumeResponse(_message.Message):
 Global___ExpandVolumeResponse: _TypeAlias = ExpandVolumeResponse  # noqa: Y015
 
 @_typing.final
+class Qos(_message.Message):
+    """Qos limits a disk; 0 means no limit. A total excludes the read and write limits of its kind."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOTAL_BYTES_SEC_FIELD_NUMBER: _builtins.int
+    READ_BYTES_SEC_FIELD_NUMBER: _builtins.int
+    WRITE_BYTES_SEC_FIELD_NUMBER: _builtins.int
+    TOTAL_IOPS_SEC_FIELD_NUMBER: _builtins.int
+    READ_IOPS_SEC_FIELD_NUMBER: _builtins.int
+    WRITE_IOPS_SEC_FIELD_NUMBER: _builtins.int
+    total_bytes_sec: _builtins.int
+    """Bytes a second, both directions."""
+    read_bytes_sec: _builtins.int
+    """Bytes a second read."""
+    write_bytes_sec: _builtins.int
+    """Bytes a second written."""
+    total_iops_sec: _builtins.int
+    """Operations a second, both directions."""
+    read_iops_sec: _builtins.int
+    """Read operations a second."""
+    write_iops_sec: _builtins.int
+    """Write operations a second."""
+    def __init__(
+        self,
+        *,
+        total_bytes_sec: _builtins.int = ...,
+        read_bytes_sec: _builtins.int = ...,
+        write_bytes_sec: _builtins.int = ...,
+        total_iops_sec: _builtins.int = ...,
+        read_iops_sec: _builtins.int = ...,
+        write_iops_sec: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["read_bytes_sec", b"read_bytes_sec", "read_iops_sec", b"read_iops_sec", "total_bytes_sec", b"total_bytes_sec", "total_iops_sec", b"total_iops_sec", "write_bytes_sec", b"write_bytes_sec", "write_iops_sec", b"write_iops_sec"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Qos: _TypeAlias = Qos  # noqa: Y015
+
+@_typing.final
 class UpdateVolumeRequest(_message.Message):
-    """UpdateVolumeRequest holds the new labels."""
+    """UpdateVolumeRequest holds the new labels and limits."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -634,6 +676,8 @@ class UpdateVolumeRequest(_message.Message):
     UID_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    KEEP_LABELS_FIELD_NUMBER: _builtins.int
+    QOS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """pools/{pool}/volumes/{volume}."""
     uid: _builtins.str
@@ -642,9 +686,17 @@ class UpdateVolumeRequest(_message.Message):
     """The caller's id of this request, at most 128 characters."""
     validate_only: _builtins.bool
     """Answer with the plan and change nothing."""
+    keep_labels: _builtins.bool
+    """Leave the labels as they are."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """All labels, replacing the old ones."""
+        """All labels, replacing the old ones; with keep_labels there must be none."""
+
+    @_builtins.property
+    def qos(self) -> Global___Qos:
+        """If set, the limits of every attachment that the volume has now, at once and in the domain's configuration; FAILED_PRECONDITION
+        if it has none (AttachVolume takes the limits of a new one).
+        """
 
     def __init__(
         self,
@@ -654,10 +706,12 @@ class UpdateVolumeRequest(_message.Message):
         uid: _builtins.str = ...,
         request_id: _builtins.str = ...,
         validate_only: _builtins.bool = ...,
+        keep_labels: _builtins.bool = ...,
+        qos: Global___Qos | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["qos", b"qos"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["labels", b"labels", "name", b"name", "request_id", b"request_id", "uid", b"uid", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keep_labels", b"keep_labels", "labels", b"labels", "name", b"name", "qos", b"qos", "request_id", b"request_id", "uid", b"uid", "validate_only", b"validate_only"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -81,9 +81,18 @@ class Client(Images):
         request = volume_pb2.ExpandVolumeRequest(name=name, size_bytes=size_bytes, uid=uid, request_id=request_id)
         return self._settled(self.call(self.volumes.ExpandVolume, request), name)
 
-    def update_volume(self, name: str, labels: Mapping[str, str], *, uid: str = "", request_id: str = "") -> volume_pb2.Volume:
-        """Replace the labels."""
-        request = volume_pb2.UpdateVolumeRequest(name=name, labels=labels, uid=uid, request_id=request_id)
+    def update_volume(
+        self,
+        name: str,
+        labels: Mapping[str, str] | None = None,
+        *,
+        qos: volume_pb2.Qos | None = None,
+        uid: str = "",
+        request_id: str = "",
+    ) -> volume_pb2.Volume:
+        """Replace the labels, and the limits of the attachments the volume has now; None leaves them as they are."""
+        kept = labels is None
+        request = volume_pb2.UpdateVolumeRequest(name=name, labels=labels, keep_labels=kept, qos=qos, uid=uid, request_id=request_id)
         return self._settled(self.call(self.volumes.UpdateVolume, request), name)
 
     def revert_volume(self, name: str, snapshot: str, *, uid: str = "", request_id: str = "") -> volume_pb2.Volume:
