@@ -40,7 +40,7 @@ def populate(pool: Path, instance: str, count: int) -> None:
         (folder / "volume.json").write_bytes(Manifest(tag_of(spec, instance, time.time()), content).encode())
 
 
-def await_index(client: Client, count: int, timeout: float = 90.0) -> None:
+def await_index(client: Client, count: int, timeout: float = 120.0) -> None:
     """Wait until the gateway's own scan has put all volumes into its index."""
     deadline = time.monotonic() + timeout
     while True:

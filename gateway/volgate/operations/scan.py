@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
 
@@ -32,9 +33,11 @@ def scan_pool(world: World, pool: Pool, runner: Runner) -> int:
     with world.database.read() as connection:
         known = index.pool_rows(connection, pool.name)
     differing = [volume.name for volume, snapshots in found if _differs(known.pop(volume.name, None), volume, snapshots)]
-    changed = sum(_bring_up_to_date(world, pool, name, runner) for name in (*differing, *known))
+    written = [done for name in (*differing, *known) if (done := _bring_up_to_date(world, pool, name, runner))]
+    for done in written:
+        done.result()
     world.database.write(partial(index.observed, pool=pool.name, at=began))
-    return changed
+    return len(written)
 
 
 def _differs(row: index.Row | None, volume: Volume, snapshots: list[Snapshot]) -> bool:
@@ -58,21 +61,22 @@ def _snapshots(pool: Pool, volume: Volume) -> list[Snapshot]:
         return []
 
 
-def _bring_up_to_date(world: World, pool: Pool, name: str, runner: Runner) -> bool:
-    """Read one volume again under its lock, for the listing may be older than its row; False if an operation has it."""
+def _bring_up_to_date(world: World, pool: Pool, name: str, runner: Runner) -> Future[None] | None:
+    """Read one volume again under its lock, for the listing may be older than its row; None if an operation has it.
+
+    The row is written with others in one commit. It is queued under the lock, so that an operation's own row comes after it.
+    """
     release = runner.hold_if_free(str(VolumeName(pool.name, name)))
     if release is None:
-        return False
+        return None
     try:
         volume = lookups.find_volume(pool, name)
         if volume is None:
-            world.database.write(partial(index.forget_volume, pool=pool.name, name=name))
-        else:
-            snapshots = pool.call(_snapshots, pool, volume)
-            world.database.write(partial(_write, pool=pool.name, volume=volume, snapshots=snapshots, now=time.time()))
+            return world.database.submit(partial(index.forget_volume, pool=pool.name, name=name))
+        snapshots = pool.call(_snapshots, pool, volume)
+        return world.database.submit(partial(_write, pool=pool.name, volume=volume, snapshots=snapshots, now=time.time()))
     finally:
         release()
-    return True
 
 
 def _write(commit: Commit, *, pool: str, volume: Volume, snapshots: list[Snapshot], now: float) -> None:
