@@ -71,6 +71,8 @@ def corrupted(place: Place, rng: random.Random, call: Call, chosen: list[Field])
         if one.descriptor.type == FieldDescriptor.TYPE_BOOL:
             one.set(case.messages[0], True)
             case.covers.add(one.path)
+        if one.path == "keep_labels":
+            case.messages[0].labels.clear()  # together they are a contradiction, which has a case of its own
     wrong = [one for one in chosen if kind_of(call.name, one.path) or call.name == "ImportVolume"]
     if not wrong:
         wrong = [rng.choice([one for one in call.fields if kind_of(call.name, one.path)])]

@@ -106,12 +106,12 @@ class VolumeServicer(Transfers, volume_pb2_grpc.VolumeServiceServicer):
     ) -> volume_pb2.UpdateVolumeResponse:
         """Replace the labels and the limits."""
         labels = validate.labels(request.labels, "labels")
-        if labels and request.keep_labels:
-            raise InvalidRequest("labels: keep_labels leaves them as they are, so none may be given", field="labels")
         qos = convert.limits(request.qos, "qos") if request.HasField("qos") else None
         kept = None if request.keep_labels else labels
         typed = requests.UpdateVolume(VolumeName.parse(request.name), kept, validate.uid(request.uid, "uid"), qos)
         identifier = validate.request_id(request.request_id)
+        if labels and request.keep_labels:
+            raise InvalidRequest("labels: keep_labels leaves them as they are, so none may be given", field="labels")
         if request.validate_only:
             return volume_pb2.UpdateVolumeResponse(plan=convert.plan(await self._calls.plan(typed)))
         ticket, _ = await self._calls.run(typed, identifier, context)
