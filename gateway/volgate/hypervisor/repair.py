@@ -27,12 +27,13 @@ _SETTLE = 0.1  # libvirt handles a device's end late: a new device of the same a
 
 @dataclass(frozen=True, slots=True)
 class Orphans:
-    """Device ids and node names, upper layers first. `files` are those that the nodes open.
+    """Device ids and node names, upper layers first. `tops` are the devices' own nodes, `files` what all nodes open.
 
     `spotless`: every node that libvirt named is in its XML, so that no other file has an orphan either.
     """
 
     devices: tuple[str, ...] = ()
+    tops: tuple[str, ...] = ()
     nodes: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
     spotless: bool = False
@@ -43,9 +44,12 @@ class Orphans:
         return [*self.devices, *self.nodes]
 
     def __and__(self, other: Orphans) -> Orphans:
-        """What both have."""
-        devices, nodes = (tuple(n for n in a if n in set(b)) for a, b in ((self.devices, other.devices), (self.nodes, other.nodes)))
-        return Orphans(devices, nodes, self.files, self.spotless and other.spotless)
+        """What both have; a device on another node is another one, that was attached since."""
+        again = set(zip(other.devices, other.tops, strict=True))
+        both = [pair for pair in zip(self.devices, self.tops, strict=True) if pair in again]
+        nodes = tuple(name for name in self.nodes if name in other.nodes)
+        spotless = self.spotless and other.spotless
+        return Orphans(tuple(device for device, _ in both), tuple(top for _, top in both), nodes, self.files, spotless)
 
 
 def look(domain: libvirt.virDomain, sources: Iterable[str]) -> Orphans:
@@ -63,12 +67,20 @@ def look(domain: libvirt.virDomain, sources: Iterable[str]) -> Orphans:
     free = [node for node in unlisted if node.index not in kept]
     files |= {file for node in free if files.intersection(node.files[:1]) for file in node.files}
     ours = [node for node in free if files.intersection(node.files[:1])]
-    devices, names = tuple(drive.device for drive in stray), tuple(node.name for node in ours)
-    return Orphans(devices, names, tuple(sorted(files)), spotless=not (devices or unlisted))
+    return Orphans(
+        devices=tuple(drive.device for drive in stray),
+        tops=tuple(drive.node for drive in stray),
+        nodes=tuple(node.name for node in ours),
+        files=tuple(sorted(files)),
+        spotless=not (stray or unlisted),
+    )
 
 
 def orphans(domain: libvirt.virDomain, sources: Iterable[str]) -> Orphans:
-    """What two looks agree on."""
+    """What two looks agree on: QEMU had it before and after an XML that lacks it, so it is not about to come or to go.
+
+    Libvirt lists a disk from the end of its attach until QEMU has let go of it, and counts its node names upwards.
+    """
     first = look(domain, sources)
     if not first.names:
         return first
@@ -86,8 +98,7 @@ def repair(domain: libvirt.virDomain, sources: Sequence[str], *, deadline: float
         return found, True
     if found.devices and not _unplug(domain, found.devices, deadline):
         return found, False
-    stray = look(domain, found.files)
-    _close(domain, list(stray.nodes))
+    _close(domain, list(orphans(domain, found.files).nodes))
     return found, not look(domain, found.files).names
 
 
