@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Server:
-    """`volgate serve` as a process."""
+    """`volgate serve` as a process; it dies with the thread that started it, so that a test run that is killed leaves none."""
 
     def __init__(self, state: Path, *, config: str = "") -> None:
         self.state = state
@@ -35,7 +35,7 @@ class Server:
         return f"unix:{self.state}/volgate.sock"
 
     def start(self, timeout: float = 20.0) -> Server:
-        arguments = [sys.executable, "-m", "volgate.cli", "serve", "--state-dir", str(self.state)]
+        arguments = ["setpriv", "--pdeathsig", "KILL", sys.executable, "-m", "volgate.cli", "serve", "--state-dir", str(self.state)]
         if self.config:
             arguments += ["--config", str(self.config)]
         with self.log.open("ab") as log:
