@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
@@ -143,16 +142,6 @@ def commands(daemon: Daemon, program: str) -> list[int]:
         if program.encode() in b" ".join(words[:3]):
             found.append(pid)
     return found
-
-
-def wait_for(daemon: Daemon, program: str, done: Callable[[], bool]) -> int | None:
-    """The pid of a child as soon as it runs; None if the work ended before it was seen."""
-    deadline = time.monotonic() + 30
-    while not (found := commands(daemon, program)):
-        assert time.monotonic() < deadline
-        if done():
-            return None
-    return found[0]
 
 
 def _parent(pid: int) -> int:

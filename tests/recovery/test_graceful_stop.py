@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import signal
 import subprocess
 import threading
 import time
@@ -13,7 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.recovery.calls import POOL, Call, Refused, volume_name
-from tests.recovery.daemon import Daemon, wait_for
+from tests.recovery.daemon import Daemon
+from tests.recovery.halting import Halting
 from tests.recovery.images import active_file, make_image, write_pattern
 from tests.recovery.pool_files import names, stray
 from volgate.v1 import operation_pb2, volume_pb2
@@ -64,14 +63,11 @@ def test_a_long_import_is_handed_over_to_the_next_start(base: Path):
             {"pool": POOL, "volume_id": "v", "path": str(image), "source_format": volume_pb2.VOLUME_FORMAT_QCOW2, **rid()},
         )
         with ThreadPoolExecutor(1) as threads:
-            running = threads.submit(once, call)
-            converter = wait_for(daemon, "qemu-img convert", running.done)
-            assert converter
-            os.kill(converter, signal.SIGSTOP)  # it will not be ready in time
-            children = daemon.descendants()
-            began = time.monotonic()
-            assert daemon.stop() == 0
-            assert time.monotonic() - began < 10
+            with Halting(daemon, "qemu-img convert") as halting:
+                running = threads.submit(once, call)
+                halting.caught()  # it will not be ready in time
+                children = daemon.descendants()
+                assert daemon.stop() == 0
             daemon.reap(children)
             told = running.exception(30)
         daemon.start()

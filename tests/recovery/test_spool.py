@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +10,8 @@ from pathlib import Path
 import grpc
 
 from tests.recovery.calls import POOL, Call, volume_name
-from tests.recovery.daemon import Daemon, wait_for
+from tests.recovery.daemon import Daemon
+from tests.recovery.halting import Halting
 from tests.recovery.images import make_image, write_pattern
 from tests.recovery.pool_files import stray
 from volgate.v1 import operation_pb2, volume_pb2
@@ -35,11 +34,10 @@ def header(name: str) -> volume_pb2.ImportHeader:
 def test_an_upload_that_was_whole_becomes_its_volume_after_a_kill(base: Path):
     with Daemon(base) as daemon, daemon.caller() as caller, ThreadPoolExecutor(1) as threads:
         image, wanted = make_image(base / "image.qcow2", 48 * MIB, 6), header("v")
-        running = threads.submit(caller.volumes.ImportVolume, parts(wanted, image), timeout=60)
-        converter = wait_for(daemon, "qemu-img convert", running.done)
-        assert converter
-        os.kill(converter, signal.SIGSTOP)  # the kill hits the import
-        daemon.kill9()
+        with Halting(daemon, "qemu-img convert") as halting:
+            running = threads.submit(caller.volumes.ImportVolume, parts(wanted, image), timeout=60)
+            halting.caught()
+            daemon.kill9()
         assert isinstance(running.exception(30), grpc.RpcError)
         daemon.start()
         caller.settle()
@@ -73,12 +71,11 @@ def test_an_export_that_a_kill_cuts_off_leaves_nothing(base: Path):
         caller(Call("create", {"pool": POOL, "volume_id": "v", "size_bytes": 64 * MIB, "request_id": uuid.uuid4().hex}))
         write_pattern(daemon, "v", 4, length=48 * MIB)
         request = volume_pb2.ExportVolumeRequest(name=volume_name("v"), format=volume_pb2.VOLUME_FORMAT_RAW)
-        running = threads.submit(lambda: list(caller.volumes.ExportVolume(request, timeout=60)))
-        converter = wait_for(daemon, "qemu-img convert", running.done)
-        assert converter
-        os.kill(converter, signal.SIGSTOP)
-        assert any((daemon.state / "spool").iterdir())
-        daemon.kill9()
+        with Halting(daemon, "qemu-img convert") as halting:
+            running = threads.submit(lambda: list(caller.volumes.ExportVolume(request, timeout=60)))
+            halting.caught()
+            assert any((daemon.state / "spool").iterdir())
+            daemon.kill9()
         assert isinstance(running.exception(30), grpc.RpcError)
         daemon.start()
         assert list((daemon.state / "spool").iterdir()) == []
