@@ -71,8 +71,9 @@ def test_an_import_whose_child_is_killed_is_undone_or_done_and_may_be_made_again
 @pytest.mark.parametrize("victim", VICTIMS)
 def test_an_export_whose_child_is_killed_fails_cleanly_and_may_be_made_again(base: Path, victim: str):
     with Daemon(base) as daemon, daemon.caller() as caller, ThreadPoolExecutor(1) as threads:
-        caller(imported(make_image(daemon.images / "large.qcow2", 16 * MIB, 3), "v"))
-        request = volume_pb2.ExportVolumeRequest(name=volume_name("v"), format=volume_pb2.VOLUME_FORMAT_RAW)
+        call = imported(make_image(daemon.images / "large.qcow2", 16 * MIB, 3), "v")
+        caller(Call("import", {**call.fields, "format": volume_pb2.VOLUME_FORMAT_RAW}))
+        request = volume_pb2.ExportVolumeRequest(name=volume_name("v"), format=QCOW2)  # what has to be converted
 
         def export() -> int:
             return sum(len(piece.chunk) for piece in caller.volumes.ExportVolume(request, timeout=60))
@@ -85,7 +86,7 @@ def test_an_export_whose_child_is_killed_fails_cleanly_and_may_be_made_again(bas
                 running.result(60)
             assert refused.value.code().name in ("FAILED_PRECONDITION", "ABORTED", "UNAVAILABLE"), refused.value
             assert list((daemon.state / "spool").iterdir()) == []
-            assert export() == 16 * MIB
+            assert export() > 16 * MIB
         caller(Call("update", {"name": volume_name("v"), "labels": {"lock": "free"}, **rid()}))
 
 
