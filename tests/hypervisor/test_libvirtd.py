@@ -180,7 +180,8 @@ def test_libvirtd_killed_during_calls(bench: Bench, fresh_guest: Guest, libvirtd
     """Attach and detach in a loop while libvirtd dies again and again: errors are retryable, repeats succeed, nothing stays."""
     wanted = bench.plan(fresh_guest.uuid, bench.volume())
     over = threading.Event()
-    done, seen, random = [0], [], draw()
+    done, random = [0], draw()
+    seen: list[VolgateError] = []
 
     def patiently(call: Callable[[], object]) -> None:
         deadline = time.monotonic() + 60
@@ -203,7 +204,7 @@ def test_libvirtd_killed_during_calls(bench: Bench, fresh_guest: Guest, libvirtd
     met = 0
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(work)
-        for _ in range(60):
+        for _ in range(20 * count(3, soak=30)):
             before, errors = done[0], len(seen)
             bench.eventually(lambda before=before: done[0] > before, 60)
             time.sleep(random.uniform(0.0, 0.1))
