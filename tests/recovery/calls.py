@@ -24,6 +24,7 @@ from volgate.v1 import (
 )
 
 POOL = "pools/p"
+OPTIONS = [("grpc.use_local_subchannel_pool", 1), ("grpc.initial_reconnect_backoff_ms", 50), ("grpc.max_reconnect_backoff_ms", 200)]
 RUNNING = (operation_pb2.OPERATION_STATE_QUEUED, operation_pb2.OPERATION_STATE_RUNNING, operation_pb2.OPERATION_STATE_IN_DOUBT)
 
 
@@ -74,7 +75,7 @@ class Caller:
     def __init__(self, address: str, patience: float = 60.0, *, retries: bool = True) -> None:
         self.patience = patience
         self.retries = retries
-        self.channel = grpc.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)])
+        self.channel = grpc.insecure_channel(address, options=OPTIONS)
         self.pools = pool_pb2_grpc.PoolServiceStub(self.channel)
         self.volumes = volume_pb2_grpc.VolumeServiceStub(self.channel)
         self.snapshots = snapshot_pb2_grpc.SnapshotServiceStub(self.channel)
@@ -154,7 +155,7 @@ class Caller:
 
 def _asked(stub: Callable[..., Any], request: Any) -> Any:
     try:
-        return stub(request, timeout=60)
+        return stub(request, timeout=60, wait_for_ready=True)
     except grpc.RpcError as error:
         raise Refused(error) from None
 
