@@ -89,6 +89,7 @@ class Place:
     def clear(self) -> None:
         for record in self.caller.list_attachments():
             self.caller(self.detach(record.name))
+        self.caller.settle()  # a detach is followed by merges
         assert self.guest.disks() == []
 
 
