@@ -14,7 +14,7 @@ from volgate.cli import hoist
 COMMANDS = [
     "serve", "rescan", "backup", "restore", "plugins", "doctor",
     "pool list", "pool show", "pool foreign", "pool drain",
-    "volume create", "volume list", "volume show", "volume delete", "volume expand", "volume label", "volume revert", "volume adopt", "volume undelete",
+    "volume create", "volume list", "volume show", "volume delete", "volume expand", "volume label", "volume limit", "volume revert", "volume adopt", "volume undelete",
     "volume import", "volume export",
     "snapshot create", "snapshot list", "snapshot show", "snapshot delete",
     "attachment attach", "attachment detach", "attachment list", "attachment show", "attachment paths",

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,9 @@ from volgate.v1 import pool_pb2, pool_pb2_grpc
 
 if TYPE_CHECKING:
     from volgate_client import Client
+
+
+_STARTER = ThreadPoolExecutor(1)  # a parent's death is that of the thread which started the child: this one lives as long as the run
 
 
 class Server:
@@ -39,7 +43,7 @@ class Server:
         if self.config:
             arguments += ["--config", str(self.config)]
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(arguments, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+            self.process = _STARTER.submit(subprocess.Popen, arguments, stdout=log, stderr=log, stdin=subprocess.DEVNULL).result()
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
             if self.process.poll() is not None:
