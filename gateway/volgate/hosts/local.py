@@ -153,7 +153,7 @@ class LocalHost:
             return DetachOutcome.GONE
 
     def _released(self, domain: str, alias: str, source: str, deadline: float) -> bool:
-        """Look once; what QEMU has and libvirt does not list is taken away."""
+        """Look once, after the configuration let go; what QEMU has and libvirt does not list is taken away."""
 
         def clear(connection: Libvirt) -> None:
             domains.clear(domains.lookup(connection, domain), alias, source, deadline=deadline)
@@ -165,7 +165,7 @@ class LocalHost:
         return seen.gone
 
     def _see(self, domain: str, alias: str, source: str, deadline: float) -> Seen:
-        return self._calls.look(domain, "look", deadline, lambda c: domains.observe(domains.lookup(c, domain), alias, source))
+        return self._calls.look(domain, "look", deadline, lambda c: domains.observe(domains.lookup(c, domain), alias, source, config=None))
 
     def presence(self, domain: str, alias: str, source: str, *, timeout: float) -> Presence:
         """Look where the disk is."""

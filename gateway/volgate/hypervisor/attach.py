@@ -78,7 +78,8 @@ def _attach(domain: libvirt.virDomain, wanted: Request, deadline: float) -> tupl
         except VolgateError:
             wanted.clean.clear()  # whatever it left is looked for next time
             raise
-    return _proven(domain, wanted)
+        config = parse_disk(xml) if flags & CONFIG else config
+    return _proven(domain, wanted, config)
 
 
 def _clear_orphans(domain: libvirt.virDomain, wanted: Request, deadline: float) -> bool:
@@ -149,9 +150,9 @@ def _hand_over(domain: libvirt.virDomain, xml: str, flags: int) -> None:
             return
 
 
-def _proven(domain: libvirt.virDomain, wanted: Request) -> tuple[Device, Seen]:
-    """Read back what libvirt and QEMU have now."""
-    seen = domains.observe(domain, wanted.alias, wanted.source.path)
+def _proven(domain: libvirt.virDomain, wanted: Request, config: Device | None) -> tuple[Device, Seen]:
+    """Read back what libvirt and QEMU have now; `config` is what libvirt said to have saved, or had."""
+    seen = domains.observe(domain, wanted.alias, wanted.source.path, config=config)
     device = seen.live or seen.config
     if device is None or device.source != wanted.source.path or (seen.active and not (seen.live and seen.qemu)):
         raise InDoubt(f"{domain.name()}: the disk {wanted.alias} is not where it should be after the attach; repeat the call")

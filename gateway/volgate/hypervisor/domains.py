@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from types import EllipsisType
 
 import libvirt
 
@@ -48,22 +49,28 @@ def lookup(connection: libvirt.virConnect, reference: str) -> libvirt.virDomain:
             return connection.lookupByName(reference)
 
 
-def observe(domain: libvirt.virDomain, alias: str, source: str) -> Seen:
-    """Look where a disk is, by its alias, deciding nothing. A domain that starts, stops or dies meanwhile is looked at again."""
+def observe(domain: libvirt.virDomain, alias: str, source: str, *, config: Device | EllipsisType | None = ...) -> Seen:
+    """Look where a disk is, by its alias, deciding nothing. A domain that starts, stops or dies meanwhile is looked at again.
+
+    `config` is what libvirt has just acknowledged that the persistent XML of a running domain has; left out, it is read.
+    """
     for _ in range(_LOOKS):
         try:
-            return _observe(domain, alias, source)
+            return _observe(domain, alias, source, config)
         except (Precondition, Unreachable) as error:
             if error.reason not in ("DOMAIN_STATE", "QEMU_LOST"):
                 raise
         time.sleep(_BETWEEN_LOOKS)
-    return _observe(domain, alias, source)
+    return _observe(domain, alias, source, config)
 
 
-def _observe(domain: libvirt.virDomain, alias: str, source: str) -> Seen:
-    now, then = layouts(domain)
+def _observe(domain: libvirt.virDomain, alias: str, source: str, config: Device | EllipsisType | None = ...) -> Seen:
+    if config is ...:
+        now, then = layouts(domain)
+        config = then.by_alias(alias) if then else None
+    elif not (now := _layout(domain)).running:
+        config = now.by_alias(alias)
     live = now.by_alias(alias) if now.running else None
-    config = then.by_alias(alias) if then else None
     if not now.running:
         qemu = False
     elif live is not None:
@@ -72,16 +79,28 @@ def _observe(domain: libvirt.virDomain, alias: str, source: str) -> Seen:
         if drive is not None and drive.files and drive.files[0] != live.source:
             live = replace(live, source=drive.files[0])  # a snapshot that libvirtd's death cut in two: QEMU knows better
     else:
-        left = repair.look(domain, [source])
-        qemu = alias in left.devices or bool(left.nodes)
+        qemu = _left(domain, alias, source)
     return Seen(now.running, live, config, qemu)
+
+
+def _left(domain: libvirt.virDomain, alias: str, source: str) -> bool:
+    """Whether QEMU has a disk that libvirt does not list. A device keeps a node of its file: without such a node that is one question."""
+    if source and all(node.files and source not in node.files for node in qmp.nodes(domain)):
+        return False
+    left = repair.look(domain, [source])
+    return alias in left.devices or bool(left.nodes)
 
 
 def layouts(domain: libvirt.virDomain) -> tuple[Layout, Layout | None]:
     """The live layout (the persistent one of a domain that is off), and the persistent one if there is one."""
+    now = _layout(domain)
     with translated(f"read {domain.name()}"):
-        now = layout(domain.XMLDesc())
         return now, layout(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)) if domain.isPersistent() else None
+
+
+def _layout(domain: libvirt.virDomain) -> Layout:
+    with translated(f"read {domain.name()}"):
+        return layout(domain.XMLDesc())
 
 
 def begin_detach(domain: libvirt.virDomain, alias: str, source: str) -> bool:

@@ -19,8 +19,8 @@ def describe_link(connection: libvirt.virConnect) -> tuple[str, str, tuple[str, 
 def describe_domain(domain: libvirt.virDomain) -> tuple[str, str, bool, bool, str]:
     """uuid, name, whether it runs, whether it is persistent, and what changes with every start."""
     with translated("describe a domain"):
-        active = bool(domain.isActive())
-        return domain.UUIDString(), domain.name(), active, bool(domain.isPersistent()), str(domain.ID()) if active else ""
+        boot = domain.ID()  # libvirt told it with the domain: no question of its own
+        return domain.UUIDString(), domain.name(), boot >= 0, bool(domain.isPersistent()), str(boot) if boot >= 0 else ""
 
 
 def _dotted(version: int) -> str:
