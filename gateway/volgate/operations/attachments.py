@@ -83,9 +83,8 @@ def _take_back(host: Host, domain: str, alias: str, source: str, timeout: float)
 def _prepared_beside(ctx: Context, record: AttachmentRecord) -> tuple[str, ...]:
     """The other disks prepared for the same domain: it may not have them yet, but their places are taken."""
     with ctx.world.database.read() as connection:
-        records = attachments.page(connection, host=record.host, limit=100_000)
-    others = (one for one in records if one.domain == record.domain and one.id != record.id)
-    return tuple(one.xml for one in others if one.state is AttachmentState.PREPARED)
+        records = attachments.of_domain(connection, record.host, record.domain)
+    return tuple(one.xml for one in records if one.state is AttachmentState.PREPARED and one.id != record.id)
 
 
 def _options(options: DiskOptions, volume: Volume) -> DiskOptions:

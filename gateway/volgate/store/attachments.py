@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import msgspec
-from sqlalchemy import Connection, bindparam, delete, select
+from sqlalchemy import Connection, String, bindparam, cast, delete, func, select
 from sqlalchemy.dialects.sqlite import insert
 
 from volgate.store.records import AttachmentRecord
 from volgate.store.tables import attachment, meta
 
-__all__ = ["add", "find", "forget", "of_volume", "page", "put", "replace", "trust", "trusted"]
+__all__ = ["add", "find", "forget", "of_domain", "of_volume", "page", "put", "replace", "trust", "trusted"]
 
 _TRUSTED = "attachments/trusted"
 _decoder = msgspec.json.Decoder(AttachmentRecord)
@@ -23,6 +23,14 @@ _FIND = select(attachment.c.record).where(attachment.c.id == bindparam("of"))
 _OF_VOLUME = (
     select(attachment.c.record)
     .where(attachment.c.pool == bindparam("of_pool"), attachment.c.volume == bindparam("of_volume"))
+    .order_by(attachment.c.id)
+)
+_OF_DOMAIN = (
+    select(attachment.c.record)
+    .where(
+        attachment.c.host == bindparam("of_host"),
+        func.json_extract(cast(attachment.c.record, String), "$.domain") == bindparam("of_domain"),
+    )
     .order_by(attachment.c.id)
 )
 
@@ -80,6 +88,12 @@ def find(connection: Connection, identifier: str) -> AttachmentRecord | None:
 def of_volume(connection: Connection, pool: str, volume: str) -> list[AttachmentRecord]:
     """Every attachment of a volume's name, by id."""
     found = connection.scalars(_OF_VOLUME, {"of_pool": pool, "of_volume": volume})
+    return [_decoder.decode(record) for record in found]
+
+
+def of_domain(connection: Connection, host: str, domain: str) -> list[AttachmentRecord]:
+    """Every attachment of a host's domain (uuid), by id."""
+    found = connection.scalars(_OF_DOMAIN, {"of_host": host, "of_domain": domain})
     return [_decoder.decode(record) for record in found]
 
 
