@@ -85,7 +85,8 @@ def process(*words: str, status: int = 0, env: dict[str, str] | None = None) -> 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
     top = Path(tempfile.mkdtemp(prefix="vg-cli-", dir="/tmp"))
-    made = Server(top / "state").start()
+    (top / "exports").mkdir()
+    made = Server(top / "state", config=f'[exports]\nallowed_directories = ["{top}/exports"]\n').start()
     try:
         yield made
     finally:

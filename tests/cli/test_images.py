@@ -69,6 +69,23 @@ def test_a_path_on_the_server_needs_an_allowed_directory(cli, image):
     assert "DENIED" in cli(*words, status=1).err
 
 
+def test_a_file_is_made_on_the_server(cli, server, image):
+    cli("volume", "import", "default/on", "--file", str(image[1]), "--source-format", "raw", "--format", "qcow2")
+    file = server.state.parent / "exports" / "on.raw"
+    words = ("volume", "export", "default/on", "--file", str(file), "--on-server", "--request-id", "on-1")
+    facts = cli.json(*words)
+    assert facts == {"name": "pools/default/volumes/on", "file": str(file), "bytes": 6 * MIB}
+    assert file.read_bytes() == image[1].read_bytes()
+    assert cli.json(*words) == facts
+    assert "EXISTS_DIFFERENT" in cli(*words[:-2], status=4).err
+    assert "never replaced" in cli(*words, "--force", status=2).err
+    outside = ("volume", "export", "default/on", "--file", str(server.state / "out"), "--on-server")
+    assert "[exports]" in cli(*outside, status=1).err
+    bar = ("volume", "export", "default/on", "--file", f"{file}.bar", "--format", "qcow2", "--on-server")
+    status, seen, _ = on_a_terminal("--server", cli.address, *bar)
+    assert (status, "export pools/default/volumes/on" in seen) == (0, True)
+
+
 def test_a_missing_folder_is_told(cli, image, tmp_path):
     cli("volume", "import", "default/mi", "--file", str(image[1]), "--source-format", "raw")
     assert "OS_ERROR: [Errno 2]" in cli("volume", "export", "default/mi", "--file", str(tmp_path / "none" / "out"), status=1).err
@@ -124,6 +141,7 @@ def test_a_terminal_sees_a_bar_and_a_pipe_does_not(cli, image, tmp_path):
 def test_an_interrupted_import_leaves_nothing(cli, server, tmp_path):
     large = tmp_path / "large.raw"
     with large.open("wb") as stream:
+        stream.write(os.urandom(4 * MIB))
         stream.truncate(16 << 30)  # a hole, but sent byte by byte: it lasts
     line = [
         sys.executable,
