@@ -54,6 +54,12 @@ def test_a_prepared_disk_is_recorded_and_its_xml_given(place, prepared):
     assert list(place.wire.volumes.GetVolume(volume_pb2.GetVolumeRequest(name=made.name)).volume.attachments) == [found.name]
 
 
+def test_disks_prepared_for_one_domain_have_places_of_their_own(place, prepared):
+    others = [prepare(place, place.volume(4 * MIB), options=DiskOptions(bus=OPTIONS.bus)) for _ in range(2)]
+    targets = {ET.fromstring(answer.disk_xml).find("target").get("dev") for answer in (prepared[1], *others)}
+    assert len(targets) == 3
+
+
 def test_the_same_three_give_the_same_attachment_and_other_options_are_a_conflict(place, prepared):
     made, first = prepared
     again = prepare(place, made, options=OPTIONS)
