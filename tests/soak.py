@@ -29,7 +29,7 @@ def modules() -> list[str]:
 def run(arguments: list[str]) -> int:
     """Run them; the result is in RESULT."""
     RESULT.parent.mkdir(exist_ok=True)
-    argv = [sys.executable, "-m", "pytest", "-n", "2", "--dist", "loadfile", "-o", f"timeout={SECONDS_PER_TEST}"]
+    argv = [sys.executable, "-m", "pytest", "-n", "2", "--dist", "worksteal", "-o", f"timeout={SECONDS_PER_TEST}"]
     argv += [f"--junitxml={RESULT}", "-o", "junit_logging=system-out", *arguments, *modules()]
     return subprocess.run(argv, check=False, cwd=ROOT, env={**os.environ, "VOLGATE_SOAK": "1"}).returncode
 
