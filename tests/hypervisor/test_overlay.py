@@ -164,7 +164,10 @@ class Cut:
         self.overlay = self.bench.pool.backend.prepare_overlay(self.volume, self.spec)
 
     def write(self, word: str) -> None:
-        self.guest.run(f"yes {word} | dd of={self.device} bs=4096 count=1 iflag=fullblock conv=fsync 2>/dev/null")
+        """Write through the device to the layer that QEMU has on top, and read it back past the guest's own memory."""
+        script = """[ -b '{0}' ] && yes {1} | dd of='{0}' bs=4096 count=1 iflag=fullblock conv=fsync 2>/dev/null &&
+            dd if='{0}' bs=4096 count=1 iflag=direct 2>/dev/null | head -n 1"""
+        assert self.guest.run(script.format(self.device, word)) == word
 
     def switch(self) -> bool:
         top, base = self.overlay.top, self.overlay.base

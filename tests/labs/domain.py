@@ -52,8 +52,9 @@ XML = """<domain type='{type}'>
   <channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>
  </devices>
 </domain>"""
-LIST_DISKS = """cd /sys/block; for b in vd* sd*; do [ -e $b ] || continue
-s=$(cat $b/serial 2>/dev/null || tail -c +5 $b/device/vpd_pg80 2>/dev/null); echo "$b $(cat $b/size) $(cat $b/ro) $s"; done; true"""
+# Quoted, because a disk may come after the patterns were expanded: `sd*` would be read from sda and told as the disk's name.
+LIST_DISKS = """cd /sys/block; for b in vd* sd*; do size=$(cat "$b/size" 2>/dev/null) && ro=$(cat "$b/ro" 2>/dev/null) || continue
+s=$(cat "$b/serial" 2>/dev/null || tail -c +5 "$b/device/vpd_pg80" 2>/dev/null); echo "$b $size $ro $s"; done; true"""
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,18 @@ def test_guest_sees_what_is_attached_and_gives_it_back(which: str, bus: str, poo
     assert guest.live_disks() == [] and b"here" in path.read_bytes()
 
 
+def test_disk_that_comes_while_disks_are_listed_is_told_by_its_own_name_or_not_at_all(tmp_path: Path) -> None:
+    """Its name was `sd*` once: what the guest then wrote to /dev/sd* went to a new file in its memory and was missed on the disk."""
+    (tmp_path / "vda").mkdir()
+    for name, text in (("size", "16384"), ("ro", "0"), ("serial", "first")):
+        (tmp_path / "vda" / name).write_text(f"{text}\n")
+    comes = 'cat() { [ -e sda ] || cp -r vda sda; command cat "$@"; }\n'
+    script = comes + domain.LIST_DISKS.replace("/sys/block", str(tmp_path))
+    rows = [subprocess.run(["busybox", "sh", "-c", script], check=True, capture_output=True, text=True).stdout for _ in range(2)]
+    assert (tmp_path / "sda").exists()
+    assert [row.splitlines() for row in rows] == [["vda 16384 0 first"], ["vda 16384 0 first", "sda 16384 0 first"]]
+
+
 def digest(path: Path) -> str:
     return subprocess.run(f"head -c 4096 {path} | sha256sum", shell=True, check=True, capture_output=True, text=True).stdout.split()[0]
 
