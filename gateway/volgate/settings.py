@@ -17,7 +17,7 @@ import msgspec
 
 from volgate.errors import InvalidRequest
 
-__all__ = ["Host", "Imports", "Limits", "Plugins", "Server", "Settings", "Telemetry", "convert_strictly", "load"]
+__all__ = ["Exports", "Host", "Imports", "Limits", "Plugins", "Server", "Settings", "Telemetry", "convert_strictly", "load"]
 
 T = TypeVar("T")
 
@@ -68,6 +68,12 @@ class Imports(msgspec.Struct, frozen=True):
     spool: str = ""
 
 
+class Exports(msgspec.Struct, frozen=True):
+    """Files on this host are written only below these directories."""
+
+    allowed_directories: tuple[str, ...] = ()
+
+
 class Host(msgspec.Struct, frozen=True):
     """A hypervisor. `uri` is libvirt's."""
 
@@ -87,6 +93,7 @@ class Settings(msgspec.Struct, frozen=True):
     telemetry: Telemetry = Telemetry()
     limits: Limits = Limits()
     imports: Imports = Imports()
+    exports: Exports = Exports()
     plugins: Plugins = Plugins()
     hosts: dict[str, Host] = {}
     pools: dict[str, dict[str, Any]] = {}

@@ -16,7 +16,8 @@ from volgate_client import Client
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
     top = Path(tempfile.mkdtemp(prefix="vg-client-", dir="/tmp"))
-    made = Server(top / "state").start()
+    (top / "exports").mkdir()
+    made = Server(top / "state", config=f'[exports]\nallowed_directories = ["{top}/exports"]\n').start()
     try:
         yield made
     finally:

@@ -117,6 +117,21 @@ def test_progress_goes_up_to_the_whole_in_both_directions(client, tmp_path):
     assert {total for _, total in down} == {size}
 
 
+def test_a_file_on_the_server_is_waited_for_and_its_progress_told(client, server, tmp_path):
+    image, told = tmp_path / "image", []
+    image.write_bytes(os.urandom(MIB))
+    volume = client.import_file(header("on-server"), image)
+    path = server.state.parent / "exports" / "on-server"
+    request = volume_pb2.ExportVolumeRequest(name=volume.name, path=str(path))
+    assert client.export_on_server(request, progress=told.append) == MIB
+    assert path.read_bytes() == image.read_bytes()
+    assert told == sorted(told)
+    assert told[-1] == 1.0
+    assert request.request_id == "", "the caller's own message stays as it is"
+    with pytest.raises(errors.AlreadyExists):
+        client.export_on_server(request)
+
+
 class Stop(Exception):
     pass
 

@@ -24,6 +24,7 @@ SECTIONS = {
     "[telemetry]": settings.Telemetry,
     "[limits]": settings.Limits,
     "[imports]": settings.Imports,
+    "[exports]": settings.Exports,
     "[plugins]": settings.Plugins,
     "[hosts.NAME]": settings.Host,
     '[pools.NAME], kind "directory"': DirectorySettings,

@@ -40,6 +40,8 @@ path = "{top}/nowhere/gone"
 create = false
 [imports]
 allowed_directories = ["{top}/images"]
+[exports]
+allowed_directories = ["{top}/exports"]
 """
 
 
@@ -48,7 +50,9 @@ class Place:
 
     def __init__(self, top: Path, config: str = CONFIG) -> None:
         self.top, self.state, self.pool, self.images = top, top / "state", top / "main", top / "images"
+        self.exports = top / "exports"
         self.images.mkdir()
+        self.exports.mkdir()
         self.server = Server(self.state, config=config.format(top=top))
         self.wire = Wire(self.server.address)
         self._numbers = itertools.count(1)

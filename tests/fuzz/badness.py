@@ -146,6 +146,30 @@ def path(rng: random.Random) -> Bad:
     )
 
 
+def new_path(rng: random.Random) -> Bad:
+    outside = (
+        "/etc/shadow",
+        "/dev/zero",
+        "/x",
+        "{images}/x",
+        "{exports}/../x",
+        "{exports}",
+        "{exports}/../../etc/passwd",
+        "/nowhere/at/all",
+    )
+    return rng.choice(
+        (
+            Bad(
+                rng.choice(("relative", "./x", "../x", "a\0b", "/a\nb", "/" + "x" * 256, "/" + "a/" * 2100, "~/x", "/", "{exports}/", "//"))
+            ),
+            Bad(rng.choice(("{exports}/.", "{exports}/..", "{exports}/taken/", "{exports}/a\x1b"))),
+            Bad(rng.choice(outside), ("PERMISSION_DENIED",)),
+            Bad(rng.choice(("{exports}/none/x", "{exports}/taken/x")), ("NOT_FOUND",)),
+            Bad("{exports}/taken", ("ALREADY_EXISTS",), journalled=True),
+        )
+    )
+
+
 def locator(rng: random.Random) -> Bad:
     return rng.choice(
         (
@@ -194,6 +218,7 @@ KINDS: dict[str, Strategy] = {
     "ListVolumes.pool": resource("pools", optional=True, unknown=_GONE_POOL),
     "DeleteVolume.name": resource("pools", "volumes", unknown=_NO_POOL_VOLUME),
     "ExportVolume.name": resource("pools", "volumes", unknown=_GONE_VOLUME),
+    "ExportVolume.path": new_path,
     "CreateVolume.source": resource("pools", "volumes", optional=True, unknown=_GONE_VOLUME),
     "RevertVolume.snapshot": resource("pools", "volumes", "snapshots", unknown=Bad("nobody", ("NOT_FOUND",), journalled=True)),
     "DeleteSnapshot.name": resource("pools", "volumes", "snapshots", unknown=_NO_POOL_SNAPSHOT),

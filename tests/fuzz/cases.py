@@ -90,7 +90,9 @@ def _spoil(place: Place, rng: random.Random, case: Case, one: Field) -> None:
     if one.path.endswith(("{key}", "{value}")) and any(path.endswith(("{key}", "{value}")) for path in case.covers):
         case.covers.add(one.path)
         return  # one map, already spoiled
-    value = bad.value.replace("{images}", str(place.images)) if isinstance(bad.value, str) else bad.value
+    value = bad.value
+    if isinstance(value, str):
+        value = value.replace("{images}", str(place.images)).replace("{exports}", str(place.exports))
     if (case.call.name, one.path) == ("CreateVolume", "size_bytes"):
         first.source = ""  # with a source, 0 means the source's
     if case.call.name.startswith("Delete") and one.path == "uid":

@@ -26,6 +26,7 @@ def furnish(place: Place) -> None:
     place.attachment = place.wire.attachments.AttachVolume(attach, timeout=30).attachment.name
     (place.pool / "foreign.img").write_bytes(bytes(MIB))
     (place.images / "image.raw").write_bytes(bytes(MIB))
+    (place.exports / "taken").write_bytes(b"taken")
     place.operation = place.wire.operations.ListOperations(O.ListOperationsRequest(page_size=1), timeout=30).operations[0].name
 
 
@@ -56,6 +57,12 @@ def _import(place: Place, rng: random.Random) -> list[Any]:
         image_bytes=rng.choice((0, len(IMAGE))),
     )
     return [V.ImportVolumeRequest(header=header), V.ImportVolumeRequest(chunk=IMAGE)]
+
+
+def _export(place: Place, rng: random.Random) -> Any:
+    path = rng.choice(("", str(place.exports / place.name("out"))))
+    named = {"name": rng.choice((NAME, f"{NAME}/snapshots/s")), "request_id": place.name("export")}
+    return V.ExportVolumeRequest(**named, format=rng.choice((0, 1, 2)), path=path)
 
 
 def _create(place: Place, rng: random.Random) -> Any:
@@ -107,7 +114,7 @@ GOOD: dict[str, Callable[[Place, random.Random], Any]] = {
     "UpdateVolume": _update,
     "RevertVolume": _revert,
     "ImportVolume": _import,
-    "ExportVolume": lambda _, rng: V.ExportVolumeRequest(name=rng.choice((NAME, f"{NAME}/snapshots/s")), format=rng.choice((0, 1, 2))),
+    "ExportVolume": _export,
     "AdoptVolume": _adopt,
     "CreateSnapshot": lambda place, _: S.CreateSnapshotRequest(volume=NAME, snapshot_id="s", request_id=place.name("cut")),
     "DeleteSnapshot": lambda place, _: S.DeleteSnapshotRequest(name=f"{NAME}/snapshots/{place.name('none')}", validate_only=True),

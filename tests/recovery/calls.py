@@ -96,7 +96,8 @@ class Caller:
         if call.verb == "import":
             message = iter([volume_pb2.ImportVolumeRequest(header=message)])
         try:
-            return stub(message, timeout=timeout or self.patience)
+            answer = stub(message, timeout=timeout or self.patience)
+            return list(answer)[-1] if call.verb == "export" else answer
         except grpc.RpcError as error:
             raise Refused(error) from None
 
@@ -177,6 +178,7 @@ VERBS: dict[str, tuple[Any, str, str]] = {
     "revert": (volume_pb2.RevertVolumeRequest, "volumes", "RevertVolume"),
     "adopt": (volume_pb2.AdoptVolumeRequest, "volumes", "AdoptVolume"),
     "import": (volume_pb2.ImportHeader, "volumes", "ImportVolume"),
+    "export": (volume_pb2.ExportVolumeRequest, "volumes", "ExportVolume"),
     "snapshot": (snapshot_pb2.CreateSnapshotRequest, "snapshots", "CreateSnapshot"),
     "unsnapshot": (snapshot_pb2.DeleteSnapshotRequest, "snapshots", "DeleteSnapshot"),
     "attach": (attachment_pb2.AttachVolumeRequest, "attachments", "AttachVolume"),

@@ -23,6 +23,8 @@ check_seconds = 600
 scan_seconds = 3600
 [imports]
 allowed_directories = ["{images}"]
+[exports]
+allowed_directories = ["{exports}"]
 [hosts.here]
 uri = "{uri}"
 [pools.p]
@@ -32,15 +34,18 @@ path = "{pool}"
 
 
 class Daemon:
-    """One state directory, one pool `p`, one host `here`, a folder of images that may be imported."""
+    """One state directory, one pool `p`, one host `here`, a folder of images that may be imported, one for exports."""
 
     def __init__(self, base: Path, *, uri: str = "test:///default", pool: Path | None = None, extra: str = "", stop: float = 10.0) -> None:
         self.base = base
         self.state, self.images, self.pool = base / "state", base / "images", pool or base / "pool"
+        self.exports = base / "exports"
         self.images.mkdir(exist_ok=True)
+        self.exports.mkdir(exist_ok=True)
         self.log = base / "serve.log"
         self.config = base / "volgate.toml"
-        self.config.write_text(QUICK.format(images=self.images, uri=uri, pool=self.pool, stop=stop) + extra)
+        places = {"images": self.images, "exports": self.exports, "pool": self.pool}
+        self.config.write_text(QUICK.format(uri=uri, stop=stop, **places) + extra)
         self.process: subprocess.Popen[bytes] | None = None
 
     @property

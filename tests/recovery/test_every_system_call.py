@@ -30,10 +30,11 @@ MOST = 400  # no verb has as many; a sweep that gets here does not end
 
 @dataclass(frozen=True)
 class Case:
-    """A verb on objects of its own: what to make first, and the call."""
+    """A verb on objects of its own: what to make first, and the call; `file` is what an export makes."""
 
     call: Call
     about: tuple[str, ...]
+    file: Path | None = None
 
 
 def fresh(prefix: str = "v") -> str:
@@ -96,6 +97,15 @@ def _filled(verb: str) -> Callable[[Daemon, Caller, bytes], Case]:
     return prepare
 
 
+def _exported(kind: int) -> Callable[[Daemon, Caller, bytes], Case]:
+    def prepare(daemon: Daemon, caller: Caller, pattern: bytes) -> Case:
+        name = _written(daemon, caller, pattern)
+        file = daemon.exports / fresh("e")
+        return Case(Call("export", {"name": volume_name(name), "path": str(file), "format": kind, "request_id": fresh("r")}), (name,), file)
+
+    return prepare
+
+
 def _written(daemon: Daemon, caller: Caller, pattern: bytes) -> str:
     name = fresh()
     caller(_create(name))
@@ -116,14 +126,16 @@ CASES = {
     "revert": _on("revert", snapshot="s"),
     "import": _filled("import"),
     "adopt": _filled("adopt"),
+    "export raw": _exported(RAW),
+    "export qcow2": _exported(QCOW2),
 }
 
 
-def look(caller: Caller, about: tuple[str, ...]) -> dict[str, object]:
-    """What a caller can see of some volumes: by the index and by the storage, which must agree."""
-    seen: dict[str, object] = {}
+def look(caller: Caller, case: Case) -> dict[str, object]:
+    """What a caller can see of some volumes, by the index and by the storage, which must agree; and of a file that was exported."""
+    seen: dict[str, object] = {"file": case.file.read_bytes() if case.file and case.file.exists() else None}
     listed = caller.list_volumes()
-    for position, name in enumerate(about):
+    for position, name in enumerate(case.about):
         if name not in listed:
             with pytest.raises(Refused, match="NOT_FOUND"):
                 caller.volume(name, refresh=True)
@@ -145,13 +157,13 @@ def test_a_kill_behind_any_system_call_is_finished_or_undone(base: Path, verb):
         def prepared() -> tuple[Case, dict[str, object]]:
             case = CASES[verb](daemon, caller, b"\x42")
             caller.settle()
-            return case, look(caller, case.about)
+            return case, look(caller, case)
 
         case, before = prepared()
         with Stepping(daemon, 0) as steps:
             answer = caller(case.call)
             caller.settle()
-        after = look(caller, case.about)
+        after = look(caller, case)
         assert after != before or verb == "adopt"
         print(f"{verb}: {steps.seen} system calls change files")
         assert 10 < steps.seen < MOST
@@ -169,14 +181,14 @@ def test_a_kill_behind_any_system_call_is_finished_or_undone(base: Path, verb):
             where = f"killed behind call {point}: {steps.killed_at}"
             daemon.start()
             caller.settle()
-            assert look(caller, case.about) in (before, after), where
+            assert look(caller, case) in (before, after), where
             again = caller(case.call)
             caller.settle()
-            assert look(caller, case.about) == after, where
+            assert look(caller, case) == after, where
             assert again.operation.state == answer.operation.state, where
             assert caller(case.call) == again, where
             assert stray(daemon.pool, daemon.state / "spool") == [], where
             assert sorted(caller.list_volumes()) == names(daemon.pool), where
-            assert list(daemon.images.glob(".*")) == [], where
+            assert list(daemon.images.glob(".*")) == list(daemon.exports.glob(".*")) == [], where
     print(f"{verb}: {killed} kills")
     assert killed >= POINTS - 1 or (SOAK and killed > 10)

@@ -1,4 +1,5 @@
-"""Images on their way in and out when the daemon is killed: an upload that was whole becomes its volume, all else goes."""
+"""Images on their way in and out when the daemon is killed: an upload that was whole becomes its volume, an export to a file on the
+server is finished, all else goes."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import grpc
 
-from tests.recovery.calls import POOL, Call, volume_name
+from tests.recovery.calls import POOL, Call, Refused, volume_name
 from tests.recovery.daemon import Daemon
 from tests.recovery.halting import Halting
 from tests.recovery.images import make_image, write_pattern
@@ -91,3 +92,39 @@ def test_an_export_that_a_kill_cuts_off_leaves_nothing(base: Path):
         daemon.start()
         assert list((daemon.state / "spool").iterdir()) == []
         assert caller.content("v") == b"\4" * 16 * MIB
+
+
+def test_an_export_to_the_server_is_finished_after_a_kill(base: Path):
+    with Daemon(base) as daemon, daemon.caller() as caller, ThreadPoolExecutor(1) as threads:
+        made = {"pool": POOL, "volume_id": "v", "size_bytes": 16 * MIB, "format": QCOW2, "request_id": uuid.uuid4().hex}
+        caller(Call("create", made))
+        write_pattern(daemon, "v", 4, length=16 * MIB)
+        file = daemon.exports / "v.raw"
+        call = Call("export", {"name": volume_name("v"), "path": str(file), "request_id": uuid.uuid4().hex})
+        with Halting(daemon, "qemu-img convert") as halting:
+            running = threads.submit(caller.once, call)
+            halting.caught()
+            assert [path.name[:16] for path in daemon.exports.iterdir()] == [".volgate-export-"]
+            daemon.kill9()
+        assert isinstance(running.exception(30), Refused)
+        daemon.start()
+        caller.settle()
+        assert [path.name for path in daemon.exports.iterdir()] == ["v.raw"]
+        assert file.read_bytes() == b"\4" * 16 * MIB
+        assert caller(call).total_bytes == 16 * MIB
+
+
+def test_an_export_to_the_server_that_is_cancelled_leaves_nothing(base: Path):
+    with Daemon(base) as daemon, daemon.caller() as caller, ThreadPoolExecutor(1) as threads:
+        caller(Call("create", {"pool": POOL, "volume_id": "v", "size_bytes": 16 * MIB, "request_id": uuid.uuid4().hex}))
+        call = Call("export", {"name": volume_name("v"), "path": str(daemon.exports / "v.raw"), "request_id": uuid.uuid4().hex})
+        with Halting(daemon, "qemu-img convert") as halting:
+            running = threads.submit(caller.once, call)
+            halting.caught()
+            (row,) = caller.list_operations(unfinished=True)
+            caller.operations.CancelOperation(operation_pb2.CancelOperationRequest(name=row.name))
+            error = running.exception(30)
+        assert isinstance(error, Refused)
+        assert error.code == "CANCELLED"
+        assert list(daemon.exports.iterdir()) == []
+        assert caller(call).total_bytes == 16 * MIB

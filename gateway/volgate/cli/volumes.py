@@ -281,13 +281,29 @@ def export(
     ],
     file: Annotated[Path, typer.Option("--file", help="The new file.")],
     image_format: Annotated[str, typer.Option("--format", help="raw or qcow2.")] = "raw",
+    request_id: RequestId = "",
     *,
     force: Annotated[bool, typer.Option("--force", help="Replace a file that exists.")] = False,
+    on_server: Annotated[
+        bool, typer.Option("--on-server", help="Make the file on the server's host, below a directory it allows; never replaces one.")
+    ] = False,
 ) -> None:
     """Write a volume's content to a sparse file."""
+    request = pb.ExportVolumeRequest(name=origin(volume), format=enum(pb.VolumeFormat, image_format, "--format"))
+    if on_server:
+        _export_on_server(request, file, request_id, force=force)
+        return
     if file.exists() and not (force and file.is_file()):
         raise typer.BadParameter(f"--file: {file} exists; " + ("--force replaces it" if file.is_file() else "it is no regular file"))
-    request = pb.ExportVolumeRequest(name=origin(volume), format=enum(pb.VolumeFormat, image_format, "--format"))
     with SESSION.client() as client, transfer(f"export {volume}") as progress:
         total = client.export_file(request, file, progress=progress, overwrite=force)
+    object_({"name": request.name, "file": str(file), "bytes": total}, f"{file}: {human(total)}")
+
+
+def _export_on_server(request: pb.ExportVolumeRequest, file: Path, request_id: str, *, force: bool) -> None:
+    if force:
+        raise typer.BadParameter("--force: a file on the server's host is never replaced; remove it there")
+    request.path, request.request_id = str(file), request_id
+    with SESSION.client() as client, fraction(f"export {request.name}") as progress:
+        total = client.export_on_server(request, progress=progress)
     object_({"name": request.name, "file": str(file), "bytes": total}, f"{file}: {human(total)}")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -84,12 +85,32 @@ class Transfers:
         return replace(typed, path=path, spooled=True, digest=digest)
 
     async def ExportVolume(  # noqa: N802  # the contract's name
-        self, request: volume_pb2.ExportVolumeRequest, _: Context
+        self, request: volume_pb2.ExportVolumeRequest, context: Context
     ) -> AsyncIterator[volume_pb2.ExportVolumeResponse]:
-        """Send the content, gaps left out."""
+        """Send the content, gaps left out; or write it to the allowed path and tell how that goes on."""
         is_snapshot = "/snapshots/" in request.name
         name: VolumeName | SnapshotName = SnapshotName.parse(request.name) if is_snapshot else VolumeName.parse(request.name)
         wanted = validate.choice(request.format, convert.FORMATS_OPTIONAL, "format") or Format.RAW
+        path, identifier = validate.path(request.path, "path"), validate.request_id(request.request_id)
+        pieces = self._write(name, wanted, path, identifier, context) if path else self._send(name, wanted)
+        async with aclosing(pieces):
+            async for piece in pieces:
+                yield piece
+
+    async def _write(
+        self, name: VolumeName | SnapshotName, wanted: Format, path: str, identifier: str, context: Context
+    ) -> AsyncGenerator[volume_pb2.ExportVolumeResponse]:
+        path = await self._calls.spool(self._calls.gateway.new_path, path)
+        if isinstance(name, SnapshotName):
+            typed = requests.ExportVolume(name.of, path, wanted, name.snapshot)
+        else:
+            typed = requests.ExportVolume(name, path, wanted)
+        ticket = await self._calls.submit(typed, identifier)
+        async for record in self._calls.follow(ticket, typed, context):
+            size = cast("int", ticket.future.result()) if record.state is OperationState.DONE else 0
+            yield volume_pb2.ExportVolumeResponse(total_bytes=size, operation=convert.operation(record))
+
+    async def _send(self, name: VolumeName | SnapshotName, wanted: Format) -> AsyncGenerator[volume_pb2.ExportVolumeResponse]:
         place = str(PoolName(name.pool))
         reader = await self._calls.acquire(place, ExportReader.close, self._calls.gateway.export, name, wanted)
         try:

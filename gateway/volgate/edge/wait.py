@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
 from typing import ParamSpec, TypeVar
 
@@ -15,6 +15,7 @@ from volgate.lanes import Lane
 from volgate.operations.gateway import Gateway
 from volgate.operations.requests import Caller, Plan, Request
 from volgate.operations.ticket import Ticket
+from volgate.store.records import OperationRecord
 
 __all__ = ["Calls"]
 
@@ -22,6 +23,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 _SPOOL = "spool"
 _LONG_SECONDS = 10.0
+_LOOK_SECONDS = 0.25
 _MARGIN = 0.25  # so that the rich answer arrives also on a busy machine
 
 
@@ -89,14 +91,27 @@ class Calls:
         ticket = await self.submit(request, request_id)
         return ticket, await self.wait(ticket, request, context)
 
-    async def wait(self, ticket: Ticket, request: Request, context: Context) -> bool:
-        """Wait for the end of a mutation; False and raises as `run`."""
+    async def follow(self, ticket: Ticket, request: Request, context: Context) -> AsyncIterator[OperationRecord]:
+        """What becomes of a long mutation, several times a second and for as long as `wait` waits; raises as `run`."""
+        end = asyncio.get_running_loop().time() + _LONG_SECONDS
+        while not await self.wait(ticket, request, context, patience=_LOOK_SECONDS):
+            record = ticket.record()
+            if record.state.final:
+                continue  # its answer comes at once
+            yield record
+            left = context.time_remaining()
+            if asyncio.get_running_loop().time() > end or (left is not None and left < 2 * _LOOK_SECONDS):
+                return
+        yield ticket.record()
+
+    async def wait(self, ticket: Ticket, request: Request, context: Context, *, patience: float = _LONG_SECONDS) -> bool:
+        """Wait for the end of a mutation, of a long one at most `patience` seconds; False and raises as `run`."""
         left = context.time_remaining()
-        patience = None if left is None else max(0.0, left - min(_MARGIN, left * 0.1))
+        most = None if left is None else max(0.0, left - min(_MARGIN, left * 0.1))
         if ticket.long:
-            patience = _LONG_SECONDS if patience is None else min(patience, _LONG_SECONDS)
+            most = patience if most is None else min(most, patience)
         waiting: list[asyncio.Future[object]] = [_watch(ticket.future), _watch(ticket.pending)]
-        await asyncio.wait(waiting, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(waiting, timeout=most, return_when=asyncio.FIRST_COMPLETED)
         if ticket.future.done():
             ticket.future.result()
             return True

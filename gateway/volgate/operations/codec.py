@@ -21,6 +21,7 @@ _KINDS: dict[str, type[Any]] = {
         requests.UpdateVolume,
         requests.RevertVolume,
         requests.ImportVolume,
+        requests.ExportVolume,
         requests.AdoptVolume,
         requests.CreateSnapshot,
         requests.DeleteSnapshot,

@@ -19,7 +19,7 @@ from volgate.lanes import Lane
 from volgate.model import Format, Health, PathState, Redundancy, Volume
 from volgate.model import Path as IoPath
 from volgate.names import AttachmentName, SnapshotName, VolumeName
-from volgate.operations import lookups, requests, transfer
+from volgate.operations import lookups, paths, requests, transfer
 from volgate.operations.attachments import collapsible
 from volgate.operations.handlers import HANDLERS
 from volgate.operations.recovery import rebuild_attachments, repair_host
@@ -130,7 +130,11 @@ class Gateway:
 
     def allowed_path(self, path: str) -> str:
         """Resolve and check a server-side path of an image."""
-        return transfer.allowed_path(self.world, path)
+        return paths.allowed_path(self.world, path)
+
+    def new_path(self, path: str) -> str:
+        """Resolve and check the server-side path of a file that an export makes."""
+        return paths.new_path(self.world, path)
 
     def export(self, name: VolumeName | SnapshotName, wanted: Format) -> transfer.ExportReader:
         """Read a detached volume or a snapshot as an image."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from volgate.operations import attachments, imports, plans, requests, snapshots, volumes
+from volgate.operations import attachments, exports, imports, plans, requests, snapshots, volumes
 from volgate.operations.context import Context
 from volgate.operations.requests import Plan
 from volgate.operations.world import World
@@ -42,6 +42,7 @@ HANDLERS: dict[str, Handler] = {
     "RevertVolume": Handler(volumes.revert_volume, plans.plan_revert, IndexedVolume, joins=False),
     "AdoptVolume": Handler(volumes.adopt_volume, plans.plan_adopt, IndexedVolume),
     "ImportVolume": Handler(imports.import_volume, volumes.plan_simple, IndexedVolume, long=True),
+    "ExportVolume": Handler(exports.export_volume, volumes.plan_simple, int, long=True),
     "CreateSnapshot": Handler(snapshots.create_snapshot, plans.plan_snapshot, IndexedSnapshot),
     "DeleteSnapshot": Handler(snapshots.delete_snapshot, plans.plan_snapshot_deletion, type(None)),
     "CollapseLayers": Handler(snapshots.collapse_layers, volumes.plan_simple, type(None), long=True),

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 
-from volgate.backend import Clones, Snapshots, VolumeId
+from volgate.backend import Clones, DataPath, Snapshots, VolumeId
+from volgate.connection import Connection
 from volgate.errors import Holder, InUse, NotFound, Precondition, Unreachable, VolgateError
 from volgate.model import Snapshot, Volume, VolumeState
-from volgate.names import VolumeName
+from volgate.names import SnapshotName, VolumeName
 from volgate.operations.context import Context
 from volgate.operations.world import World
 from volgate.pools import Pool
@@ -28,6 +29,7 @@ __all__ = [
     "require_volume",
     "round_up",
     "snapshots_of",
+    "source_of",
 ]
 
 
@@ -122,6 +124,17 @@ def blockers(world: World, pool: Pool, volume: Volume) -> tuple[str, ...]:
     if isinstance(backend, Clones):
         names += [str(VolumeName(pool.name, child)) for child in pool.call(backend.children, identity(volume))]
     return tuple(names)
+
+
+def source_of(pool: Pool, volume: Volume, snapshot: str) -> Connection:
+    """Where the bytes of a volume, or with a name of its snapshot, are. Raises NotFound, Unsupported."""
+    data, uid = pool.facet(DataPath), ""
+    if snapshot:
+        found = next((s for s in snapshots_of(pool, volume) if s.name == snapshot), None)
+        if found is None:
+            raise NotFound(f"{SnapshotName(pool.name, volume.name, snapshot)} does not exist")
+        uid = found.uid
+    return pool.call(data.image, identity(volume), uid)
 
 
 def round_up(size: int, grain: int) -> int:

@@ -19,6 +19,7 @@ __all__ = [
     "DeleteVolume",
     "DetachVolume",
     "ExpandVolume",
+    "ExportVolume",
     "ImportVolume",
     "Plan",
     "Request",
@@ -146,6 +147,22 @@ class ImportVolume:
 
 
 @dataclass(frozen=True, slots=True)
+class ExportVolume:
+    """Write a volume, or one of its snapshots, to the new file `path` on this host."""
+
+    method: ClassVar[str] = "ExportVolume"
+    volume: VolumeName
+    path: str
+    format: Format
+    snapshot: str = ""
+
+    @property
+    def target(self) -> str:
+        """The resource that is locked: the volume."""
+        return str(self.volume)
+
+
+@dataclass(frozen=True, slots=True)
 class AdoptVolume:
     """Make a volume of a foreign object."""
 
@@ -246,6 +263,7 @@ Request = (
     | UpdateVolume
     | RevertVolume
     | ImportVolume
+    | ExportVolume
     | AdoptVolume
     | CreateSnapshot
     | DeleteSnapshot

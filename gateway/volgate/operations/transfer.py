@@ -1,4 +1,4 @@
-"""Bytes in and out: uploads are spooled, server-side paths are checked, exports are read with their gaps left out."""
+"""Bytes in and out by stream: uploads are spooled, exports are read with their gaps left out."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from pathlib import Path
 from volgate.backend import DataPath
 from volgate.backend.image import Stretch, convert, stretches
 from volgate.connection import Connection
-from volgate.errors import Denied, InvalidRequest, NotFound, Unreachable, translate
+from volgate.errors import Unreachable, translate
 from volgate.model import Format
 from volgate.names import SnapshotName, VolumeName
 from volgate.operations import lookups
 from volgate.operations.runner import Runner
 from volgate.operations.world import World
 
-__all__ = ["ExportReader", "Upload", "allowed_path", "open_export"]
+__all__ = ["ExportReader", "Upload", "open_export"]
 
 _CHUNK = 1 << 20
 _ZEROES = bytes(_CHUNK)
@@ -59,23 +59,6 @@ class Upload:
         """Remove the file."""
         self._stream.close()
         self.path.unlink(missing_ok=True)
-
-
-def allowed_path(world: World, text: str) -> str:
-    """Resolve a server-side path of an image; links are followed before the check. Raises Denied, NotFound, InvalidRequest."""
-    allowed = world.settings.imports.allowed_directories
-    path = Path(text)
-    if not path.is_absolute():
-        raise InvalidRequest(f"header.path: {text!r} is not absolute", field="header.path")
-    found = Path(os.path.realpath(path))
-    if not any(found.is_relative_to(os.path.realpath(directory)) for directory in allowed):
-        where = ", ".join(allowed) or "none"
-        raise Denied(
-            f"header.path: {text} is not below an allowed directory ({where}); see [imports] in the configuration", field="header.path"
-        )
-    if not found.is_file():
-        raise NotFound(f"header.path: {text} is not a file", field="header.path")
-    return str(found)
 
 
 Pieces = Iterator[tuple[int, bytes]]
@@ -158,20 +141,14 @@ def open_export(world: World, runner: Runner, name: VolumeName | SnapshotName, w
     """Lock the volume, make the image and return its reader. Raises InUse for an attached volume, NotFound, OutOfSpace."""
     of = name.of if isinstance(name, SnapshotName) else name
     pool = world.pools.get(of.pool)
-    data = pool.facet(DataPath)
+    pool.facet(DataPath)
     release = runner.hold(str(of), timeout=30.0)
     with contextlib.ExitStack() as stack:
         stack.callback(release)
         volume = lookups.require_volume(pool, of, "")
-        snapshot_uid = ""
-        if isinstance(name, SnapshotName):
-            found = next((s for s in lookups.snapshots_of(pool, volume) if s.name == name.snapshot), None)
-            if found is None:
-                raise NotFound(f"{name} does not exist")
-            snapshot_uid = found.uid
-        else:
+        if not isinstance(name, SnapshotName):
             lookups.refuse_held(world, pool, volume, f"export {name}")
-        source = pool.call(data.image, lookups.identity(volume), snapshot_uid)
+        source = lookups.source_of(pool, volume, name.snapshot if isinstance(name, SnapshotName) else "")
         if source.format is wanted and not source.chain:
             reader = ExportReader.of_file(Path(source.path), release, temporary=False)
         elif wanted is Format.RAW and (parts := pool.call(_mapped, source)):

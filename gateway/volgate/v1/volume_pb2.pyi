@@ -973,19 +973,27 @@ class ExportVolumeRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     FORMAT_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Full name of a detached volume, or of a snapshot."""
     format: Global___VolumeFormat.ValueType
     """raw or qcow2; unset means raw."""
+    path: _builtins.str
+    """Absolute path of a new file on the gateway's host, below a directory that is allowed for exports; empty for a stream."""
+    request_id: _builtins.str
+    """The caller's id of an export to a path, at most 128 characters. A stream has no use for it."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         format: Global___VolumeFormat.ValueType = ...,
+        path: _builtins.str = ...,
+        request_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["format", b"format", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["format", b"format", "name", b"name", "path", b"path", "request_id", b"request_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -993,29 +1001,35 @@ Global___ExportVolumeRequest: _TypeAlias = ExportVolumeRequest  # noqa: Y015
 
 @_typing.final
 class ExportVolumeResponse(_message.Message):
-    """ExportVolumeResponse is a piece of the image."""
+    """ExportVolumeResponse is a piece of the image; of an export to a path, the operation as it is now."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     OFFSET_FIELD_NUMBER: _builtins.int
     CHUNK_FIELD_NUMBER: _builtins.int
     TOTAL_BYTES_FIELD_NUMBER: _builtins.int
+    OPERATION_FIELD_NUMBER: _builtins.int
     offset: _builtins.int
     """Where the chunk lies in the image, bytes."""
     chunk: _builtins.bytes
     """The bytes; gaps between chunks are zeroes."""
     total_bytes: _builtins.int
-    """The image's size in bytes; in every message."""
+    """The image's size in bytes; in every message of a stream, and with a path in the message that says it is done."""
+    @_builtins.property
+    def operation(self) -> _operation_pb2.Operation:
+        """With a path: the operation. A last message whose operation still runs means: watch it from here."""
+
     def __init__(
         self,
         *,
         offset: _builtins.int = ...,
         chunk: _builtins.bytes = ...,
         total_bytes: _builtins.int = ...,
+        operation: _operation_pb2.Operation | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["operation", b"operation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "offset", b"offset", "total_bytes", b"total_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "offset", b"offset", "operation", b"operation", "total_bytes", b"total_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -164,9 +164,10 @@ class VolumeServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ExportVolume(self, request, context):
-        """ExportVolume streams the content of a detached volume, or of a snapshot, as an image. NOT_FOUND.
-        FAILED_PRECONDITION names the attachments. UNAVAILABLE: other operations keep the volume. RESOURCE_EXHAUSTED:
-        space for the conversion.
+        """ExportVolume streams the content of a detached volume, or of a snapshot, as an image, or with a path writes it to a
+        new file on the gateway's host and streams the operation. NOT_FOUND. FAILED_PRECONDITION names the attachments.
+        UNAVAILABLE: other operations keep the volume. RESOURCE_EXHAUSTED: space for the image. PERMISSION_DENIED: a path
+        outside. ALREADY_EXISTS: the file.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

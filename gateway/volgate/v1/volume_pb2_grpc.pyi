@@ -69,9 +69,10 @@ class VolumeServiceStub:
     OUT_OF_RANGE: a size less than the image's. RESOURCE_EXHAUSTED: space.
     """
     ExportVolume: _grpc.UnaryStreamMultiCallable[_volume_pb2.ExportVolumeRequest, _volume_pb2.ExportVolumeResponse]
-    """ExportVolume streams the content of a detached volume, or of a snapshot, as an image. NOT_FOUND.
-    FAILED_PRECONDITION names the attachments. UNAVAILABLE: other operations keep the volume. RESOURCE_EXHAUSTED:
-    space for the conversion.
+    """ExportVolume streams the content of a detached volume, or of a snapshot, as an image, or with a path writes it to a
+    new file on the gateway's host and streams the operation. NOT_FOUND. FAILED_PRECONDITION names the attachments.
+    UNAVAILABLE: other operations keep the volume. RESOURCE_EXHAUSTED: space for the image. PERMISSION_DENIED: a path
+    outside. ALREADY_EXISTS: the file.
     """
     AdoptVolume: _grpc.UnaryUnaryMultiCallable[_volume_pb2.AdoptVolumeRequest, _volume_pb2.AdoptVolumeResponse]
     """AdoptVolume makes a volume of an object in the pool that carries no owner tag, without touching its data.
@@ -119,9 +120,10 @@ class VolumeServiceAsyncStub(VolumeServiceStub):
     OUT_OF_RANGE: a size less than the image's. RESOURCE_EXHAUSTED: space.
     """
     ExportVolume: _aio.UnaryStreamMultiCallable[_volume_pb2.ExportVolumeRequest, _volume_pb2.ExportVolumeResponse]  # type: ignore[assignment]
-    """ExportVolume streams the content of a detached volume, or of a snapshot, as an image. NOT_FOUND.
-    FAILED_PRECONDITION names the attachments. UNAVAILABLE: other operations keep the volume. RESOURCE_EXHAUSTED:
-    space for the conversion.
+    """ExportVolume streams the content of a detached volume, or of a snapshot, as an image, or with a path writes it to a
+    new file on the gateway's host and streams the operation. NOT_FOUND. FAILED_PRECONDITION names the attachments.
+    UNAVAILABLE: other operations keep the volume. RESOURCE_EXHAUSTED: space for the image. PERMISSION_DENIED: a path
+    outside. ALREADY_EXISTS: the file.
     """
     AdoptVolume: _aio.UnaryUnaryMultiCallable[_volume_pb2.AdoptVolumeRequest, _volume_pb2.AdoptVolumeResponse]  # type: ignore[assignment]
     """AdoptVolume makes a volume of an object in the pool that carries no owner tag, without touching its data.
@@ -220,9 +222,10 @@ class VolumeServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _volume_pb2.ExportVolumeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_volume_pb2.ExportVolumeResponse], _abc.AsyncIterator[_volume_pb2.ExportVolumeResponse]]:
-        """ExportVolume streams the content of a detached volume, or of a snapshot, as an image. NOT_FOUND.
-        FAILED_PRECONDITION names the attachments. UNAVAILABLE: other operations keep the volume. RESOURCE_EXHAUSTED:
-        space for the conversion.
+        """ExportVolume streams the content of a detached volume, or of a snapshot, as an image, or with a path writes it to a
+        new file on the gateway's host and streams the operation. NOT_FOUND. FAILED_PRECONDITION names the attachments.
+        UNAVAILABLE: other operations keep the volume. RESOURCE_EXHAUSTED: space for the image. PERMISSION_DENIED: a path
+        outside. ALREADY_EXISTS: the file.
         """
 
     @_abc_1.abstractmethod

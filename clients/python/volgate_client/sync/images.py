@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 import grpc
 
-from volgate.v1 import volume_pb2
+from volgate.v1 import operation_pb2, volume_pb2
 from volgate_client import trace
 from volgate_client.attempts import Attempts
 from volgate_client.errors import from_rpc, local
@@ -86,6 +86,33 @@ class Images(Connection):
             os.unlink(name)  # noqa: PTH108  # at once: a cancelled task must not wait here
             raise
         return total
+
+    def export_on_server(
+        self, request: volume_pb2.ExportVolumeRequest, *, progress: Callable[[float], None] | None = None, timeout: float | None = None
+    ) -> int:
+        """Write the content to `request.path`, a new file on the server's host, and wait until it is whole; return its length in bytes.
+
+        `progress` is told the done fraction, 0 to 1; `timeout` bounds the whole, seconds. Raises VolgateError; no file is left then.
+        """
+        request = identified(request)
+        attempts = self.patient(timeout)
+        while True:
+            call = self.volumes.ExportVolume(request, timeout=attempts.left(), metadata=trace.headers())
+            try:
+                for answer in call:
+                    attempts.progressed()
+                    if progress:
+                        progress(answer.operation.progress)
+            except grpc.RpcError as error:
+                pause = attempts.pause(from_rpc(error, self.address))
+            else:
+                if answer.operation.state == operation_pb2.OPERATION_STATE_DONE:
+                    return int(answer.total_bytes)
+                self.wait(answer.operation, timeout=attempts.left(), progress=progress)
+                continue  # to ask for the answer
+            finally:
+                call.cancel()
+            seam.sleep(pause)
 
     def _download(self, request: volume_pb2.ExportVolumeRequest, stream: BinaryIO, attempts: Attempts, progress: Progress | None) -> int:
         while True:
