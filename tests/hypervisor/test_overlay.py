@@ -6,6 +6,8 @@ import threading
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
 
 import libvirt
 import pytest
@@ -13,7 +15,7 @@ import pytest
 from tests.hypervisor.rig import BUSES, SECONDS, Bench
 from tests.labs.domain import Guest
 from tests.labs.libvirtd import PrivateLibvirtd
-from tests.plugins.directory_rig import MIB
+from tests.plugins.directory_rig import MIB, mounted
 from tests.soaking import count, draw
 from volgate.backend import SnapshotSpec, VolumeId
 from volgate.connection import LocalFile
@@ -262,3 +264,26 @@ def test_detach_and_resize_merge_back_first(bench: Bench, fresh_guest: Guest, wr
     bench.pool.backend.abandon_overlay(cut.volume, cut.spec.uid)
     bench.pool.checked()
     assert bench.bytes_of(bench.reach(cut.volume), 5) == b"kept\n"
+
+
+def test_merge_that_fails_leaves_the_guest_on_the_layer_that_holds_its_data(tmp_path: Path) -> None:
+    """The file system is full: a detach and a snapshot say so at once, lose nothing, and succeed when there is room."""
+    with mounted(tmp_path / "fs.img", "ext4", 64 * MIB, tmp_path / "mnt") as folder, PrivateLibvirtd() as daemon:
+        (folder / "pool").mkdir()
+        bench = Bench(daemon, folder / "pool")
+        with closing(bench.host):
+            cut = Cut(bench, Guest(daemon), "a", Bus.VIRTIO_BLK)
+            cut.by_qemu_alone()
+            cut.write("before")
+            with pytest.raises(OSError, match="No space"), (folder / "filler").open("wb", buffering=0) as filler:
+                while True:
+                    filler.write(bytes(4096))
+            for refused in (cut.switch, lambda: bench.detach(cut.wanted)):
+                with pytest.raises(Precondition, match="No space left") as failed:
+                    refused()
+                assert failed.value.reason == "QEMU_REFUSED" and bench.seen(cut.wanted).source == cut.overlay.top.path
+            cut.write("before")
+            (folder / "filler").unlink()
+            assert cut.repeat()
+            cut.check()
+            cut.guest.disconnect()

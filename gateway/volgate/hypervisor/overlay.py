@@ -13,7 +13,7 @@ from xml.etree import ElementTree as ET
 import libvirt
 
 from volgate.connection import FileSource
-from volgate.errors import InUse, Unreachable
+from volgate.errors import InUse, Precondition, Unreachable
 from volgate.hypervisor import qmp, repair
 from volgate.hypervisor.block_jobs import refuse_job
 from volgate.hypervisor.devices import Device, layout
@@ -66,7 +66,8 @@ def configure(domain: libvirt.virDomain, alias: str, top: FileSource) -> None:
 def settle(domain: libvirt.virDomain, alias: str, *, deadline: float) -> None:
     """Merge back a layer that QEMU writes to and libvirt does not know of, if there is one.
 
-    Raises InUse (IDENTITY_MISMATCH: QEMU is somewhere else altogether), Unreachable (not merged by `deadline`, monotonic seconds).
+    Raises InUse (IDENTITY_MISMATCH: QEMU is somewhere else altogether), Precondition (QEMU_REFUSED: the merge failed),
+    Unreachable (not merged by `deadline`, monotonic seconds).
     """
     with translated(f"read {domain.name()}"):
         now = layout(domain.XMLDesc())
@@ -82,19 +83,28 @@ def settle(domain: libvirt.virDomain, alias: str, *, deadline: float) -> None:
 
 
 def _merge(domain: libvirt.virDomain, drive: qmp.Drive, below: str, deadline: float) -> None:
-    """Commit the top layer into the node below and go back to that; a merge that was begun before goes on."""
+    """Commit the top layer into the node below and go back to that; a merge that was begun before goes on.
+
+    A merge that fails leaves the guest on the top layer, where all its data is. Raises Precondition (QEMU_REFUSED, in QEMU's words).
+    """
     job = f"vg-merge-{drive.device}"
     while True:
-        status = next((found["status"] for found in qmp.command(domain, "query-jobs") if found["id"] == job), "")
-        if not status:
-            now = next((found.node for found in qmp.drives(domain) if found.device == drive.device), "")
-            if now != drive.node:
-                return
-            qmp.command(domain, "block-commit", **{"job-id": job, "device": drive.node, "base-node": below})
-        elif status == "ready":
+        found = next((found for found in qmp.command(domain, "query-jobs") if found["id"] == job), {"status": ""})
+        if found["status"] == "concluded":  # it waits for us, or a failure would look like a merge that was not begun
+            qmp.command(domain, "job-dismiss", id=job)
+            if "error" in found:
+                message = f"merge {drive.files[0]} of {domain.name()} back into {drive.files[1]}: {found['error']}; the guest goes on"
+                raise Precondition(f"{message} on the former: remove the cause and repeat the call", reason="QEMU_REFUSED")
+            continue
+        if not found["status"] and drive.node not in {now.node for now in qmp.drives(domain) if now.device == drive.device}:
+            return
+        if found["status"] == "ready":
             qmp.command(domain, "job-complete", id=job)
         elif time.monotonic() > deadline:
             raise Unreachable(f"{drive.files[0]} of {domain.name()} is still being merged back; repeat the call", reason="DOMAIN_BUSY")
+        elif not found["status"]:
+            arguments = {"job-id": job, "device": drive.node, "base-node": below, "auto-dismiss": False}
+            qmp.command(domain, "block-commit", **arguments)
         time.sleep(_TICK)
 
 
