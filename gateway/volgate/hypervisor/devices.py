@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import string
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from xml.etree import ElementTree as ET
 
@@ -28,7 +28,12 @@ class Device:
     serial: str
     address: dict[str, str]
     indexes: tuple[str, ...]
-    xml: str
+    element: ET.Element = field(compare=False, repr=False)
+
+    @property
+    def xml(self) -> str:
+        """The `<disk>`; written when asked for: a domain's XML is read many times and has many disks."""
+        return ET.tostring(self.element, encoding="unicode")
 
     @property
     def place(self) -> str:
@@ -141,5 +146,5 @@ def _device(disk: ET.Element) -> Device:
         serial=disk.findtext("serial") or "",
         address=dict(address.attrib) if address is not None else {},
         indexes=tuple(index for source in disk.iter("source") if (index := source.get("index"))),
-        xml=ET.tostring(disk, encoding="unicode"),
+        element=disk,
     )
