@@ -41,7 +41,7 @@ def convert(source: Path, kind: str, target: Path, target_kind: str) -> None:
 
 
 class Images:
-    """One image, one gateway that may import it from its folder, one folder for what the reference makes."""
+    """One image, one gateway that may import it from its folder and export to it, one folder for what the reference makes."""
 
     def __init__(self, bench: Bench, client: Client, folder: Path) -> None:
         self.client = client
@@ -72,15 +72,20 @@ class Images:
 
         return _turns(rounds, ours, theirs, clean).middle(name)
 
-    def exported(self, rounds: Iterable[int], kind: str) -> Row:
-        """A row: the volume of round 0 as a raw file at the client, durable on both sides."""
-        request = volume_pb2.ExportVolumeRequest(name=f"{POOL}/volumes/import-{kind}-0", format=KINDS["raw"])
+    def exported(self, rounds: Iterable[int], kind: str, *, stream: bool = False) -> Row:
+        """A row: the volume of round 0 as a raw file, on the server by its path or at the client by a stream; durable on both sides."""
+        name = f"export {kind}" + (" by stream" if stream else "")
         source, mine, other = self.folder / f"reference-0.{kind}", self.folder / "ours", self.folder / "theirs"
+        request = volume_pb2.ExportVolumeRequest(name=f"{POOL}/volumes/import-{kind}-0", format=KINDS["raw"])
 
         def ours(_: int) -> None:
-            self.client.export_file(request, mine)
-            sync(mine)
-            sync(self.folder)
+            if stream:
+                self.client.export_file(request, mine)
+                sync(mine)
+                sync(self.folder)
+            else:
+                request.path = str(mine)
+                self.client.export_on_server(request)
 
         def clean(_: int) -> None:
             if not filecmp.cmp(mine, other, shallow=False):
@@ -88,7 +93,7 @@ class Images:
             mine.unlink()
             other.unlink()
 
-        return _turns(rounds, ours, lambda _: convert(source, kind, other, "raw"), clean).middle(f"export {kind}")
+        return _turns(rounds, ours, lambda _: convert(source, kind, other, "raw"), clean).middle(name)
 
 
 def _turns(rounds: Iterable[int], ours: Callable[[int], object], theirs: Callable[[int], object], clean: Callable[[int], object]) -> Pairs:
@@ -124,10 +129,12 @@ def images(bench: Bench) -> list[Row]:
     folder = bench.place("images")
     for opened in (bench.folder, folder):
         opened.chmod(0o711)
-    with bench.serving("import", f'[imports]\nallowed_directories = ["{folder}"]\n') as server, server.client() as client:
+    config = "".join(f'[{section}]\nallowed_directories = ["{folder}"]\n' for section in ("imports", "exports"))
+    with bench.serving("import", config) as server, server.client() as client:
         images = Images(bench, client, folder)
         rows = [images.imported(bench.rounds(5), kind) for kind in ("raw", "qcow2")]
         rows += [images.exported(bench.rounds(5), kind) for kind in ("raw", "qcow2")]
+        rows += [images.exported(bench.rounds(3), kind, stream=True) for kind in ("raw", "qcow2")]
         rows.append(images.imported(bench.rounds(2), "raw", stream=True))
     return [*rows, _bare_stream(bench, images.data)]
 
