@@ -30,6 +30,7 @@ from volgate.hypervisor import block_jobs, domains, limits, ours, overlay, qmp
 from volgate.hypervisor.attach import Request, attach
 from volgate.hypervisor.attach import plan as plan_disk
 from volgate.hypervisor.calls import Calls, Libvirt
+from volgate.hypervisor.disk_xml import layers
 from volgate.hypervisor.domains import Seen
 from volgate.hypervisor.events import Event, Events
 from volgate.hypervisor.facts import describe_domain, describe_link
@@ -130,8 +131,7 @@ class LocalHost:
 
         def begin(connection: Libvirt) -> bool:
             found = domains.lookup(connection, domain)
-            overlay.settle(found, alias, deadline=_soon(deadline))
-            return domains.begin_detach(found, alias, source)
+            return domains.begin_detach(found, alias, source, settle=lambda: overlay.settle(found, alias, deadline=_soon(deadline)))
 
         try:
             key = self._key(domain, _soon(deadline))
@@ -178,6 +178,8 @@ class LocalHost:
             except NotFound:
                 return _GONE
             device = seen.live or seen.config
+            if device and seen.config and seen.config.source == source and device.source in layers(seen.config.xml):
+                device = seen.config  # of a switch cut in two: a layer that the next start needs is in use
             return Presence(
                 domain_exists=True,
                 active=seen.active,

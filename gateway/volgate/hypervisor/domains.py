@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from types import EllipsisType
 
@@ -74,13 +74,17 @@ def _observe(domain: libvirt.virDomain, alias: str, source: str, config: Device 
     if not now.running:
         qemu = False
     elif live is not None:
-        drive = next((drive for drive in qmp.drives(domain) if drive.device == alias), None)
-        qemu = drive is not None
-        if drive is not None and drive.files and drive.files[0] != live.source:
-            live = replace(live, source=drive.files[0])  # a snapshot that libvirtd's death cut in two: QEMU knows better
+        opened = _opened(domain, alias)
+        qemu = opened is not None
+        live = replace(live, source=opened or live.source)  # after a snapshot that libvirtd's death cut in two QEMU knows better
     else:
         qemu = _left(domain, alias, source)
     return Seen(now.running, live, config, qemu)
+
+
+def _opened(domain: libvirt.virDomain, alias: str) -> str | None:
+    """The file that QEMU's device writes to, "" if QEMU does not say; None if QEMU has no such device."""
+    return next((drive.files[0] if drive.files else "" for drive in qmp.drives(domain) if drive.device == alias), None)
 
 
 def _left(domain: libvirt.virDomain, alias: str, source: str) -> bool:
@@ -103,13 +107,18 @@ def _layout(domain: libvirt.virDomain) -> Layout:
         return layout(domain.XMLDesc())
 
 
-def begin_detach(domain: libvirt.virDomain, alias: str, source: str) -> bool:
+def begin_detach(domain: libvirt.virDomain, alias: str, source: str, *, settle: Callable[[], None]) -> bool:
     """Take a disk out of the configuration and ask the guest to release it; return whether the guest was asked.
 
+    `settle` is called first where QEMU writes to another file than libvirt believes (:func:`volgate.hypervisor.overlay.settle`).
     Raises InUse (IDENTITY_MISMATCH) before anything is done if the alias holds another source.
     """
     now, then = layouts(domain)
     live = now.by_alias(alias) if now.running else None
+    if live is not None and (_opened(domain, alias) or live.source) != live.source:
+        settle()
+        now, then = layouts(domain)
+        live = now.by_alias(alias) if now.running else None
     config = then.by_alias(alias) if then else None
     for device in (live, config):
         if device is not None and source and device.source != source:
