@@ -36,6 +36,7 @@ from volgate.store.records import AttachmentRecord, IndexedSnapshot, IndexedVolu
 __all__ = ["Gateway"]
 
 _MOST_FOREIGN = 1000
+_EVENT_SECONDS = 0.3  # events come in bursts, and the operation that one belongs to goes first
 _log = structlog.get_logger()
 
 
@@ -324,7 +325,8 @@ class Gateway:
                 _log.warning("background check failed", error=error.message)
             except Exception:  # noqa: BLE001  # the keeper must outlive any single failure; it is logged with its traceback
                 _log.exception("bug in the background check")
-            self._wake.wait(limits.check_seconds)
+            if self._wake.wait(limits.check_seconds):
+                self._stop.wait(_EVENT_SECONDS)
             self._wake.clear()
 
     def rescan(self) -> dict[str, int]:
