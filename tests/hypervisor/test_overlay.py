@@ -19,7 +19,7 @@ from tests.plugins.directory_rig import MIB, mounted
 from tests.soaking import count, draw
 from volgate.backend import SnapshotSpec, VolumeId
 from volgate.connection import LocalFile
-from volgate.errors import InUse, Precondition, Unreachable, VolgateError
+from volgate.errors import InDoubt, InUse, Precondition, Unreachable, VolgateError
 from volgate.hosts import local
 from volgate.hosts.interface import AttachPlan, DetachOutcome
 from volgate.hypervisor import block_jobs
@@ -264,6 +264,54 @@ def test_detach_and_resize_merge_back_first(bench: Bench, fresh_guest: Guest, wr
     bench.pool.backend.abandon_overlay(cut.volume, cut.spec.uid)
     bench.pool.checked()
     assert bench.bytes_of(bench.reach(cut.volume), 5) == b"kept\n"
+
+
+@pytest.mark.parametrize("off", [True, False])
+def test_guest_that_restarts_amid_a_switch_finds_what_it_wrote(bench: Bench, fresh_guest: Guest, off: bool) -> None:
+    """The configuration must name the new layer before QEMU writes to it, or the guest starts on the old one."""
+    cut = Cut(bench, fresh_guest, "a", Bus.VIRTIO_BLK)
+    cut.write("before")
+
+    def dies(_domain: libvirt.virDomain, _xml: str, _flags: int) -> None:
+        cut.by_qemu_alone()
+        raise InDoubt("libvirt went away")
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(InDoubt):
+        patch.setattr(libvirt.virDomain, "snapshotCreateXML", dies)
+        cut.switch()
+    cut.write("written")
+    fresh_guest.destroy()
+    assert bench.seen(cut.wanted).source == cut.overlay.top.path, "in use: it may not be removed"
+    if off:
+        cut.switch()
+    fresh_guest.start(boot=True)
+    disk = fresh_guest.wait_disk(cut.wanted.options.serial)
+    assert disk and fresh_guest.run(f"head -n 1 {disk.device}") == "written"
+    cut.device = disk.device
+    cut.switch()
+    cut.check()
+
+
+def test_switch_that_never_began_leaves_the_configuration_as_it_was(bench: Bench, fresh_guest: Guest) -> None:
+    cut = Cut(bench, fresh_guest, "a", Bus.VIRTIO_SCSI)
+    top, base = cut.overlay.top.path, cut.overlay.base
+
+    def named(path: str) -> bool:
+        return path in fresh_guest.domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
+
+    for error in (Precondition("QEMU refuses"), InDoubt("libvirt went away")):
+
+        def refuses(*_: object, error: VolgateError = error) -> None:
+            raise error
+
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(type(error)):
+            patch.setattr(libvirt.virDomain, "snapshotCreateXML", refuses)
+            cut.switch()
+        assert named(base) and named(top) == isinstance(error, InDoubt)
+    of_top = bench.host.presence(fresh_guest.uuid, cut.wanted.alias, top, timeout=SECONDS)
+    assert of_top.source == top, "the layer is in use until the configuration lets go of it"
+    assert bench.detach(cut.wanted) is DetachOutcome.GONE
+    assert not named(base) and not named(top)
 
 
 def test_merge_that_fails_leaves_the_guest_on_the_layer_that_holds_its_data(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from volgate.connection import DiskSource
 from volgate.errors import InvalidRequest, Precondition
 from volgate.model import Access, Bus, CacheMode, DiskOptions, Format, IoMode, Qos
 
-__all__ = ["render", "with_source", "without_slot"]
+__all__ = ["layers", "render", "with_layers_of", "with_source", "without_slot"]
 
 _SERIAL = re.compile(r"[A-Za-z0-9_.+ -]*")
 _SERIAL_MOST = 20  # virtio-blk cuts longer ones silently
@@ -54,6 +54,26 @@ def with_source(xml: str, source: DiskSource) -> str:
     disk.append(_chain(source))
     if (driver := disk.find("driver")) is not None:
         driver.set("type", source.format.value)
+    return ET.tostring(disk, encoding="unicode")
+
+
+def layers(xml: str) -> list[str]:
+    """The files that a disk names, top first."""
+    return [path for source in ET.fromstring(xml).iter("source") if (path := source.get("file"))]  # noqa: S314  # libvirt's own answer
+
+
+def with_layers_of(xml: str, other: str) -> str:
+    """The same disk on the files of another; libvirt's numbers of a running domain's layers are left out."""
+    disk, like = ET.fromstring(xml), ET.fromstring(other)  # noqa: S314  # libvirt's own answer
+    for kind in ("source", "backingStore"):
+        for old in disk.findall(kind):
+            disk.remove(old)
+        for new in like.findall(kind):
+            for element in new.iter():
+                element.attrib.pop("index", None)
+            disk.append(new)
+    if (driver := disk.find("driver")) is not None and (taken := like.find("driver")) is not None:
+        driver.set("type", taken.get("type") or "")
     return ET.tostring(disk, encoding="unicode")
 
 

@@ -110,12 +110,14 @@ def _layout(domain: libvirt.virDomain) -> Layout:
 def begin_detach(domain: libvirt.virDomain, alias: str, source: str, *, settle: Callable[[], None]) -> bool:
     """Take a disk out of the configuration and ask the guest to release it; return whether the guest was asked.
 
-    `settle` is called first where QEMU writes to another file than libvirt believes (:func:`volgate.hypervisor.overlay.settle`).
+    `settle` is called first where QEMU writes to another file than libvirt or the configuration has it
+    (:func:`volgate.hypervisor.overlay.settle`).
     Raises InUse (IDENTITY_MISMATCH) before anything is done if the alias holds another source.
     """
     now, then = layouts(domain)
     live = now.by_alias(alias) if now.running else None
-    if live is not None and (_opened(domain, alias) or live.source) != live.source:
+    config = then.by_alias(alias) if then else None
+    if live is not None and {_opened(domain, alias) or live.source, config.source if config else live.source} != {live.source}:
         settle()
         now, then = layouts(domain)
         live = now.by_alias(alias) if now.running else None

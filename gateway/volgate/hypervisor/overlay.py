@@ -2,6 +2,8 @@
 
 QEMU may then write to the new layer while libvirt believes the old one: a detach, a resize or a second snapshot would hit the
 wrong node, and nothing tells libvirt the truth. So the layer is merged back and the snapshot is cut again from the start.
+
+The configuration names the new layer before QEMU writes to it: a guest that is restarted meanwhile finds all that it wrote.
 """
 
 from __future__ import annotations
@@ -13,11 +15,11 @@ from xml.etree import ElementTree as ET
 import libvirt
 
 from volgate.connection import FileSource
-from volgate.errors import InUse, Precondition, Unreachable
+from volgate.errors import InDoubt, InUse, Precondition, Unreachable, VolgateError
 from volgate.hypervisor import qmp, repair
 from volgate.hypervisor.block_jobs import refuse_job
 from volgate.hypervisor.devices import Device, layout
-from volgate.hypervisor.disk_xml import with_source
+from volgate.hypervisor.disk_xml import layers, with_layers_of, with_source
 from volgate.hypervisor.domains import require_live
 from volgate.hypervisor.faults import translated
 
@@ -48,8 +50,14 @@ def switch(domain: libvirt.virDomain, alias: str, top: FileSource, base: str, *,
         raise Unreachable(
             f"{top.path} holds what {domain.name()} wrote before libvirt died; that is merged back, repeat the call", reason="LIBVIRT_LOST"
         )
-    with translated(f"snapshot {device.target} of {domain.name()}", mutation=True):
-        domain.snapshotCreateXML(_snapshot_xml(domain, device, top), _SNAPSHOT)
+    configure(domain, alias, top)
+    try:
+        with translated(f"snapshot {device.target} of {domain.name()}", mutation=True):
+            domain.snapshotCreateXML(_snapshot_xml(domain, device, top), _SNAPSHOT)
+    except VolgateError as error:
+        if not isinstance(error, InDoubt):
+            _follow(domain, alias)
+        raise
 
 
 def configure(domain: libvirt.virDomain, alias: str, top: FileSource) -> None:
@@ -63,8 +71,21 @@ def configure(domain: libvirt.virDomain, alias: str, top: FileSource) -> None:
         domain.updateDeviceFlags(with_source(device.xml, top), libvirt.VIR_DOMAIN_AFFECT_CONFIG)
 
 
+def _follow(domain: libvirt.virDomain, alias: str) -> None:
+    """Make the persistent configuration name what QEMU writes to, where the one is a layer of the other."""
+    with translated(f"configure {alias} of {domain.name()}", mutation=True):
+        if not domain.isPersistent():
+            return
+        live = layout(domain.XMLDesc()).by_alias(alias)
+        config = layout(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)).by_alias(alias)
+        if live is None or config is None or live.source == config.source:
+            return
+        if live.source in layers(config.xml) or config.source in layers(live.xml):
+            domain.updateDeviceFlags(with_layers_of(config.xml, live.xml), libvirt.VIR_DOMAIN_AFFECT_CONFIG)
+
+
 def settle(domain: libvirt.virDomain, alias: str, *, deadline: float) -> None:
-    """Merge back a layer that QEMU writes to and libvirt does not know of, if there is one.
+    """Merge back a layer that QEMU writes to and libvirt does not know of, if there is one; the configuration follows.
 
     Raises InUse (IDENTITY_MISMATCH: QEMU is somewhere else altogether), Precondition (QEMU_REFUSED: the merge failed),
     Unreachable (not merged by `deadline`, monotonic seconds).
@@ -73,12 +94,16 @@ def settle(domain: libvirt.virDomain, alias: str, *, deadline: float) -> None:
         now = layout(domain.XMLDesc())
     device = now.by_alias(alias) if now.running else None
     drive = next((drive for drive in qmp.drives(domain) if drive.device == alias), None) if device else None
-    if device is None or drive is None or not drive.files or drive.files[0] == device.source:
+    if device is None or drive is None or not drive.files:
+        return
+    if drive.files[0] == device.source:
+        _follow(domain, alias)
         return
     if drive.files[1:2] != (device.source,):
         raise InUse(f"{alias} of {domain.name()}: QEMU has {drive.files[0]}, libvirt {device.source}", reason="IDENTITY_MISMATCH")
     below = next((node.name for node in qmp.nodes(domain) if node.index in device.indexes and node.files[:1] == (device.source,)), "")
     _merge(domain, drive, below.replace("-storage", "-format"), deadline)
+    _follow(domain, alias)
     repair.repair(domain, [drive.files[0]], deadline=deadline)
 
 
