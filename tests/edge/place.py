@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -65,6 +66,15 @@ class Place:
         subprocess.run(command, check=True, capture_output=True, timeout=30)
         shutil.rmtree(gone)
         self.server.start()
+        self._rest()
+
+    def _rest(self) -> None:
+        """Wait until the hosts' first events have had their check of the pools, which tries a file in each."""
+        seen, since = 0, time.monotonic()
+        while time.monotonic() - since < 1.0:
+            if (now := (self.pool / ".work").stat().st_mtime_ns) != seen:
+                seen, since = now, time.monotonic()
+            time.sleep(0.02)
 
     def name(self, what: str = "v") -> str:
         """A name that no other test has."""
