@@ -78,6 +78,11 @@ class Pool:
         with span(f"plugin {getattr(function, '__name__', 'call')}", pool=self.name):
             return self.lane.call_within(self._timeout, function, *args, **kwargs)
 
+    def call_long(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """As `call`, for what moves the bytes of a whole volume: no limit of time, for it may rightly take hours."""
+        with span(f"plugin {getattr(function, '__name__', 'call')}", pool=self.name):
+            return self.lane.call(function, *args, **kwargs)
+
     def check(self, timeout: float = 5.0) -> None:
         """Open if needed and look how the pool is; never raises."""
         try:

@@ -47,7 +47,7 @@ def _make(ctx: Context, request: requests.ExportVolume, target: Path, work: Path
         if not _is_ours(ctx, image):  # else an earlier attempt came this far
             _remove(work)
             work.mkdir(mode=0o700)
-            pool.lane.call(  # without a limit of time: it tells how far it is, and can be cancelled
+            pool.call_long(
                 convert,
                 source.path,
                 source.format,

@@ -56,7 +56,7 @@ def import_volume(ctx: Context, request: requests.ImportVolume) -> IndexedVolume
     with ctx.step("create", undo=lambda: pool.call(data.delete_volume, identity)):
         pool.call(data.create_volume, spec)
     with ctx.step("fill"):
-        pool.call(data.fill_from_file, identity, request.path, request.source_format, ctx.report)
+        pool.call_long(data.fill_from_file, identity, request.path, request.source_format, ctx.report)
     with ctx.step("complete"):
         volume = pool.call(data.complete, identity)
     return _finish(ctx, pool, request, volume)

@@ -44,7 +44,7 @@ def create_volume(ctx: Context, request: requests.CreateVolume) -> IndexedVolume
         lookups.refuse_attached(ctx, pool, lookups.require_volume(pool, source, spec.source.volume_uid), f"clone {source}")
     backend = pool.backend()
     with ctx.step("create", undo=lambda: pool.call(backend.delete_volume, VolumeId(spec.name, spec.uid))):
-        volume = pool.call(backend.create_volume, spec)
+        volume = (pool.call if spec.source is None else pool.call_long)(backend.create_volume, spec)
     if spec.source is not None and (origin := lookups.find_volume(pool, spec.source.volume)):
         lookups.put(ctx, pool, origin)  # a clone may freeze what its source wrote to
     return lookups.put(ctx, pool, volume, fresh=True)
