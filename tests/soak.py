@@ -51,7 +51,7 @@ def report(tree: ET.ElementTree[ET.Element]) -> str:
         name = f"{case.get('classname', '').removeprefix('tests.')}::{case.get('name')}"
         lines.append(f"- {'**FAILED**' if failed else 'passed'} `{name}` ({float(case.get('time', '0')):.0f} s)")
         printed = [line.strip() for line in (case.findtext("system-out") or "").splitlines() if line.strip()]
-        lines += [f"  - {line}" for line in printed if not line.startswith("---")][-LINES_PER_TEST:]
+        lines += [f"  - {line}" for line in printed if not line.startswith(("---", "20"))][-LINES_PER_TEST:]  # nor log lines
     return "\n".join(lines) + "\n"
 
 

@@ -14,7 +14,17 @@ MARKER = ".volgate-pool.json"
 
 
 def stray(pool: Path, *folders: Path) -> list[str]:
-    """Every file that no volume accounts for: in the pool, and in other folders that must be empty (a spool)."""
+    """Every file that no volume accounts for: in the pool, and in other folders that must be empty (a spool).
+
+    What a merge that follows an answered call is just writing is given five seconds to go; what stays is stray.
+    """
+    deadline = time.monotonic() + 5.0
+    while (found := _stray_now(pool, folders)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return found
+
+
+def _stray_now(pool: Path, folders: tuple[Path, ...]) -> list[str]:
     found = [str(path.relative_to(pool)) for name in (".work", ".trash") for path in _without_probes(pool / name)]
     found += [path.name for path in pool.iterdir() if path.name not in (MARKER, ".work", ".trash", "volumes")]
     for folder in (pool / "volumes").iterdir():
