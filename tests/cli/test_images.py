@@ -157,6 +157,8 @@ def test_an_interrupted_import_leaves_nothing(cli, server, tmp_path):
         "--source-format",
         "raw",
     ]
+    # a shell's background job ignores SIGINT, and so would its children; a person's terminal does not
+    line = ["env", "--default-signal=INT", *line]
     process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     spool = server.state / "spool"
     for _ in range(400):
@@ -166,7 +168,10 @@ def test_an_interrupted_import_leaves_nothing(cli, server, tmp_path):
     else:
         raise AssertionError("the upload never began")
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
+    try:
+        _, err = process.communicate(timeout=30)
+    finally:
+        process.kill()
     assert process.returncode not in (0, None)
     assert b"Traceback" not in err
     for _ in range(200):

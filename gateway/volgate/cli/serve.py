@@ -34,6 +34,7 @@ def run(config: Path | None, state_dir: Path | None, *, check_only: bool = False
     _require_usable(settings)
     if check_only:
         return check(settings)
+    os.umask(os.umask(0o022) | 0o022)  # nothing is born writable to others; set once, for it is the whole process's
     spawner = Spawner.start()  # older than every thread and than gRPC: nothing forks from this process afterwards
     commands.install(spawner)
     try:

@@ -95,12 +95,9 @@ class EdgeServer:
         """Listen. Raises Precondition if somebody else listens there."""
         _clear_stale(self._path)
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        mask = os.umask(0o177)
-        try:
-            self._server.add_insecure_port(f"unix:{self._path}")
-            await self._server.start()
-        finally:
-            os.umask(mask)
+        # born writable, and so open, to its owner alone: the process's umask sees to it. A umask for this moment would hit other threads
+        self._server.add_insecure_port(f"unix:{self._path}")
+        await self._server.start()
         if self._group:
             os.chown(self._path, -1, grp.getgrnam(self._group).gr_gid)
         self._path.chmod(self._mode)
