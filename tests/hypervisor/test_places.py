@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from xml.etree import ElementTree as ET
 
@@ -26,7 +27,11 @@ def test_more_than_fifty_scsi_disks_attached_at_once(bench: Bench, fresh_guest: 
     assert {disk.serial for disk in fresh_guest.disks()} == {wanted.options.serial for wanted in plans}
     with ThreadPoolExecutor(8) as pool:
         gone = list(pool.map(lambda wanted: bench.detach(wanted, 60.0), plans))
-    assert set(gone) == {DetachOutcome.GONE} and fresh_guest.disks() == []
+    assert set(gone) == {DetachOutcome.GONE}
+    deadline = time.monotonic() + 20
+    while fresh_guest.disks():  # QEMU has let go of them; the guest's kernel takes its time with fifty-six
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
     assert "<disk" not in fresh_guest.domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
 
 

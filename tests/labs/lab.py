@@ -63,6 +63,7 @@ def running(home: Path) -> int:
 def start(home: Path) -> int:
     """Start the lab in the background unless it runs; print how to use it."""
     home.mkdir(parents=True, exist_ok=True)
+    held = None
     if not running(home):
         (home / "ready").unlink(missing_ok=True)
         with (home / "log").open("wb") as log:
@@ -71,7 +72,8 @@ def start(home: Path) -> int:
         (home / "pid").write_text(str(held.pid))
     deadline = time.monotonic() + START_SECONDS
     while not (home / "ready").exists():
-        if not running(home) or time.monotonic() > deadline:
+        dead = held.poll() is not None if held else not running(home)  # our own child is not judged by its words: it may not have them yet
+        if dead or time.monotonic() > deadline:
             print((home / "log").read_text(errors="replace"), f"the lab {home.name} did not start", file=sys.stderr)
             return 1
         time.sleep(0.05)

@@ -61,7 +61,11 @@ class Stepping:
     def __exit__(self, *_: object) -> None:
         if not self.killed_at:
             self._strace.terminate()
-        self._strace.wait(10)  # after a kill it ends with the last of those that it traces; asked to end earlier, it may wait for ever
+        try:
+            self._strace.wait(10)  # after a kill it ends with the last of those that it traces; asked to end earlier, it may wait for ever
+        except subprocess.TimeoutExpired:
+            self._strace.kill()  # what it traced goes on, or stands still until it is continued below
+            self._strace.wait(10)
         self._reader.join(10)
         if self._strace.stderr:
             self._strace.stderr.close()
