@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import subprocess
@@ -99,6 +100,7 @@ def test_cancellation(spawner):
 
 def test_a_thousand_commands_from_twenty_threads_leave_nothing(spawner):
     spawner.run(["true"], timeout=10)
+    gc.collect()  # what an earlier test left to the collector is not to be counted
     ours, theirs = len(os.listdir("/proc/self/fd")), len(os.listdir(f"/proc/{spawner.pid}/fd"))
 
     def one(number: int) -> bool:
@@ -107,7 +109,7 @@ def test_a_thousand_commands_from_twenty_threads_leave_nothing(spawner):
 
     with ThreadPoolExecutor(20) as pool:
         assert all(pool.map(one, range(1000)))
-    assert len(os.listdir("/proc/self/fd")) == ours
+    assert len(os.listdir("/proc/self/fd")) <= ours
     deadline = time.monotonic() + 10
     while len(os.listdir(f"/proc/{spawner.pid}/fd")) > theirs:  # it lets go after it has answered
         assert time.monotonic() < deadline
