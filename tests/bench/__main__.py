@@ -66,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"rows: {error}", file=sys.stderr)
         return 2
     targets.write(results, options.output)
-    print(targets.table(results))
+    print(f"{targets.table(results)}\n\n{targets.peers()}\n")
     missed = [str(found["name"]) for found in results if not found["met"]]
     print(f"load average {' '.join(f'{load:.1f}' for load in os.getloadavg())} on {os.cpu_count()} processors")
     print(f"{len(results)} rows, {len(missed)} missed{': ' + ', '.join(missed) if missed else ''}; {options.output}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from tests.bench.measure import Row
 
 FILE = Path(__file__).with_name("targets.toml")
+PEERS = Path(__file__).with_name("peers.toml")
 RULES = {
     "difference": "at most reference + {limit:g} {unit}",
     "ratio": "at most {limit:g} x reference",
@@ -101,8 +102,17 @@ def table(results: list[dict[str, Any]]) -> str:
         ratio = f"{found['ratio']:.2f}" if found["ratio"] is not None else "-"
         verdict = "" if found["target"] == RULES["context"] else "met" if found["met"] else "MISSED"
         lines.append((found["name"], *shown, ratio, found["target"], verdict, found["reference_name"]))
+    return _aligned(lines, left={0, 4, 5, 6})
+
+
+def peers() -> str:
+    """Render what others published."""
+    listed = tomllib.loads(PEERS.read_text(encoding="utf-8"))["peer"]
+    return _aligned([("peers, as published", "", ""), *((one["what"], one["figure"], one["source"]) for one in listed)], left={0, 1, 2})
+
+
+def _aligned(lines: Sequence[tuple[str, ...]], left: set[int]) -> str:
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    left = {0, 4, 5, 6}
     return "\n".join(
         "  ".join(
             cell.ljust(width) if column in left else cell.rjust(width)

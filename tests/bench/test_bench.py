@@ -115,3 +115,11 @@ def test_a_missed_target_fails_only_a_strict_run(tmp_path: Path) -> None:
     assert program.main(arguments) == 0
     assert [found["met"] for found in json.loads((tmp_path / "out").read_text())] == [False, True, True, True]
     assert program.main([*arguments, "--strict"]) == 1
+
+
+def test_the_peers_figures_are_printed_and_documented():
+    guide = (Path(__file__).parents[2] / "docs/benchmarks.md").read_text()
+    listed = [line.strip(" |").split(" | ") for line in guide.partition("## Peers")[2].splitlines() if line.startswith("| ")][1:]
+    shown = targets.peers()
+    assert len(listed) == len(shown.splitlines()) - 1 > 3
+    assert all(cell in shown for row in listed for cell in row)
