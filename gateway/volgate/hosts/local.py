@@ -6,7 +6,6 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 
 import structlog
@@ -132,9 +131,7 @@ class LocalHost:
 
         def begin(connection: Libvirt) -> bool:
             found = domains.lookup(connection, domain)
-            clean = (found.UUIDString(), found.ID()) in self._clean
-            settle = partial(overlay.settle, found, alias, deadline=_soon(deadline))
-            return domains.begin_detach(found, alias, source, clean=clean, settle=settle)
+            return domains.begin_detach(found, alias, source, settle=lambda: overlay.settle(found, alias, deadline=_soon(deadline)))
 
         try:
             key = self._key(domain, _soon(deadline))

@@ -107,18 +107,17 @@ def _layout(domain: libvirt.virDomain) -> Layout:
         return layout(domain.XMLDesc())
 
 
-def begin_detach(domain: libvirt.virDomain, alias: str, source: str, *, clean: bool, settle: Callable[[], None]) -> bool:
+def begin_detach(domain: libvirt.virDomain, alias: str, source: str, *, settle: Callable[[], None]) -> bool:
     """Take a disk out of the configuration and ask the guest to release it; return whether the guest was asked.
 
     `settle` is called first where QEMU writes to another file than libvirt or the configuration has it
-    (:func:`volgate.hypervisor.overlay.settle`). QEMU is not asked where it is known to be `clean`: libvirtd did not die since it was.
+    (:func:`volgate.hypervisor.overlay.settle`).
     Raises InUse (IDENTITY_MISMATCH) before anything is done if the alias holds another source.
     """
     now, then = layouts(domain)
     live = now.by_alias(alias) if now.running else None
     config = then.by_alias(alias) if then else None
-    opened = _opened(domain, alias) if live is not None and not clean else ""
-    if live is not None and {opened or live.source, config.source if config else live.source} != {live.source}:
+    if live is not None and {_opened(domain, alias) or live.source, config.source if config else live.source} != {live.source}:
         settle()
         now, then = layouts(domain)
         live = now.by_alias(alias) if now.running else None
