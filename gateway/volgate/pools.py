@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
 import structlog
 
-from volgate.backend import Backend, BackendType, Measures, PoolContext, Traits, capabilities
+from volgate.backend import Backend, Measures, PoolContext, Traits, capabilities
 from volgate.errors import InvalidRequest, NotFound, Precondition, Unreachable, Unsupported, VolgateError
 from volgate.lanes import Lane
 from volgate.model import Capacity, Health
-from volgate.registry import Registry
+from volgate.registry import Kind, Registry
 from volgate.settings import convert_strictly
 from volgate.tracing import span
+from volgate.worker.link import Start
+from volgate.worker.offers import PoolOf
+from volgate.worker.proxy import proxy
+from volgate.worker.supervisor import Supervisor, moving_bytes
 
 __all__ = ["Pool", "PoolStatus", "Pools"]
 
@@ -23,6 +29,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 B = TypeVar("B", bound=Backend)
 _log = structlog.get_logger()
+_WORKER_SECONDS = 10.0  # a worker is killed at its time limit; the lane waits a little longer for what that comes to
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,18 +51,27 @@ class PoolStatus:
 class Pool:
     """One configured pool: opened when it can be, tried again while it cannot."""
 
-    def __init__(self, name: str, offer: BackendType, table: Mapping[str, Any], instance: str, timeout: float) -> None:
-        """Read the table strictly into the plugin's settings type. `timeout` bounds each native call, seconds. Raises InvalidRequest."""
+    def __init__(self, name: str, kind: Kind, start: Start, table: Mapping[str, Any], instance: str, timeout: float) -> None:
+        """`start` is how a worker for it begins, `timeout` bounds each native call, seconds. A plugin of this process reads its table now.
+
+        Raises InvalidRequest.
+        """
         self.name = name
-        self.kind = offer.kind
+        self.kind = kind.kind
         self.draining = False
         self.health = Health.DOWN
         self.problem = "not opened yet"
-        self.lane = Lane(name, offer.width, offer.depth)
+        self.lane = Lane(name, kind.width, kind.depth)
         self._probe = Lane(f"{name}-check", 1, 1)
-        self._offer = offer
-        self._settings = convert_strictly({k: v for k, v in table.items() if k != "kind"}, offer.settings, f"pools.{name}")
-        self._context = PoolContext(pool=name, instance=instance)
+        own, where = {k: v for k, v in table.items() if k != "kind"}, f"pools.{name}"
+        self.workers: Supervisor | None = None
+        if kind.local is None:
+            self.workers = Supervisor(PoolOf(kind.kind, own, where, name, instance), start, timeout=timeout)
+            self._begin: Callable[[], Backend] = partial(proxy, self.workers)
+            timeout += _WORKER_SECONDS
+        else:
+            settings = convert_strictly(own, kind.local.settings, where)
+            self._begin = partial(kind.local.open, settings, PoolContext(pool=name, instance=instance))
         self._timeout = timeout
         self._backend: Backend | None = None
         self._opening = threading.Lock()
@@ -80,7 +96,7 @@ class Pool:
 
     def call_long(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """As `call`, for what moves the bytes of a whole volume: no limit of time, for it may rightly take hours."""
-        with span(f"plugin {getattr(function, '__name__', 'call')}", pool=self.name):
+        with span(f"plugin {getattr(function, '__name__', 'call')}", pool=self.name), moving_bytes():
             return self.lane.call(function, *args, **kwargs)
 
     def check(self, timeout: float = 5.0) -> None:
@@ -100,7 +116,7 @@ class Pool:
 
     def _open(self) -> None:
         try:
-            self._backend = self._offer.open(self._settings, self._context)
+            self._backend = self._begin()
         except VolgateError as error:
             self.health, self.problem = Health.DOWN, error.message
             _log.warning("pool does not open", pool=self.name, reason=error.reason, error=error.message)
@@ -139,6 +155,8 @@ class Pool:
         backend, self._backend = self._backend, None
         if backend is not None:
             backend.close()
+        elif self.workers is not None:
+            self.workers.close()
         self.lane.close()
         self._probe.close()
 
@@ -154,10 +172,18 @@ class Pools:
             if not isinstance(kind, str):
                 raise InvalidRequest(f'configuration: [pools.{name}] needs a kind, such as kind = "directory"', field=f"pools.{name}.kind")
             try:
-                offer = registry.backend_type(kind)
+                offered = registry.backend_type(kind)
             except NotFound as error:
                 raise InvalidRequest(f"configuration: [pools.{name}] kind: {error.message}", field=f"pools.{name}.kind") from error
-            self._pools[name] = Pool(name, offer, table, instance, timeout)
+            self._pools[name] = Pool(name, offered, registry.start_of(offered), table, instance, timeout)
+        self._validate()
+
+    def _validate(self) -> None:
+        """Let workers read the tables of their pools, side by side. One that cannot is a pool that is down, no wrong configuration."""
+        workers = [pool.workers for pool in self._pools.values() if pool.workers]
+        if workers:
+            with ThreadPoolExecutor(len(workers)) as threads:
+                list(threads.map(Supervisor.validate, workers))
 
     def __iter__(self) -> Iterator[Pool]:
         """Yield the pools by name."""

@@ -1,31 +1,41 @@
-"""Where pluggy lives: finds plugins, isolates broken ones, honours the operator's block list, and offers one typed method per hook."""
+"""Where pluggy lives: finds plugins, isolates them, honours the operator's block list, and offers one typed method per hook.
+
+Only `directory` is imported by the gateway. Every other plugin, third-party ones above all, is imported by worker processes: one
+that crashes, hangs or blocks at import is listed as broken, and the gateway serves the others.
+"""
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
+from functools import partial
 from typing import Any, cast
 
 import pluggy
 import structlog
 
 from volgate.backend import hooks
+from volgate.backend import secrets as secret_sources
 from volgate.backend.hooks import PROJECT, AdmitRequest, BackendType, DiskContext, FinishedRecord
-from volgate.errors import InvalidRequest, NotFound
+from volgate.errors import Busy, InvalidRequest, NotFound, VolgateError
+from volgate.lanes import Lane
 from volgate.secret import Secret
+from volgate.worker import loading
+from volgate.worker.link import Start
+from volgate.worker.loading import Found
+from volgate.worker.plugin import Broken, PluginWorker, refused
 
-__all__ = ["PluginInfo", "Registry"]
+__all__ = ["Kind", "PluginInfo", "Registry"]
 
-_GROUP = "volgate.plugins"
-_BUILT_IN = ("volgate_plugins.directory",)
+_IN_PROCESS = "directory"
+_HOOK_SECONDS = 5.0
 _log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
 class PluginInfo:
-    """One plugin as `volgate plugins` shows it; `status` is `loaded`, `blocked` or `broken`."""
+    """One plugin as `volgate plugins` shows it; `status` is `loaded`, `blocked`, `broken`, or `unused` (built in, no pool needs it)."""
 
     name: str
     version: str
@@ -34,90 +44,211 @@ class PluginInfo:
     problem: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of pools and who serves it: `plugin` is the entry point that a worker imports, `local` the offer of one in this process."""
+
+    kind: str
+    plugin: str
+    width: int
+    depth: int
+    local: BackendType | None = None
+
+
 class Registry:
     """The plugins of one gateway."""
 
-    def __init__(self, blocked: tuple[str, ...] = (), *, extra: Mapping[str, Any] | None = None) -> None:
-        """Load the built-in plugins, those installed as entry points and `extra` (name to module, for tests)."""
+    def __init__(self, blocked: tuple[str, ...] = (), *, extra: Mapping[str, Any] | None = None, log_level: str = "info") -> None:
+        """Find the built-in plugins, those installed as entry points and `extra` (name to module in this process, for tests)."""
         self._manager = pluggy.PluginManager(PROJECT)
         self._manager.add_hookspecs(hooks)
-        self._kinds: dict[str, BackendType] = {}
-        self._plugins: list[PluginInfo] = []
-        seen: set[str] = set()
-        for module in _BUILT_IN:
-            name = module.rpartition(".")[2]
-            seen.add(name)
-            self._load(name, "built-in", blocked, lambda module=module: importlib.import_module(module))
-        for entry in sorted(entry_points(group=_GROUP), key=lambda e: e.name):
-            if entry.name not in seen:
-                seen.add(entry.name)
-                self._load(entry.name, _version(entry), blocked, entry.load)
+        self._log_level = log_level
+        self._kinds: dict[str, Kind] = {}
+        self._plugins: dict[str, PluginInfo] = {}
+        self._unused: dict[str, Found] = {}
+        self._workers: list[PluginWorker] = []
+        self._hooks = Lane("hooks", 8, 1024)
+        foreign: list[Found] = []
+        for found in loading.find():
+            if found.name in self._plugins:
+                self._list(Found(f"{found.name} ({found.value})", found.value, found.version), "broken", problem="the name is taken")
+            elif found.name in blocked:
+                self._list(found, "blocked")
+            elif found.name == _IN_PROCESS:
+                self._load(found, partial(loading.load, found.value))
+            elif found.version == loading.BUILT_IN:
+                self._unused[found.name] = found
+                self._list(found, "unused", kinds=(found.name,))
+            else:
+                foreign.append(found)
+                self._list(found, "loading")
+        self._describe(foreign)
         for name, plugin in (extra or {}).items():
-            self._load(name, "in-process", blocked, lambda plugin=plugin: plugin)
+            self._load(Found(name, "", "in-process"), partial(_itself, plugin))
 
-    def _load(self, name: str, version: str, blocked: tuple[str, ...], load: Any) -> None:
-        if name in blocked:
-            self._plugins.append(PluginInfo(name, version, "blocked"))
-            return
+    def _list(self, found: Found, status: str, *, kinds: tuple[str, ...] = (), problem: str = "") -> None:
+        self._plugins[found.name] = PluginInfo(found.name, found.version, status, kinds, problem)
+
+    def _load(self, found: Found, load: Callable[[], Any]) -> None:
+        """Import a plugin into this process."""
         try:
             plugin = load()
-            self._manager.register(plugin, name)
+            self._manager.register(plugin, found.name)
             self._manager.check_pending()
-            kinds = self._offers(plugin)
+            self._offer(found, [Kind(o.kind, found.value, o.width, o.depth, o) for o in loading.offers(plugin)])
         except Exception as error:  # noqa: BLE001  # a plugin is foreign code: whatever it raises must not stop the others
-            if self._manager.has_plugin(name):
-                self._manager.unregister(name=name)
-            _log.error("plugin is broken and was left out", plugin=name, error=f"{type(error).__name__}: {error}")
-            self._plugins.append(PluginInfo(name, version, "broken", problem=f"{type(error).__name__}: {error}"))
-            return
-        self._plugins.append(PluginInfo(name, version, "loaded", kinds))
+            if self._manager.has_plugin(found.name):
+                self._manager.unregister(name=found.name)
+            self._broken(found, f"{type(error).__name__}: {error}")
 
-    def _offers(self, plugin: Any) -> tuple[str, ...]:
-        if not hasattr(plugin, "volgate_backends"):
-            return ()
-        offers = list(plugin.volgate_backends())
-        for offer in offers:
-            if not isinstance(offer, BackendType):
-                raise TypeError(f"volgate_backends returned {offer!r}, not a BackendType")
-            if offer.kind in self._kinds:
-                raise ValueError(f"kind {offer.kind!r} is already offered by another plugin")
-        self._kinds.update({offer.kind: offer for offer in offers})
-        return tuple(offer.kind for offer in offers)
+    def _describe(self, plugins: list[Found]) -> None:
+        """Let workers import plugins, side by side, and take in what they offer, in order of name."""
+        if not plugins:
+            return
+        workers = [PluginWorker(Start(found.value, self._log_level, secret=self.secret)) for found in plugins]
+        with ThreadPoolExecutor(len(plugins)) as pool:
+            asked = [pool.submit(worker.describe) for worker in workers]
+        for found, worker, answer in zip(plugins, workers, asked, strict=True):
+            try:
+                described = answer.result()
+                self._offer(found, [Kind(o.kind, found.value, o.width, o.depth) for o in described.offers])
+            except Broken as error:
+                self._broken(found, str(error))
+                continue
+            except ValueError as error:
+                worker.close()
+                self._broken(found, str(error))
+                continue
+            if described.hooks:
+                self._workers.append(worker)
+                self._manager.register(_remote(worker, described.hooks), found.name)
+
+    def _offer(self, found: Found, kinds: list[Kind]) -> None:
+        for kind in kinds:
+            holder = next((info.name for info in self._plugins.values() if kind.kind in info.kinds and info.name != found.name), "")
+            if holder:
+                raise ValueError(f"kind {kind.kind!r} is already offered by plugin {holder}")
+        self._kinds.update({kind.kind: kind for kind in kinds})
+        self._list(found, "loaded", kinds=tuple(kind.kind for kind in kinds))
+
+    def _broken(self, found: Found, problem: str) -> None:
+        _log.error("plugin is broken and was left out", plugin=found.name, error=problem)
+        self._list(found, "broken", problem=problem)
 
     def plugins(self) -> list[PluginInfo]:
         """Every plugin found, loaded or not."""
-        return list(self._plugins)
+        return list(self._plugins.values())
 
-    def backend_type(self, kind: str) -> BackendType:
-        """The offer for a kind. Raises NotFound naming the kinds there are."""
-        if kind not in self._kinds:
-            raise NotFound(f"no plugin offers pools of kind {kind!r}; there are: {', '.join(sorted(self._kinds)) or 'none'}")
-        return self._kinds[kind]
+    def try_all(self) -> list[PluginInfo]:
+        """As `plugins`, after the built-in ones that no pool needs were tried too: what they lack is told."""
+        unused, self._unused = self._unused, {}
+        self._describe(list(unused.values()))
+        return self.plugins()
+
+    def backend_type(self, kind: str) -> Kind:
+        """Who serves a kind. Raises NotFound naming the kinds there are, or why the plugin that would serve it is broken."""
+        if kind in self._unused:
+            self._describe([self._unused.pop(kind)])
+        if kind in self._kinds:
+            return self._kinds[kind]
+        info = self._plugins.get(kind)
+        if info is not None and info.problem:
+            raise NotFound(f"plugin {info.name} is broken: {info.problem}")
+        known = sorted({*self._kinds, *self._unused})
+        raise NotFound(f"no plugin offers pools of kind {kind!r}; there are: {', '.join(known) or 'none'}")
 
     def admit(self, request: AdmitRequest) -> None:
-        """Ask every plugin whether a mutation may go on; the first refusal is raised."""
-        self._manager.hook.volgate_admit(request=request)
+        """Ask every plugin whether a mutation may go on; the first refusal is raised. One that fails or is slow refuses nothing."""
+        for hook in self._manager.hook.volgate_admit.get_hookimpls():
+            self._ask(hook, "volgate_admit", request=request)
 
     def amend_disk(self, disk: str, context: DiskContext) -> str:
-        """Let plugins amend a `<disk>`; the last answer that is not None wins."""
-        answers = [answer for answer in self._manager.hook.volgate_disk(disk=disk, context=context) if answer is not None]
-        return cast("str", answers[-1]) if answers else disk
+        """Let plugins amend a `<disk>`, one after the other in their order; one that fails or is slow leaves it as it is."""
+        for hook in self._manager.hook.volgate_disk.get_hookimpls():
+            disk = self._ask(hook, "volgate_disk", disk=disk, context=context) or disk
+        return disk
 
     def finished(self, record: FinishedRecord) -> None:
-        """Tell plugins of a mutation that ended; what they raise is logged."""
-        for caller in self._manager.hook.volgate_finished.get_hookimpls():
+        """Tell plugins of a mutation that ended, in the background; what they raise is logged."""
+        for hook in self._manager.hook.volgate_finished.get_hookimpls():
             try:
-                caller.function(record)
-            except Exception as error:  # noqa: BLE001  # foreign code, told after the fact: it must not change the outcome
-                _log.warning("plugin failed in volgate_finished", plugin=caller.plugin_name, error=repr(error))
+                self._hooks.submit(self._tell, hook, record)
+            except VolgateError as error:
+                _log.error("a plugin was not told of a mutation: it is too slow", plugin=hook.plugin_name, operation=record.operation,
+                           target=record.name, outcome=record.outcome, error=error.message)  # fmt: skip
+
+    @staticmethod
+    def _tell(hook: Any, record: FinishedRecord) -> None:
+        try:
+            _called(hook, {"record": record})
+        except Exception as error:  # noqa: BLE001  # foreign code, told after the fact: it must not change the outcome
+            _log.warning("plugin failed in volgate_finished", plugin=hook.plugin_name, operation=record.operation, error=repr(error))
 
     def secret(self, reference: str) -> Secret:
         """Resolve a reference to a secret. Raises InvalidRequest if no plugin knows its scheme."""
-        found = self._manager.hook.volgate_secrets(reference=reference)
-        if not isinstance(found, Secret):
-            raise InvalidRequest(f"no plugin resolves secrets of scheme {reference.partition(':')[0]!r}", field="secret")
-        return found
+        if (own := secret_sources.built_in(reference)) is not None:
+            return own
+        for hook in self._manager.hook.volgate_secrets.get_hookimpls():
+            found = self._ask(hook, "volgate_secrets", reference=reference)
+            if found is not None:
+                return found if isinstance(found, Secret) else Secret(str(found))
+        raise InvalidRequest(f"no plugin resolves secrets of scheme {reference.partition(':')[0]!r}", field="secret")
+
+    def start_of(self, kind: Kind) -> Start:
+        """How a worker for pools of this kind is started."""
+        return Start(kind.plugin, self._log_level, secret=self.secret)
+
+    def close(self) -> None:
+        """End the plugins' processes."""
+        self._hooks.close()
+        for worker in self._workers:
+            worker.close()
+
+    def _ask(self, hook: Any, name: str, **arguments: Any) -> Any:
+        """Ask one plugin; None if it fails or does not answer in time. Raises its refusal."""
+        try:
+            return self._hooks.call_within(_HOOK_SECONDS, _called, hook, arguments)
+        except Busy as error:
+            problem = error.message
+        except Exception as error:  # foreign code: anything but a refusal of ours counts as no answer
+            if refused(error):
+                raise
+            problem = f"{type(error).__name__}: {error}"
+        _log.warning("a plugin's hook failed and is passed over", plugin=hook.plugin_name, hook=name, error=problem)
+        return None
 
 
-def _version(entry: EntryPoint) -> str:
-    return entry.dist.version if entry.dist else ""
+def _itself(plugin: Any) -> Any:
+    return plugin
+
+
+def _called(hook: Any, arguments: dict[str, Any]) -> Any:
+    """Call one implementation with the arguments that it names, as pluggy does."""
+    return hook.function(*(arguments[name] for name in hook.argnames))
+
+
+def _remote(worker: PluginWorker, names: tuple[str, ...]) -> Any:
+    """A plugin whose hooks ask the real one in its worker."""
+
+    def volgate_admit(request: AdmitRequest) -> None:
+        worker.hook("volgate_admit", {"request": request}, timeout=_HOOK_SECONDS)
+
+    def volgate_disk(disk: str, context: DiskContext) -> str | None:
+        return cast("str | None", worker.hook("volgate_disk", {"disk": disk, "context": context}, timeout=_HOOK_SECONDS))
+
+    def volgate_finished(record: FinishedRecord) -> None:
+        worker.hook("volgate_finished", {"record": record}, timeout=_HOOK_SECONDS)
+
+    def volgate_secrets(reference: str) -> Secret | None:
+        found = worker.hook("volgate_secrets", {"reference": reference}, timeout=_HOOK_SECONDS)
+        return None if found is None else Secret(str(found))
+
+    known = (volgate_admit, volgate_disk, volgate_finished, volgate_secrets)
+    return _Hooks({function.__name__: hooks.hookimpl(function) for function in known if function.__name__ in names})
+
+
+class _Hooks:
+    """What pluggy registers for a plugin in a worker."""
+
+    def __init__(self, functions: Mapping[str, Callable[..., Any]]) -> None:
+        self.__dict__.update(functions)

@@ -13,7 +13,7 @@ from opentelemetry import metrics, trace
 
 from volgate.secret import redacted
 
-__all__ = ["ObservedLane", "TelemetrySettings", "configure", "observe_lanes", "observe_operations"]
+__all__ = ["ObservedLane", "TelemetrySettings", "configure", "configure_logs", "observe_lanes", "observe_operations"]
 
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
 
@@ -54,7 +54,7 @@ class ObservedLane(Protocol):
 
 def configure(settings: TelemetrySettings) -> Callable[[], None]:
     """Set up logs, and the exporters that are asked for; each is imported only then. Returns what sends the rest at the end."""
-    _configure_logs(settings.log_level)
+    configure_logs(settings.log_level)
     if not (settings.otlp_endpoint or settings.prometheus_listen):
         return lambda: None
     from opentelemetry.sdk.metrics import Histogram, MeterProvider
@@ -125,7 +125,8 @@ def observe_operations(unfinished: Callable[[], int]) -> None:
     meter.create_observable_gauge("volgate.operation.unfinished", [lambda _options: [metrics.Observation(unfinished())]], description=now)
 
 
-def _configure_logs(level: str) -> None:
+def configure_logs(level: str) -> None:
+    """Write JSON lines with trace ids and without secrets to the standard error."""
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,

@@ -16,6 +16,7 @@ from volgate.connection import Connection
 from volgate.model import Capacity, Format, Health, Labels, Path, Snapshot, Volume, VolumeSpec
 
 __all__ = [
+    "FACET_NAMES",
     "Adopts",
     "Backend",
     "Clones",
@@ -261,6 +262,9 @@ class PathsSeen(Backend):
 
 
 _FACETS: tuple[type[Backend], ...] = (Resizes, Snapshots, Overlays, Reverts, Clones, Measures, DataPath, Adopts, Relabels, PathsSeen)
+
+FACET_NAMES: tuple[str, ...] = tuple(facet.__name__ for facet in _FACETS)
+"""Every facet beside `Backend` itself, in a fixed order."""
 
 
 def capabilities(backend: Backend | type[Backend]) -> tuple[str, ...]:

@@ -41,7 +41,7 @@ class BackendType:
 
     `settings` is a frozen dataclass (or msgspec struct) that `[pools.<name>]` is read into, strictly. `open(settings, context)`
     returns the backend, picking the class by the pool's mode; it raises Unreachable, Precondition or InvalidRequest.
-    `in_threads`: the plugin asks for threads of the gateway instead of a worker process (only `directory` does).
+    `width` calls run at once and `depth` wait. `in_threads`: threads of the gateway instead of a worker process (only `directory`).
     """
 
     kind: str

@@ -74,6 +74,11 @@ def _failure(done: Completed, what: str) -> VolgateError:
     return Precondition(f"{what}: {text[-400:]}", reason="COMMAND_FAILED")
 
 
+def spawner() -> Spawner:
+    """The process-wide spawner, for what runs longer than a call."""
+    return _started()
+
+
 def _started() -> Spawner:
     global _spawner  # noqa: PLW0603 - as above
     with _lock:

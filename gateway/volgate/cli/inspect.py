@@ -138,7 +138,9 @@ def list_plugins() -> None:
     from volgate.registry import Registry
 
     logs_to_stderr()
-    found = Registry().plugins()
+    registry = Registry()
+    found = registry.try_all()
+    registry.close()
     rows = [(p.name, p.version, p.status, ", ".join(p.kinds), p.problem) for p in found]
     keys = ("name", "version", "status", "kinds", "problem")
     width = [max([len(row[at]) for row in rows] + [0]) for at in range(4)]

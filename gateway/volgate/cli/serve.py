@@ -73,7 +73,12 @@ def check(settings: Settings) -> int:
     from volgate.pools import Pools
     from volgate.registry import Registry
 
-    Pools(Registry(settings.plugins.blocked), settings.pools, "check", settings.limits.native_timeout)
+    logs_to_stderr()
+    registry = Registry(settings.plugins.blocked, log_level=settings.telemetry.log_level)
+    try:
+        Pools(registry, settings.pools, "check", settings.limits.native_timeout).close()
+    finally:
+        registry.close()
     return 0
 
 
@@ -116,17 +121,20 @@ def _opened(settings: Settings) -> Iterator[Gateway]:
     from volgate.store.database import Database, StateLock
 
     lock = StateLock(settings.state_dir)
+    registry: Registry | None = None
     try:
         instance = _instance(settings)
         database = Database(settings.state_dir / "volgate.db")
         database.set_instance(instance)
-        registry = Registry(settings.plugins.blocked)
+        registry = Registry(settings.plugins.blocked, log_level=settings.telemetry.log_level)
         pools = Pools(registry, settings.pools, instance, settings.limits.native_timeout)
         hosts: dict[str, Host] = {
             name: LocalHost(name, host.uri, disk_hook=_disk_hook(registry, name)) for name, host in settings.hosts.items()
         }
         yield Gateway(World(settings, registry, database, pools, hosts))
     finally:
+        if registry is not None:
+            registry.close()
         lock.release()
 
 

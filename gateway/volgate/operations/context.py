@@ -19,6 +19,7 @@ from volgate.tracing import span
 __all__ = ["Context", "Parked"]
 
 _seconds = metrics.get_meter("volgate").create_histogram("volgate.step.duration", unit="s", description="Time of one step of an operation")
+_UNKNOWN = ("LANE_TIMEOUT", "WORKER_LOST")  # the call may have had its effect
 _TICK = 0.01  # watchers are told of every hundredth
 Undo = Callable[[], object]
 
@@ -86,9 +87,9 @@ class Context:
             outcome = "waiting"
             raise
         except Unreachable as error:
-            if error.reason != "LANE_TIMEOUT":
+            if error.reason not in _UNKNOWN:
                 raise
-            raise InDoubt(f"{name}: {error.message}; what it was at may still go on") from error
+            raise InDoubt(f"{name}: {error.message}; how far it came is looked at next") from error
         finally:
             self._mark(name, outcome)
             _seconds.record(time.monotonic() - began, {"method": self.method, "step": name, "outcome": outcome})
