@@ -21,7 +21,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from volgate.edge.status import as_ours, to_status
 from volgate.edge.types import Context
-from volgate.errors import InvalidRequest, Unreachable
+from volgate.errors import DeadlineExceeded, InvalidRequest, Unreachable
 from volgate.tracing import span
 
 __all__ = ["CALL_ID", "CallInterceptor"]
@@ -33,6 +33,7 @@ _log = structlog.get_logger()
 _seconds = metrics.get_meter("volgate").create_histogram("rpc.server.duration", unit="s", description="Time of one call")
 _QUIET = ("/grpc.",)  # health checks and reflection are not worth a line each
 _WATCHES = ("/grpc.", "/volgate.v1.OperationService/WatchOperation")  # streams that end when the server stops, not when they are done
+_MARGIN = 0.1  # less than what a mutation keeps for its own answer, which names the operation
 _ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
 
@@ -89,7 +90,7 @@ class CallInterceptor(aio.ServerInterceptor):
         if handler.response_streaming:
             inner = _writing_each(inner, None if details.method.startswith(_WATCHES) else self._reader_timeout)
         return maker(
-            self._around(details.method, inner),
+            self._around(details.method, inner if handler.request_streaming or handler.response_streaming else _in_time(inner)),
             request_deserializer=_tolerant(handler.request_deserializer),
             response_serializer=handler.response_serializer,
         )
@@ -150,6 +151,24 @@ def _reading_each(inner: Any) -> Any:
             yield _readable(message)
 
     return lambda stream, context: inner(read(stream), context)
+
+
+def _in_time(inner: Any) -> Any:
+    """Answer shortly before the caller's deadline, whatever hangs: gRPC's own end of a call tells nothing."""
+
+    async def answered(request: Any, context: Context) -> Any:
+        left = context.time_remaining()
+        limit = asyncio.timeout(None if left is None else max(0.0, left - min(_MARGIN, left * 0.05)))
+        try:
+            async with limit:
+                return await inner(request, context)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            told = "what this call asks (a storage, or libvirt) did not answer within the call's deadline; look at its health, and repeat"
+            raise DeadlineExceeded(told, reason="NO_ANSWER") from None
+
+    return answered
 
 
 def _writing_each(inner: Any, patience: float | None) -> Any:

@@ -219,6 +219,18 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """A client did not read a stream for so long that it was ended: it held the volume (UNAVAILABLE; retry: same call)."""
     REASON_NOT_ATTACHED: _Reason.ValueType  # 74
     """The volume or the disk is attached to no domain, so there is nothing to change (FAILED_PRECONDITION; retry: after the cause is gone)."""
+    REASON_WORKER_LOST: _Reason.ValueType  # 75
+    """The process that made a backend's call ended or was killed in the middle of it; the call is repeated, and goes on
+    from there (UNAVAILABLE; retry: same call).
+    """
+    REASON_WORKER_STUCK: _Reason.ValueType  # 76
+    """A process that was killed hangs in the kernel with this volume; nothing is done with it until the process is gone
+    (UNAVAILABLE; retry: same call).
+    """
+    REASON_NO_ANSWER: _Reason.ValueType  # 77
+    """What a reading call asks (a storage, or libvirt) did not answer within the call's deadline (DEADLINE_EXCEEDED;
+    retry: same call).
+    """
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Reason names what went wrong in a word that programs compare; ErrorInfo.reason holds the part after REASON_."""
@@ -415,4 +427,16 @@ REASON_READER_STALLED: Reason.ValueType  # 73
 """A client did not read a stream for so long that it was ended: it held the volume (UNAVAILABLE; retry: same call)."""
 REASON_NOT_ATTACHED: Reason.ValueType  # 74
 """The volume or the disk is attached to no domain, so there is nothing to change (FAILED_PRECONDITION; retry: after the cause is gone)."""
+REASON_WORKER_LOST: Reason.ValueType  # 75
+"""The process that made a backend's call ended or was killed in the middle of it; the call is repeated, and goes on
+from there (UNAVAILABLE; retry: same call).
+"""
+REASON_WORKER_STUCK: Reason.ValueType  # 76
+"""A process that was killed hangs in the kernel with this volume; nothing is done with it until the process is gone
+(UNAVAILABLE; retry: same call).
+"""
+REASON_NO_ANSWER: Reason.ValueType  # 77
+"""What a reading call asks (a storage, or libvirt) did not answer within the call's deadline (DEADLINE_EXCEEDED;
+retry: same call).
+"""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015
