@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import atexit
+import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from volgate.errors import DeadlineExceeded, InUse, OutOfSpace, Precondition, VolgateError
 from volgate.spawner import Completed, Limits, Spawner
 
-__all__ = ["Completed", "Limits", "install", "run", "run_checked"]
+__all__ = ["Completed", "Limits", "gateway_pid", "install", "run", "run_checked"]
 
 _lock = threading.Lock()
 _spawner: Spawner | None = None
@@ -72,6 +74,28 @@ def _failure(done: Completed, what: str) -> VolgateError:
         if piece in text:
             return kind(f"{what}: {text[-400:]}", reason=reason)
     return Precondition(f"{what}: {text[-400:]}", reason="COMMAND_FAILED")
+
+
+def gateway_pid() -> int:
+    """The gateway's process id, in it and in its workers: a program that outlives the worker that started it ends with that process.
+
+    Such a program goes into a session of its own, and watches the gateway by a pidfd.
+    """
+    pid = os.getpid()
+    while _is_forker(parent := _parent(pid)):
+        pid = _parent(parent)
+    return pid
+
+
+def _parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()[1])
+
+
+def _is_forker(pid: int) -> bool:
+    try:
+        return b"volgate.forker" in Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return False
 
 
 def spawner() -> Spawner:
