@@ -1,0 +1,203 @@
+"""The backend: every facet that an array of raw files has, each method a call to the array."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+
+from volgate.backend import (
+    Adopts,
+    Clones,
+    DataPath,
+    Foreign,
+    Measures,
+    PathsSeen,
+    PoolCheck,
+    PoolContext,
+    Relabels,
+    Resizes,
+    Reverts,
+    SnapshotSpec,
+    Traits,
+    VolumeId,
+)
+from volgate.backend.image import convert
+from volgate.connection import Connection, LocalFile
+from volgate.errors import Precondition, Unreachable, VolgateError
+from volgate.model import Capacity, Format, Health, Labels, Path, Snapshot, Volume, VolumeSpec
+from volgate_plugins.memory import own
+from volgate_plugins.memory.client import Client
+from volgate_plugins.memory.server import Opened
+from volgate_plugins.memory.settings import MemorySettings
+from volgate_plugins.memory.table import GRAIN, MAXIMUM
+
+__all__ = ["Memory"]
+
+_PAGE = 500
+_CHECK_SECONDS = 3.0
+
+
+class Memory(Resizes, Reverts, Clones, Measures, DataPath, Adopts, Relabels, PathsSeen):
+    """A pool on a simulated array."""
+
+    def __init__(self, settings: MemorySettings, context: PoolContext) -> None:
+        """Find or start the array and take it for the pool."""
+        settings.check()
+        self._settings = settings
+        self._context = context
+        path = settings.socket or own.place(context)
+        self._client = Client(path, connect_seconds=settings.connect_seconds, call_seconds=settings.call_seconds)
+        self._opening = threading.Lock()
+        self._opened = self._open()
+
+    @classmethod
+    def open(cls, settings: MemorySettings, context: PoolContext) -> Memory:
+        """Open the pool. Raises Unreachable, Precondition (POOL_FOREIGN, POOL_MARKER_MISSING), InvalidRequest."""
+        return cls(settings, context)
+
+    def _open(self) -> Opened:
+        if not self._settings.socket:
+            own.start(self._client.path, self._settings)
+        context, settings = self._context, self._settings
+        opened: Opened = self._client.call(
+            "open_pool",
+            Opened,
+            instance=context.instance,
+            pool=context.pool,
+            accept_loss=settings.accept_loss,
+            faults=settings.faults,
+        )
+        self._client.array = opened.array
+        return opened
+
+    @property
+    def traits(self) -> Traits:
+        """What holds for this array."""
+        return Traits(
+            formats=(Format.RAW,),
+            grain=GRAIN,
+            minimum=GRAIN,
+            maximum=MAXIMUM,
+            independent_clones=self._opened.limits.independent_clones,
+            notes=(
+                f"simulated: volumes live as long as the array that listens at {self._client.path}",
+                "an attached volume has no snapshots: QEMU writes to the array's file itself",
+            ),
+        )
+
+    def create_volume(self, spec: VolumeSpec) -> Volume:
+        """Create the volume; a clone is copied."""
+        timeout = self._settings.copy_seconds if spec.source else self._settings.call_seconds
+        return self._client.call("create_volume", Volume, timeout=timeout, spec=spec)
+
+    def delete_volume(self, volume: VolumeId) -> None:
+        """Delete the volume."""
+        self._client.call("delete_volume", None, volume=volume)
+
+    def get_volume(self, name: str) -> Volume:
+        """Read the volume."""
+        return self._client.call("get_volume", Volume, name=name)
+
+    def list_volumes(self) -> Iterator[Volume]:
+        """Yield every volume, a page at a time."""
+        after = ""
+        while True:
+            page: list[Volume] = self._client.call("list_volumes", list[Volume], after=after, limit=_PAGE)
+            yield from page
+            if len(page) < _PAGE:
+                return
+            after = page[-1].name
+
+    def connection(self, volume: VolumeId, *, host: str) -> Connection:  # noqa: ARG002 - the array's files have one host
+        """Say where the volume's file is."""
+        return self._client.call("connection", LocalFile, volume=volume)
+
+    def check(self) -> PoolCheck:
+        """Look whether the array can serve; one that was started again is taken anew if it lost nothing."""
+        try:
+            try:
+                return self._check()
+            except (Unreachable, Precondition):
+                with self._opening:
+                    self._opened = self._open()
+                return self._check()
+        except VolgateError as error:
+            return PoolCheck(Health.DOWN, error.message)
+
+    def _check(self) -> PoolCheck:
+        return self._client.call("check", PoolCheck, timeout=min(_CHECK_SECONDS, self._settings.call_seconds))
+
+    def close(self) -> None:
+        """Close the connections; the array goes on."""
+        self._client.close()
+
+    def expand_volume(self, volume: VolumeId, size: int, *, online: bool) -> Volume:
+        """Grow the volume."""
+        return self._client.call("expand_volume", Volume, volume=volume, size=size, online=online)
+
+    def create_snapshot(self, volume: VolumeId, spec: SnapshotSpec) -> Snapshot:
+        """Copy the volume."""
+        return self._client.call("create_snapshot", Snapshot, timeout=self._settings.copy_seconds, volume=volume, spec=spec)
+
+    def delete_snapshot(self, volume: VolumeId, snapshot_uid: str) -> None:
+        """Delete the copy."""
+        self._client.call("delete_snapshot", None, volume=volume, snapshot_uid=snapshot_uid)
+
+    def list_snapshots(self, volume: VolumeId) -> Sequence[Snapshot]:
+        """Return the snapshots, oldest first."""
+        return self._client.call("list_snapshots", list[Snapshot], volume=volume)
+
+    def revert_volume(self, volume: VolumeId, snapshot_uid: str, *, token: str) -> Volume:
+        """Copy the snapshot back."""
+        timeout = self._settings.copy_seconds
+        return self._client.call("revert_volume", Volume, timeout=timeout, volume=volume, snapshot_uid=snapshot_uid, token=token)
+
+    def clone_is_copy(self, spec: VolumeSpec) -> bool:  # noqa: ARG002 - it does not depend on the clone
+        """Say whether files cannot share blocks where the array keeps them."""
+        return not self._opened.shares
+
+    def children(self, volume: VolumeId) -> Sequence[str]:
+        """Return the clones that hold the volume or its snapshots."""
+        return self._client.call("children", list[str], volume=volume)
+
+    def capacity(self) -> Capacity:
+        """Measure the array."""
+        return self._client.call("capacity", Capacity)
+
+    def image(self, volume: VolumeId, snapshot_uid: str = "", *, writable: bool = False) -> Connection:
+        """Return the file of the volume or of a snapshot."""
+        return self._client.call("image", LocalFile, volume=volume, snapshot_uid=snapshot_uid, writable=writable)
+
+    def fill_from_file(self, volume: VolumeId, path: str, source_format: Format, progress: Callable[[float], None]) -> None:
+        """Convert the image into a new file of the array, which then takes the place of the volume's."""
+        timeout = self._settings.call_seconds
+        with self._client.conversation() as talk:  # the array removes the file if this connection ends before
+            begun: tuple[str, int] = talk.call("begin_fill", tuple[str, int], timeout=timeout, volume=volume)
+            scratch, size = begun
+            try:
+                staging = scratch.rpartition("/")[0]
+                convert(path, source_format, scratch, Format.RAW, progress=progress, staging=staging, maximum=size, durable=False)
+                talk.call("fill_from_file", None, timeout=self._settings.copy_seconds, volume=volume, scratch=scratch)
+            except VolgateError:
+                talk.call("abandon_fill", None, timeout=timeout, scratch=scratch)
+                raise
+
+    def complete(self, volume: VolumeId) -> Volume:
+        """Mark the volume as ready."""
+        return self._client.call("complete", Volume, volume=volume)
+
+    def list_foreign(self) -> Iterator[Foreign]:
+        """Yield the files at the top of the array's directory."""
+        yield from self._client.call("list_foreign", list[Foreign])
+
+    def adopt_volume(self, locator: str, spec: VolumeSpec) -> Volume:
+        """Make a foreign file a volume."""
+        return self._client.call("adopt_volume", Volume, locator=locator, spec=spec)
+
+    def relabel_volume(self, volume: VolumeId, labels: Labels) -> Volume:
+        """Replace all labels."""
+        return self._client.call("relabel_volume", Volume, volume=volume, labels=labels)
+
+    def paths(self, volume: VolumeId) -> Sequence[Path]:
+        """Return the two simulated paths."""
+        return self._client.call("paths", list[Path], volume=volume)
