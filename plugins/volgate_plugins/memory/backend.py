@@ -48,7 +48,11 @@ class Memory(Resizes, Reverts, Clones, Measures, DataPath, Adopts, Relabels, Pat
         path = settings.socket or own.place(context)
         self._client = Client(path, connect_seconds=settings.connect_seconds, call_seconds=settings.call_seconds)
         self._opening = threading.Lock()
-        self._opened = self._open()
+        try:
+            self._opened = self._open()
+        except BaseException:  # whatever it was, no connection stays
+            self._client.close()
+            raise
 
     @classmethod
     def open(cls, settings: MemorySettings, context: PoolContext) -> Memory:
