@@ -43,7 +43,7 @@ class Array:
     def client(self, call_seconds: float = 30.0) -> Client:
         return Client(str(self.socket), connect_seconds=20.0, call_seconds=call_seconds)
 
-    def ask(self, verb: str, answer=None, **arguments):
+    def ask(self, verb: str, answer=None, /, **arguments):
         client = self.client()
         try:
             return client.call(verb, answer, **arguments)

@@ -47,7 +47,7 @@ class Conversation:
         self._client = client
         self._end = end
 
-    def call(self, verb: str, answer: type[T] | Any, *, timeout: float, **arguments: Any) -> T:
+    def call(self, verb: str, answer: type[T] | Any, /, *, timeout: float, **arguments: Any) -> T:
         """Make a call and return its answer, of type `answer`. `timeout` in seconds.
 
         Raises what the array raises. Without an answer: InDoubt, for the call may have had its effect; Unreachable if it only reads.
@@ -85,7 +85,7 @@ class Client:
         self._idle: list[socket.socket] = []
         self._closed = False
 
-    def call(self, verb: str, answer: type[T] | Any, *, timeout: float = 0.0, **arguments: Any) -> T:
+    def call(self, verb: str, answer: type[T] | Any, /, *, timeout: float = 0.0, **arguments: Any) -> T:
         """Make one call; see Conversation. Raises Unreachable if no array listens."""
         with self.conversation() as talk:
             found: T = talk.call(verb, answer, timeout=timeout or self._call_seconds, **arguments)

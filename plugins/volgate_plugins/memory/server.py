@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import os
 import socket
 import threading
@@ -80,17 +79,18 @@ class Server:
         self._ports = Ports()
         self._table = Table(media, limits, wanted=self._wanted, occupied=self._marker.occupied)
         self._volumes = Volumes(self._table)
-        self.stop = stop
+        self._end = stop
         places = (self, self._volumes, Snapshots(self._table), Filling(self._table, self._volumes))
         self._verbs = {name: _verb(next(place for place in places if hasattr(place, name)), name) for name in {*VERBS, *_UNSTRUCK, *_FREE}}
 
     def talk(self, end: socket.socket) -> None:
         """Answer one connection until it ends."""
-        self._caller.end, self._caller.scratch = end, []
-        with end, contextlib.suppress(Gone, Dropped, OSError, Lose):
+        self._caller.end, self._caller.scratch, self._caller.last = end, [], False
+        with end, contextlib.suppress(Gone, Dropped, OSError, Lose, msgspec.MsgspecError):
             try:
-                while True:
+                while not self._caller.last:
                     send(end, self._reply(receive(end, Request)))
+                self._end()
             finally:
                 for scratch in self._caller.scratch:
                     Filling(self._table, self._volumes).abandon_fill(scratch)
@@ -102,6 +102,8 @@ class Server:
                 raise InvalidRequest(f"the array knows no verb {request.verb!r}")
             if request.verb not in _FREE:
                 self._require_meant(request.array)
+            if request.arguments.keys() != verb.parameters.keys():
+                raise InvalidRequest(f"{request.verb}: its arguments are {', '.join(verb.parameters) or 'none'}")
             arguments = {name: msgspec.msgpack.decode(raw, type=verb.parameters[name]) for name, raw in request.arguments.items()}
             strike = self._faults.strike(request.verb, self._wanted)
             strike.before()
@@ -198,6 +200,10 @@ class Server:
         """Let a port come back."""
         self._ports.restore(name)
 
+    def stop(self) -> None:
+        """End the array once this is answered."""
+        self._caller.last = True
+
     def accept_loss(self) -> bool:
         """Go on without what an earlier array had."""
         return self._marker.accept_loss()
@@ -205,7 +211,5 @@ class Server:
 
 def _verb(place: object, name: str) -> _Verb:
     function = getattr(place, name)
-    if not inspect.ismethod(function):
-        return _Verb(function, {})
     hints = get_type_hints(function)
     return _Verb(function, {key: hint for key, hint in hints.items() if key != "return"})
