@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import sqlite3
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.edge.plugin import plugin
 from tests.labs.domain import Guest
 from tests.recovery.calls import POOL, Call, Caller, Refused, snapshot_name, volume_name
 from tests.recovery.daemon import Daemon
@@ -160,6 +162,69 @@ def test_nothing_is_deleted_before_libvirt_has_said_what_is_attached(base: Path,
             caller(Call("delete", {"name": volume_name("a"), **rid()}))
         assert [row.name for row in caller.list_attachments()] == [attached.name]
         caller(Call("detach", {"name": attached.name, "wait_seconds": 60, **rid()}))
+
+
+SLOW = '''
+"""A backend whose listing hangs for as long as a file exists."""
+import pathlib
+import time
+from volgate.backend import BackendType, hookimpl
+from volgate_plugins.directory import Directory, DirectorySettings
+
+class Slow(Directory):
+    def list_volumes(self):
+        while (pathlib.Path(__file__).parent / "hang").exists():
+            time.sleep(0.05)
+        return super().list_volumes()
+
+@hookimpl
+def volgate_backends():
+    return [BackendType(kind="slow", settings=DirectorySettings, open=Slow.open, summary="hangs")]
+'''
+
+
+def test_a_pool_that_hangs_keeps_no_other_pool_from_its_attachments(base: Path, guest: Guest, monkeypatch: pytest.MonkeyPatch):
+    """What is attached of a pool is known when the hosts and that pool have answered; before, nothing of it is destroyed."""
+    with plugin("slow", SLOW) as folder:
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH", "")))))
+        daemon = Daemon(base, uri=guest.libvirtd.uri, extra=f'[pools.slow]\nkind = "slow"\npath = "{base}/slow"\n')
+        daemon.config.write_text(daemon.config.read_text().replace("check_seconds = 600", "check_seconds = 0.5"))
+        with daemon, daemon.caller() as caller:
+            caller(create("free"))
+            caller(create("held"))
+            there = caller(Call("create", {"pool": "pools/slow", "volume_id": "v", "size_bytes": MIB, **rid()})).volume.name
+            attached = attach(caller, "held", guest).name
+            options = attachment_pb2.DiskOptions(bus=attachment_pb2.DISK_BUS_VIRTIO_SCSI)
+            far = caller(Call("attach", {"volume": there, "domain": guest.name, "options": options, **rid()})).attachment.name
+            daemon.stop()
+            lose(daemon)
+            (folder / "hang").touch()
+            deletes = {name: Call("delete", {"name": name, **rid()}) for name in (volume_name("free"), volume_name("held"), there)}
+            with _hidden(Path(re.search(r"socket=([^&]+)", guest.libvirtd.uri)[1])):
+                daemon.start(60)
+                for call in deletes.values():
+                    assert _unknown(caller, call)
+            caller(deletes[volume_name("free")])
+            with pytest.raises(Refused, match="detach it first"):
+                caller(deletes[volume_name("held")])
+            assert "health of pools/slow" in _unknown(caller, deletes[there])
+            assert [row.name for row in caller.list_attachments()] == [attached]
+            (folder / "hang").unlink()
+            with pytest.raises(Refused, match="detach it first"):
+                caller(deletes[there])
+            assert {row.name for row in caller.list_attachments()} == {attached, far}
+            for name in (attached, far):
+                caller(Call("detach", {"name": name, "wait_seconds": 60, **rid()}))
+            caller(deletes[volume_name("held")])
+            caller(deletes[there])
+
+
+def _unknown(caller: Caller, call: Call) -> str:
+    """The refusal of a call that nobody can decide yet."""
+    with pytest.raises(Refused, match="nobody knows what is attached") as refused:
+        caller.once(call, 20)
+    assert refused.value.code == "UNAVAILABLE"
+    return refused.value.message
 
 
 @contextlib.contextmanager

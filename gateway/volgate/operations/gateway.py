@@ -22,11 +22,12 @@ from volgate.names import AttachmentName, SnapshotName, VolumeName
 from volgate.operations import lookups, paths, requests, transfer
 from volgate.operations.attachments import collapsible
 from volgate.operations.handlers import HANDLERS
-from volgate.operations.recovery import rebuild_attachments, repair_host
+from volgate.operations.recovery import Rebuild, repair_host
 from volgate.operations.requests import Caller, Plan, Request
 from volgate.operations.runner import Runner
 from volgate.operations.scan import reconcile_attachments, scan_pool
 from volgate.operations.snapshots import request_collapse
+from volgate.operations.sweep import Sweep
 from volgate.operations.ticket import Ticket
 from volgate.operations.world import World
 from volgate.pools import Pool, PoolStatus
@@ -36,6 +37,7 @@ from volgate.store.records import AttachmentRecord, IndexedSnapshot, IndexedVolu
 __all__ = ["Gateway"]
 
 _MOST_FOREIGN = 1000
+_SCAN_SECONDS = 5.0  # the keeper has other things to do than to wait for a storage that hangs
 _EVENT_SECONDS = 0.3  # events come in bursts, and the operation that one belongs to goes first
 _log = structlog.get_logger()
 
@@ -47,6 +49,8 @@ class Gateway:
         """Take the world; `start` does the rest."""
         self.world = world
         self.runner = Runner(world, self._follow)
+        self._rebuild = Rebuild(world, self.runner)
+        self._scans: Sweep[int | None] = Sweep("scan", len(list(world.pools)))
         self._unrepaired: set[str] = set()
         self._stop = threading.Event()
         self._wake = threading.Event()
@@ -65,7 +69,7 @@ class Gateway:
             host.subscribe(self._on_event)
         self._sweep_spool()
         self._unrepaired = {name for name in world.hosts if not repair_host(world, name)}
-        rebuild_attachments(world, self.runner)
+        self._rebuild.run()
         left = self.runner.recover()
         _log.info("gateway started", pools=[pool.name for pool in world.pools], resumed=left)
         self._thread.start()
@@ -85,6 +89,8 @@ class Gateway:
         left = self.runner.stop(grace)
         if left:
             _log.warning("operations are left to the next start", count=left)
+        self._scans.close()
+        self._rebuild.close()
         for host in self.world.hosts.values():
             host.close()
         self.world.pools.close()
@@ -314,11 +320,11 @@ class Gateway:
             try:
                 self.world.pools.check()
                 self._unrepaired = {name for name in self._unrepaired if not repair_host(self.world, name)}
-                if not self.world.attachments_known.is_set():
-                    rebuild_attachments(self.world, self.runner)
+                if not self._rebuild.done:
+                    self._rebuild.run()
                 reconcile_attachments(self.world, self.runner)
                 if time.monotonic() - scanned >= limits.scan_seconds or not scanned:
-                    self.rescan()
+                    self.rescan(_SCAN_SECONDS)
                     self._prune()
                     scanned = time.monotonic()
             except VolgateError as error:
@@ -329,16 +335,21 @@ class Gateway:
                 self._stop.wait(_EVENT_SECONDS)
             self._wake.clear()
 
-    def rescan(self) -> dict[str, int]:
-        """Bring every pool's rows up to date; return how many changed in each pool that is up. Attachments without a record get one."""
-        changed = {}
-        for pool in self.world.pools:
-            try:
-                changed[pool.name] = scan_pool(self.world, pool, self.runner)
-            except VolgateError as error:
-                _log.info("pool is not scanned", pool=pool.name, error=error.message)
-        rebuild_attachments(self.world, self.runner, again=True)
-        return changed
+    def rescan(self, seconds: float | None = None) -> dict[str, int]:
+        """Bring every pool's rows up to date; return how many changed in each pool that is up. Attachments without a record get one.
+
+        After `seconds` it goes on without the pools that have not answered: they end by themselves.
+        """
+        changed = self._scans.run(self.world.pools, self._scan, seconds)
+        self._rebuild.run(again=True)
+        return {name: rows for name, rows in changed.items() if rows is not None}
+
+    def _scan(self, pool: Pool) -> int | None:
+        try:
+            return scan_pool(self.world, pool, self.runner)
+        except VolgateError as error:
+            _log.info("pool is not scanned", pool=pool.name, error=error.message)
+            return None
 
     def _prune(self) -> None:
         oldest = time.time() - self.world.settings.limits.operation_retention_hours * 3600

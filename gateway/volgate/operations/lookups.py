@@ -64,11 +64,11 @@ def identity(volume: Volume) -> VolumeId:
 
 
 def attachments_of(world: World, pool: str, volume: Volume) -> list[AttachmentRecord]:
-    """The attachments of this volume (of this uid), read from the record. Raises Unreachable while the record cannot be trusted."""
-    if not world.attachments_known.is_set():
+    """The attachments of this volume (of this uid), read from the record. Raises Unreachable while its pool's cannot be trusted."""
+    if pool not in world.attachments_known:
         raise Unreachable(
-            f"{pool}/{volume.name}: the database is new and a host or a pool does not answer, so nobody knows what is attached; "
-            f"start libvirt on {', '.join(sorted(world.hosts))}, look at the pools' health, and repeat",
+            f"{pool}/{volume.name}: the database is new, and a host or pools/{pool} has not told yet what it has, so nobody knows what is "
+            f"attached; start libvirt on {', '.join(sorted(world.hosts))}, look at the health of pools/{pool}, and repeat",
             retry_after=5.0,
         )
     with world.database.read() as connection:

@@ -13,15 +13,17 @@ from volgate.model import Volume, VolumeState
 from volgate.names import VolumeName, attachment_id
 from volgate.operations import codec, lookups, requests
 from volgate.operations.runner import Runner
+from volgate.operations.sweep import Sweep
 from volgate.operations.world import World
 from volgate.pools import Pool
 from volgate.store import attachments, journal
 from volgate.store.records import AttachmentRecord, AttachmentState
 
-__all__ = ["rebuild_attachments", "repair_host"]
+__all__ = ["Rebuild", "repair_host"]
 
 _log = structlog.get_logger()
 _HOST_SECONDS = 10.0  # a start does not wait longer for a libvirt that hangs
+_POOL_SECONDS = 5.0  # nor for pools that hang
 
 
 def repair_host(world: World, name: str) -> bool:
@@ -63,32 +65,53 @@ def _files(world: World, name: VolumeName, host: str) -> set[str]:
     return {connection.path, *(path for path, _ in connection.chain)}
 
 
-def rebuild_attachments(world: World, runner: Runner, *, again: bool = False) -> None:
-    """Make records for disks of ours that have none: the database was lost.
+class Rebuild:
+    """Makes records for disks of ours that have none: the database was lost.
 
-    From when all hosts and pools have answered once (or there is no volume that could be attached), the record is trusted; with
-    `again` it is compared nevertheless.
+    From when every host has answered and a pool was listed (or has no volume that could be attached), the record of that pool is
+    trusted. No pool waits for another.
     """
-    with world.database.read() as connection:
-        known = {record.alias for record in attachments.page(connection, limit=100_000)}
-        trusted = attachments.trusted(connection)
-    if trusted:
-        world.attachments_known.set()
-    if trusted and not again:
-        return
-    disks = {name: _disks(world, name, host) for name, host in world.hosts.items()}
-    unknown = {name: [disk for disk in found or () if disk.disk.alias not in known] for name, found in disks.items()}
-    volumes: dict[str, list[Volume]] = {}
-    settled = True
-    if not trusted or any(unknown.values()):
-        volumes = {pool.name: found for pool in world.pools if (found := _volumes(pool)) is not None}
-        for pool in world.pools:
-            for host, without in unknown.items():
-                settled &= _adopt(world, runner, pool, volumes.get(pool.name, []), host, without)
-    answered = None not in disks.values() or not any(volumes.values())
-    if not trusted and answered and settled and len(volumes) == len(list(world.pools)):
-        world.database.write(attachments.trust)
-        world.attachments_known.set()
+
+    def __init__(self, world: World, runner: Runner) -> None:
+        """Nothing is looked at yet."""
+        self._world = world
+        self._runner = runner
+        self._sweep: Sweep[None] = Sweep("rebuild", len(list(world.pools)))
+
+    @property
+    def done(self) -> bool:
+        """Whether the record of every pool is trusted."""
+        return all(pool.name in self._world.attachments_known for pool in self._world.pools)
+
+    def run(self, *, again: bool = False) -> None:
+        """Make one pass, of at most five seconds for all pools together; pools that are trusted are looked at only with `again`."""
+        world = self._world
+        with world.database.read() as connection:
+            known = {record.alias for record in attachments.page(connection, limit=100_000)}
+            world.attachments_known.update(attachments.trusted(connection))
+        if self.done and not again:
+            return
+        disks = {name: _disks(world, name, host) for name, host in world.hosts.items()}
+        unknown = {name: [disk for disk in found or () if disk.disk.alias not in known] for name, found in disks.items()}
+        wanted = [pool for pool in world.pools if any(unknown.values()) or pool.name not in world.attachments_known]
+        self._sweep.run(wanted, partial(self._settle, unknown=unknown, answered=None not in disks.values()), _POOL_SECONDS)
+
+    def _settle(self, pool: Pool, *, unknown: dict[str, list[FoundDisk]], answered: bool) -> None:
+        """Record the disks of a pool's volumes; trust its record if no host, no storage and no operation was in the way."""
+        try:
+            volumes = pool.call(lambda: list(pool.backend().list_volumes()))
+            settled = True
+            for host, found in unknown.items():
+                settled &= _adopt(self._world, self._runner, pool, volumes, host, found)
+            if settled and (answered or not volumes) and pool.name not in self._world.attachments_known:
+                self._world.database.write(partial(attachments.trust, pool=pool.name))
+                self._world.attachments_known.add(pool.name)
+        except VolgateError as error:  # a pool that is down is looked at again later
+            _log.info("a pool's attachments are not known yet", pool=pool.name, error=error.message)
+
+    def close(self) -> None:
+        """Begin nothing more."""
+        self._sweep.close()
 
 
 def _disks(world: World, name: str, host: Host) -> list[FoundDisk] | None:
@@ -97,13 +120,6 @@ def _disks(world: World, name: str, host: Host) -> list[FoundDisk] | None:
         return list(host.our_disks(timeout=min(_HOST_SECONDS, world.settings.limits.libvirt_timeout)))
     except VolgateError as error:
         _log.info("disks cannot be listed", host=name, error=error.message)
-        return None
-
-
-def _volumes(pool: Pool) -> list[Volume] | None:
-    try:
-        return list(pool.call(lambda: list(pool.backend().list_volumes())))
-    except VolgateError:  # a pool that is down is looked at again later
         return None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass, field
 
 from volgate.errors import InvalidRequest, NotFound
@@ -24,8 +23,8 @@ class World:
     database: Database
     pools: Pools
     hosts: dict[str, Host]
-    attachments_known: threading.Event = field(default_factory=threading.Event)
-    """Set once every disk of ours that a host has is on record: not yet after the database was lost."""
+    attachments_known: set[str] = field(default_factory=set)
+    """The pools of whose volumes every disk that a host has is on record: not yet after the database was lost. It only grows."""
 
     def host(self, name: str) -> tuple[str, Host]:
         """The host of a name, or the only one. Raises NotFound, InvalidRequest (none named although there are several)."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import msgspec
-from sqlalchemy import Connection, String, bindparam, cast, delete, func, select
+from sqlalchemy import Connection, bindparam, delete, select
 from sqlalchemy.dialects.sqlite import insert
 
 from volgate.store.records import AttachmentRecord
@@ -11,12 +11,12 @@ from volgate.store.tables import attachment, meta
 
 __all__ = ["add", "find", "forget", "of_domain", "of_volume", "page", "put", "replace", "trust", "trusted"]
 
-_TRUSTED = "attachments/trusted"
+_TRUSTED = "attachments/trusted/"  # and the pool
 _decoder = msgspec.json.Decoder(AttachmentRecord)
 # statements are built once: building one costs as much as running it
 _ROW = insert(attachment)
 _PUT = _ROW.on_conflict_do_update(
-    index_elements=["id"], set_={name: _ROW.excluded[name] for name in ("pool", "volume", "volume_uid", "host", "record")}
+    index_elements=["id"], set_={name: _ROW.excluded[name] for name in ("pool", "volume", "volume_uid", "host", "record", "domain")}
 )
 _FORGET = delete(attachment).where(attachment.c.id == bindparam("of"))
 _FIND = select(attachment.c.record).where(attachment.c.id == bindparam("of"))
@@ -27,10 +27,7 @@ _OF_VOLUME = (
 )
 _OF_DOMAIN = (
     select(attachment.c.record)
-    .where(
-        attachment.c.host == bindparam("of_host"),
-        func.json_extract(cast(attachment.c.record, String), "$.domain") == bindparam("of_domain"),
-    )
+    .where(attachment.c.host == bindparam("of_host"), attachment.c.domain == bindparam("of_domain"))
     .order_by(attachment.c.id)
 )
 
@@ -44,18 +41,20 @@ def put(connection: Connection, record: AttachmentRecord) -> None:
         "volume_uid": record.volume_uid,
         "host": record.host,
         "record": msgspec.json.encode(record),
+        "domain": record.domain,
     }
     connection.execute(_PUT, values)
 
 
-def trust(connection: Connection) -> None:
-    """Note that every disk of ours that a host has is on record: true from the first complete look on."""
-    connection.execute(insert(meta).values(key=_TRUSTED, value="1").on_conflict_do_nothing())
+def trust(connection: Connection, pool: str) -> None:
+    """Note that every disk that a host has of a pool's volumes is on record: true from the first complete look on."""
+    connection.execute(insert(meta).values(key=_TRUSTED + pool, value="1").on_conflict_do_nothing())
 
 
-def trusted(connection: Connection) -> bool:
-    """Whether that was noted."""
-    return connection.scalar(select(meta.c.value).where(meta.c.key == _TRUSTED)) is not None
+def trusted(connection: Connection) -> set[str]:
+    """The pools of which that was noted."""
+    found = connection.scalars(select(meta.c.key).where(meta.c.key.startswith(_TRUSTED, autoescape=True)))
+    return {key.removeprefix(_TRUSTED) for key in found}
 
 
 def add(connection: Connection, record: AttachmentRecord) -> bool:

@@ -26,7 +26,7 @@ def disarm(path: Path) -> int:
     try:
         with contextlib.closing(sqlite3.connect(path)) as connection, connection:
             cancelled = connection.execute(_CANCEL, (time.time(),)).rowcount
-            connection.execute("delete from meta where key = 'attachments/trusted'")
+            connection.execute("delete from meta where key like 'attachments/trusted%'")
     except sqlite3.Error as error:
         raise DataLoss(f"{path} is no whole database of volgate: {error}; take another backup") from error
     return cancelled

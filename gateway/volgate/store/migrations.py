@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import msgspec
 from sqlalchemy import Connection, Engine, inspect, select
 from sqlalchemy.dialects.sqlite import insert
 
@@ -12,8 +13,23 @@ from volgate.store import tables
 
 __all__ = ["STEPS", "migrate"]
 
-STEPS: dict[int, Callable[[Connection], None]] = {}
-"""From version N to N + 1, keyed by N; each is kept for ever."""
+
+def _index_domains(connection: Connection) -> None:
+    """Attachments are found by host and domain; what is known of attachments is known of each pool by itself."""
+    run = connection.exec_driver_sql
+    run("ALTER TABLE attachment ADD COLUMN domain VARCHAR DEFAULT '' NOT NULL")
+    for identifier, record in run("SELECT id, record FROM attachment").all():
+        run("UPDATE attachment SET domain = ? WHERE id = ?", (msgspec.json.decode(record)["domain"], identifier))
+    run("CREATE INDEX attachment_by_domain ON attachment (host, domain)")
+    run(
+        "INSERT INTO meta SELECT 'attachments/trusted/' || pool, '1' FROM (SELECT pool FROM volume UNION SELECT pool FROM attachment) "
+        "WHERE EXISTS (SELECT 1 FROM meta WHERE key = 'attachments/trusted')"
+    )
+    run("DELETE FROM meta WHERE key = 'attachments/trusted'")
+
+
+STEPS: dict[int, Callable[[Connection], None]] = {1: _index_domains}
+"""From version N to N + 1, keyed by N; each is kept for ever, in words of its own: the tables go on changing."""
 
 
 def migrate(engine: Engine) -> None:

@@ -6,7 +6,7 @@ from sqlalchemy import Column, Float, Index, LargeBinary, MetaData, String, Tabl
 
 __all__ = ["SCHEMA_VERSION", "attachment", "meta", "metadata", "operation", "snapshot", "volume"]
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 metadata = MetaData()
 
 meta = Table("meta", metadata, Column("key", String, primary_key=True), Column("value", String, nullable=False))
@@ -46,8 +46,10 @@ attachment = Table(
     Column("volume_uid", String, nullable=False),
     Column("host", String, nullable=False),
     Column("record", LargeBinary, nullable=False),
+    Column("domain", String, nullable=False, server_default=""),  # since 2
 )
 Index("attachment_by_volume", attachment.c.pool, attachment.c.volume)
+Index("attachment_by_domain", attachment.c.host, attachment.c.domain)  # since 2
 
 volume = Table(
     "volume",
