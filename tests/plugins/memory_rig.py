@@ -15,6 +15,7 @@ from volgate.backend import PoolContext, SnapshotSpec, VolumeId
 from volgate.model import Format, Source, SourceKind, VolumeSpec
 from volgate_plugins.memory import Fault, Memory, MemorySettings
 from volgate_plugins.memory.client import Client
+from volgate_plugins.memory.media import MARK
 from volgate_plugins.memory.server import Status
 
 MIB = 1 << 20
@@ -32,6 +33,13 @@ class Array:
         self.log = folder / "array.log"
         self.pools: list[Pool] = []
         self.start()
+
+    @classmethod
+    def of(cls, socket: Path) -> Array:
+        """One that somebody else started: only to be asked."""
+        made = cls.__new__(cls)
+        made.socket = socket
+        return made
 
     def start(self) -> None:
         command = ["setpriv", "--pdeathsig", "KILL", sys.executable, "-m", "volgate_plugins.memory.array", "--socket", str(self.socket)]
@@ -71,7 +79,7 @@ class Array:
         return self.log.read_text()
 
     def objects(self) -> set[str]:
-        return {str(path.relative_to(self.root)) for path in self.root.rglob("*") if path.is_file() and path.name != ".probe"}
+        return {str(path.relative_to(self.root)) for path in self.root.rglob("*") if path.is_file() and path.name not in (".probe", MARK)}
 
     def pool(self, **settings) -> Pool:
         self.pools.append(Pool(MemorySettings(socket=str(self.socket), **settings)))

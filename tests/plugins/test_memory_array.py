@@ -9,13 +9,11 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import msgspec
 import pytest
 
 from tests.plugins.memory_rig import MIB, Array, descriptors, gone, until
@@ -26,6 +24,8 @@ from volgate.model import Format, Health, VolumeSpec
 from volgate_plugins.memory import Fault, Memory, MemorySettings, own
 from volgate_plugins.memory.faults import Faults
 from volgate_plugins.memory.frames import is_open
+from volgate_plugins.memory.media import MARK
+from volgate_plugins.memory.server import Status
 
 CHILD = """
 import sys, uuid
@@ -285,11 +285,12 @@ def test_an_import_whose_worker_dies_leaves_no_file(array, child, tmp_path):
 
 def test_a_client_goes_on_when_an_empty_array_was_started_again(array):
     pool = array.pool()
-    array.kill9()
-    array.start()
+    for name in "ab":
+        array.kill9()
+        array.start()
+        pool.backend.delete_volume(pool.create(name))
     assert pool.backend.check().health is Health.OK
-    pool.create("a")
-    assert pool.names() == ["a"]
+    assert pool.names() == []
 
 
 def test_an_array_that_ended_with_volumes_is_not_taken_for_an_empty_pool(array):
@@ -318,7 +319,7 @@ def test_an_array_ended_by_a_signal_leaves_the_note_and_nothing_else(array):
     volume = pool.create("a")
     assert array.stop() == 0
     assert sorted(path.name for path in array.socket.parent.iterdir()) == ["array.log", "array.sock.volumes", "bytes"]
-    assert list(array.root.iterdir()) == []
+    assert [path.name for path in array.root.iterdir()] == [MARK]
     array.start()
     pool = array.pool(accept_loss=True)
     assert pool.names() == []
@@ -341,6 +342,25 @@ def test_one_array_at_a_socket(array):
     second = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
     assert second.returncode == 3 and "another array listens" in second.stderr
     assert array.pool().names() == []
+
+
+def start_anew(folder: Path, root: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "volgate_plugins.memory.array", "--socket", str(folder / "s"), "--directory", str(root)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+
+
+def test_nothing_is_removed_from_a_directory_that_is_not_its_own(array, tmp_path):
+    array.pool().create("a")
+    mine = tmp_path / "mine"
+    (mine / "volumes").mkdir(parents=True)
+    (mine / "volumes" / "precious").write_text("data")
+    for root, why in ((array.root, "another array keeps its bytes there"), (mine, "it was not made by an array")):
+        refused = start_anew(tmp_path, root)
+        assert refused.returncode == 1 and why in refused.stderr
+    assert (mine / "volumes" / "precious").read_text() == "data"
+    assert array.pool().names() == ["a"] and len(array.objects()) == 2
+    missing = start_anew(tmp_path / "nowhere", mine)
+    assert missing.returncode == 1 and "No such file" in missing.stderr
 
 
 def test_an_array_that_is_not_there_is_said_to_be_so_in_time(tmp_path):
@@ -400,19 +420,33 @@ def test_every_opening_finds_the_same_own_array(context):
 def test_an_own_array_that_was_killed_is_replaced_truthfully(context):
     pool = Memory.open(MemorySettings(connect_seconds=0.5), context)
     client = pool._client
-    first = client.call("hello", msgspec.Raw)
-    pid, root = msgspec.msgpack.decode(first)["pid"], msgspec.msgpack.decode(first)["root"]
-    os.kill(pid, signal.SIGKILL)
-    until(lambda: gone(pid))
+    first = client.call("hello", Status)
+    os.kill(first.pid, signal.SIGKILL)
+    until(lambda: gone(first.pid))
     assert pool.check().health is Health.OK, "it had nothing to lose"
-    assert not Path(root).exists(), "what the killed one left in memory is freed"
+    assert not Path(first.root).exists(), "what the killed one left in memory is freed"
     pool.create_volume(VolumeSpec("a", str(uuid.uuid4()), MIB, Format.RAW))
-    os.kill(pid := msgspec.msgpack.decode(client.call("hello", msgspec.Raw))["pid"], signal.SIGKILL)
-    until(lambda: gone(pid))
+    second = client.call("hello", Status)
+    os.kill(second.pid, signal.SIGKILL)
+    until(lambda: gone(second.pid))
     with pytest.raises(Unreachable):
         pool.get_volume("a")
     assert "ended and took them with it" in pool.check().message
     pool.close()
+
+
+def test_what_a_killed_array_left_in_memory_is_freed_by_the_next_one(context):
+    lost = PoolContext("lost", context.instance)
+    pools = [Memory.open(MemorySettings(), lost)]
+    said = pools[0]._client.call("hello", Status)
+    os.kill(said.pid, signal.SIGKILL)
+    until(lambda: gone(said.pid))
+    assert Path(said.root).exists()
+    pools.append(Memory.open(MemorySettings(), context))
+    assert not Path(said.root).exists()
+    for pool in pools:
+        pool.close()
+    Path(own.place(lost)).unlink()
 
 
 def test_an_array_ends_with_the_process_that_it_is_for(tmp_path):
@@ -420,9 +454,7 @@ def test_an_array_ends_with_the_process_that_it_is_for(tmp_path):
         path = tmp_path / "array.sock"
         command = [sys.executable, "-m", "volgate_plugins.memory.array", "--socket", str(path), "--until-gone", str(owner.pid), "--detach"]
         assert subprocess.run(command, timeout=20, check=False).returncode == 0
-        array = Array.__new__(Array)
-        array.socket = path
-        status = array.status()
+        status = Array.of(path).status()
         assert status.owner == owner.pid and Path(status.root).is_dir()
         assert os.getsid(status.pid) == status.pid
         owner.kill()
@@ -446,9 +478,8 @@ def test_a_call_that_waits_for_a_lock_is_dropped_when_its_caller_goes(array):
     pool, impatient = array.pool(), array.pool(call_seconds=0.3)
     volume = pool.create("a")
     array.fault("hang", "delete_volume", count=1)
-    given_up = threading.Thread(target=lambda: pytest.raises(InDoubt, impatient.backend.delete_volume, volume))
-    given_up.start()
-    given_up.join()
+    with pytest.raises(InDoubt):
+        impatient.backend.delete_volume(volume)
     pool.write(volume, b"kept")
     array.ask("release", int, verb="*")
     time.sleep(0.2)

@@ -1,7 +1,7 @@
 """The array as a process: `python -m volgate_plugins.memory.array --socket PATH`. What it knows lives as long as it does."""
 
 # descriptors, locks and process ids are the subject here; paths stay plain strings
-# ruff: noqa: PTH100, PTH101, PTH108, PTH112, PTH116, PTH119, PTH120
+# ruff: noqa: PTH100, PTH101, PTH108, PTH112, PTH116, PTH119, PTH120, PTH208
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from volgate_plugins.memory.media import Media
 from volgate_plugins.memory.server import Server
 from volgate_plugins.memory.table import Limits
 
-__all__ = ["TAKEN", "main", "shared_memory"]
+__all__ = ["TAKEN", "main", "shared_memory", "sweep"]
 
 TAKEN = 3
 """The exit code if another array listens at the socket."""
@@ -40,30 +40,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Be an array until a signal, `control stop`, or the end of the process that it is for; return the exit code."""
     given = _parse(arguments)
     os.umask(0o022)
-    lock = _lock(f"{given.socket}.lock")
-    if lock is None:
-        sys.stderr.write(f"another array listens at {given.socket}\n")
-        return TAKEN
-    root, parent = given.directory or _own_root(lock), False
+    media, parent = None, False
     try:
+        lock = _lock(f"{given.socket}.lock")
+        if lock is None:
+            sys.stderr.write(f"another array listens at {given.socket}\n")
+            return TAKEN
         owner = os.pidfd_open(given.until_gone) if given.until_gone else -1
+        media = Media(given.directory or _own_root(lock))
         listener = _listen(given.socket)
         parent = given.detach and _become_daemon(f"{given.socket}.log")
         if not parent:
-            _Program(given, root, listener, owner).run()
+            _Program(given, media, listener, owner).run()
     except OSError as error:
         sys.stderr.write(f"no array at {given.socket}: {error}\n")
         return 1
     finally:
-        if not parent:
-            _tidy(given.socket, root, own=not given.directory)
+        if media is not None and not parent:
+            _tidy(given.socket, media, own=not given.directory)
     return 0
+
+
+def sweep(folder: str) -> None:
+    """Free what killed arrays left in memory whose sockets were in this folder."""
+    for name in os.listdir(folder):
+        if name.endswith(".lock") and (lock := _lock(f"{folder}/{name}")) is not None:
+            _remove_own_root(lock)
+            _remove_files(f"{folder}/{name}".removesuffix(".lock"))
+            os.close(lock)
 
 
 class _Program:
     """The loop that accepts connections and waits for the end."""
 
-    def __init__(self, given: argparse.Namespace, root: str, listener: socket.socket, owner: int) -> None:
+    def __init__(self, given: argparse.Namespace, media: Media, listener: socket.socket, owner: int) -> None:
+        """Take what was made before the fork."""
         self._listener = listener
         self._selector = selectors.DefaultSelector()
         self._selector.register(listener, selectors.EVENT_READ)
@@ -75,7 +86,7 @@ class _Program:
             signal.signal(number, lambda *_: None)
         signal.set_wakeup_fd(wake)
         limits = Limits(given.capacity, given.oversubscription, given.independent_clones)
-        self._server = Server(given.socket, Media(root), limits, owner=given.until_gone, stop=lambda: _write(wake))
+        self._server = Server(given.socket, media, limits, owner=given.until_gone, stop=lambda: _write(wake))
 
     def run(self) -> None:
         while True:
@@ -123,15 +134,18 @@ def _lock(path: str) -> int | None:
 
 def _own_root(lock: int) -> str:
     """Make a directory in memory and note it in the lock file; the one noted there is of an array that was killed."""
-    above = shared_memory()
-    old = os.pread(lock, 4096, 0).decode(errors="replace")
-    if os.path.dirname(old) == above and os.path.basename(old).startswith(_PREFIX):
-        remove_tree(old)
-    root = tempfile.mkdtemp(prefix=_PREFIX, dir=above)
-    os.chmod(root, 0o711)  # noqa: S103 - QEMU's user must pass through
+    _remove_own_root(lock)
+    root = tempfile.mkdtemp(prefix=_PREFIX, dir=shared_memory())
     os.ftruncate(lock, 0)
     os.pwrite(lock, root.encode(), 0)
+    os.chmod(root, 0o711)  # noqa: S103 - QEMU's user must pass through
     return root
+
+
+def _remove_own_root(lock: int) -> None:
+    old = os.pread(lock, 4096, 0).decode(errors="replace")
+    if os.path.dirname(old) == shared_memory() and os.path.basename(old).startswith(_PREFIX):
+        remove_tree(old)
 
 
 def _listen(path: str) -> socket.socket:
@@ -164,13 +178,16 @@ def _become_daemon(log: str) -> bool:
     return False
 
 
-def _tidy(path: str, root: str, *, own: bool) -> None:
+def _tidy(path: str, media: Media, *, own: bool) -> None:
     """Remove what belongs to this array alone, the lock last; the note of lost volumes stays."""
+    media.erase()
     if own:
-        remove_tree(root)
-    else:
-        remove_tree(f"{root}/volumes")
-        remove_tree(f"{root}/staging")
+        remove_tree(media.root)
+    _remove_files(path)
+
+
+def _remove_files(path: str) -> None:
+    """Remove what lies beside a socket, a log with something in it excepted; its lock is held and goes last."""
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
     with contextlib.suppress(FileNotFoundError):

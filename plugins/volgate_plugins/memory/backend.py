@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 from volgate.backend import (
     Adopts,
@@ -23,7 +24,7 @@ from volgate.backend import (
 )
 from volgate.backend.image import convert
 from volgate.connection import Connection, LocalFile
-from volgate.errors import Precondition, Unreachable, VolgateError
+from volgate.errors import Precondition, VolgateError
 from volgate.model import Capacity, Format, Health, Labels, Path, Snapshot, Volume, VolumeSpec
 from volgate_plugins.memory import own
 from volgate_plugins.memory.client import Client
@@ -33,6 +34,7 @@ from volgate_plugins.memory.table import GRAIN, MAXIMUM
 
 __all__ = ["Memory"]
 
+T = TypeVar("T")
 _PAGE = 500
 _CHECK_SECONDS = 3.0
 
@@ -49,7 +51,7 @@ class Memory(Resizes, Reverts, Clones, Measures, DataPath, Adopts, Relabels, Pat
         self._client = Client(path, connect_seconds=settings.connect_seconds, call_seconds=settings.call_seconds)
         self._opening = threading.Lock()
         try:
-            self._opened = self._open()
+            self._opened = self._open(settings.call_seconds)
         except BaseException:  # whatever it was, no connection stays
             self._client.close()
             raise
@@ -59,13 +61,14 @@ class Memory(Resizes, Reverts, Clones, Measures, DataPath, Adopts, Relabels, Pat
         """Open the pool. Raises Unreachable, Precondition (POOL_FOREIGN, POOL_MARKER_MISSING), InvalidRequest."""
         return cls(settings, context)
 
-    def _open(self) -> Opened:
+    def _open(self, timeout: float) -> Opened:
         if not self._settings.socket:
             own.start(self._client.path, self._settings)
         context, settings = self._context, self._settings
         opened: Opened = self._client.call(
             "open_pool",
             Opened,
+            timeout=timeout,
             instance=context.instance,
             pool=context.pool,
             accept_loss=settings.accept_loss,
@@ -73,6 +76,21 @@ class Memory(Resizes, Reverts, Clones, Measures, DataPath, Adopts, Relabels, Pat
         )
         self._client.array = opened.array
         return opened
+
+    def _call(self, verb: str, answer: type[T] | Any, /, *, timeout: float = 0.0, **arguments: Any) -> T:
+        """Ask the array. One that was started again is taken anew, if the one before it lost nothing or nobody misses it."""
+        meant = self._client.array
+        try:
+            found: T = self._client.call(verb, answer, timeout=timeout, **arguments)
+            return found
+        except Precondition as error:
+            if error.reason != "POOL_MARKER_MISSING":
+                raise
+        with self._opening:
+            if self._client.array == meant:
+                self._opened = self._open(timeout or self._settings.call_seconds)
+        again: T = self._client.call(verb, answer, timeout=timeout, **arguments)
+        return again
 
     @property
     def traits(self) -> Traits:
@@ -92,21 +110,21 @@ class Memory(Resizes, Reverts, Clones, Measures, DataPath, Adopts, Relabels, Pat
     def create_volume(self, spec: VolumeSpec) -> Volume:
         """Create the volume; a clone is copied."""
         timeout = self._settings.copy_seconds if spec.source else self._settings.call_seconds
-        return self._client.call("create_volume", Volume, timeout=timeout, spec=spec)
+        return self._call("create_volume", Volume, timeout=timeout, spec=spec)
 
     def delete_volume(self, volume: VolumeId) -> None:
         """Delete the volume."""
-        self._client.call("delete_volume", None, volume=volume)
+        self._call("delete_volume", None, volume=volume)
 
     def get_volume(self, name: str) -> Volume:
         """Read the volume."""
-        return self._client.call("get_volume", Volume, name=name)
+        return self._call("get_volume", Volume, name=name)
 
     def list_volumes(self) -> Iterator[Volume]:
         """Yield every volume, a page at a time."""
         after = ""
         while True:
-            page: list[Volume] = self._client.call("list_volumes", list[Volume], after=after, limit=_PAGE)
+            page: list[Volume] = self._call("list_volumes", list[Volume], after=after, limit=_PAGE)
             yield from page
             if len(page) < _PAGE:
                 return
@@ -114,22 +132,17 @@ class Memory(Resizes, Reverts, Clones, Measures, DataPath, Adopts, Relabels, Pat
 
     def connection(self, volume: VolumeId, *, host: str) -> Connection:  # noqa: ARG002 - the array's files have one host
         """Say where the volume's file is."""
-        return self._client.call("connection", LocalFile, volume=volume)
+        return self._call("connection", LocalFile, volume=volume)
 
     def check(self) -> PoolCheck:
-        """Look whether the array can serve; one that was started again is taken anew if it lost nothing."""
+        """Look whether the array can serve; one of the pool's own that ended is started again."""
+        timeout = min(_CHECK_SECONDS, self._settings.call_seconds)
         try:
-            try:
-                return self._check()
-            except (Unreachable, Precondition):
-                with self._opening:
-                    self._opened = self._open()
-                return self._check()
+            if not self._settings.socket:
+                own.start(self._client.path, self._settings)
+            return self._call("check", PoolCheck, timeout=timeout)
         except VolgateError as error:
             return PoolCheck(Health.DOWN, error.message)
-
-    def _check(self) -> PoolCheck:
-        return self._client.call("check", PoolCheck, timeout=min(_CHECK_SECONDS, self._settings.call_seconds))
 
     def close(self) -> None:
         """Close the connections; the array goes on."""
@@ -137,24 +150,24 @@ class Memory(Resizes, Reverts, Clones, Measures, DataPath, Adopts, Relabels, Pat
 
     def expand_volume(self, volume: VolumeId, size: int, *, online: bool) -> Volume:
         """Grow the volume."""
-        return self._client.call("expand_volume", Volume, volume=volume, size=size, online=online)
+        return self._call("expand_volume", Volume, volume=volume, size=size, online=online)
 
     def create_snapshot(self, volume: VolumeId, spec: SnapshotSpec) -> Snapshot:
         """Copy the volume."""
-        return self._client.call("create_snapshot", Snapshot, timeout=self._settings.copy_seconds, volume=volume, spec=spec)
+        return self._call("create_snapshot", Snapshot, timeout=self._settings.copy_seconds, volume=volume, spec=spec)
 
     def delete_snapshot(self, volume: VolumeId, snapshot_uid: str) -> None:
         """Delete the copy."""
-        self._client.call("delete_snapshot", None, volume=volume, snapshot_uid=snapshot_uid)
+        self._call("delete_snapshot", None, volume=volume, snapshot_uid=snapshot_uid)
 
     def list_snapshots(self, volume: VolumeId) -> Sequence[Snapshot]:
         """Return the snapshots, oldest first."""
-        return self._client.call("list_snapshots", list[Snapshot], volume=volume)
+        return self._call("list_snapshots", list[Snapshot], volume=volume)
 
     def revert_volume(self, volume: VolumeId, snapshot_uid: str, *, token: str) -> Volume:
         """Copy the snapshot back."""
         timeout = self._settings.copy_seconds
-        return self._client.call("revert_volume", Volume, timeout=timeout, volume=volume, snapshot_uid=snapshot_uid, token=token)
+        return self._call("revert_volume", Volume, timeout=timeout, volume=volume, snapshot_uid=snapshot_uid, token=token)
 
     def clone_is_copy(self, spec: VolumeSpec) -> bool:  # noqa: ARG002 - it does not depend on the clone
         """Say whether files cannot share blocks where the array keeps them."""
@@ -162,15 +175,15 @@ class Memory(Resizes, Reverts, Clones, Measures, DataPath, Adopts, Relabels, Pat
 
     def children(self, volume: VolumeId) -> Sequence[str]:
         """Return the clones that hold the volume or its snapshots."""
-        return self._client.call("children", list[str], volume=volume)
+        return self._call("children", list[str], volume=volume)
 
     def capacity(self) -> Capacity:
         """Measure the array."""
-        return self._client.call("capacity", Capacity)
+        return self._call("capacity", Capacity)
 
     def image(self, volume: VolumeId, snapshot_uid: str = "", *, writable: bool = False) -> Connection:
         """Return the file of the volume or of a snapshot."""
-        return self._client.call("image", LocalFile, volume=volume, snapshot_uid=snapshot_uid, writable=writable)
+        return self._call("image", LocalFile, volume=volume, snapshot_uid=snapshot_uid, writable=writable)
 
     def fill_from_file(self, volume: VolumeId, path: str, source_format: Format, progress: Callable[[float], None]) -> None:
         """Convert the image into a new file of the array, which then takes the place of the volume's."""
@@ -188,20 +201,20 @@ class Memory(Resizes, Reverts, Clones, Measures, DataPath, Adopts, Relabels, Pat
 
     def complete(self, volume: VolumeId) -> Volume:
         """Mark the volume as ready."""
-        return self._client.call("complete", Volume, volume=volume)
+        return self._call("complete", Volume, volume=volume)
 
     def list_foreign(self) -> Iterator[Foreign]:
         """Yield the files at the top of the array's directory."""
-        yield from self._client.call("list_foreign", list[Foreign])
+        yield from self._call("list_foreign", list[Foreign])
 
     def adopt_volume(self, locator: str, spec: VolumeSpec) -> Volume:
         """Make a foreign file a volume."""
-        return self._client.call("adopt_volume", Volume, locator=locator, spec=spec)
+        return self._call("adopt_volume", Volume, locator=locator, spec=spec)
 
     def relabel_volume(self, volume: VolumeId, labels: Labels) -> Volume:
         """Replace all labels."""
-        return self._client.call("relabel_volume", Volume, volume=volume, labels=labels)
+        return self._call("relabel_volume", Volume, volume=volume, labels=labels)
 
     def paths(self, volume: VolumeId) -> Sequence[Path]:
         """Return the two simulated paths."""
-        return self._client.call("paths", list[Path], volume=volume)
+        return self._call("paths", list[Path], volume=volume)

@@ -57,8 +57,10 @@ class Conversation:
             self._end.settimeout(timeout)
             send(self._end, Request(verb, self._client.array, packed))
             reply: Reply = receive(self._end, Reply, time.monotonic() + timeout)  # type: ignore[arg-type]  # a union is a type for msgspec
-        except (Gone, OSError) as error:
-            self._end.close()
+        except BaseException as error:
+            self._end.close()  # an answer that comes later must not be taken for another's
+            if not isinstance(error, Gone | OSError):
+                raise
             why = f"no answer within {timeout:g} s" if isinstance(error, TimeoutError) else "the connection was cut before the answer"
             told = f"{verb}: {why}; the array listens at {self._client.path}"
             raise (Unreachable(told) if verb in _READING else InDoubt(f"{told}; repeat the call, it goes on from there")) from error
@@ -135,6 +137,6 @@ class Client:
             except OSError as error:
                 end.close()
                 if (error.errno not in _ABSENT and not isinstance(error, TimeoutError)) or time.monotonic() + _PAUSE > deadline:
-                    told = f"no array answers at {self.path}: {error.strerror or error}; start it, or leave out `socket`"
+                    told = f"no array answers at {self.path}: {error.strerror or error}; it ended, or was not started"
                     raise Unreachable(told, retry_after=1.0) from error
                 time.sleep(_PAUSE)

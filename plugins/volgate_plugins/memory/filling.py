@@ -26,6 +26,7 @@ from volgate_plugins.memory.volumes import Volumes
 __all__ = ["Filling"]
 
 _SECTOR = 512
+_SCRATCH = "fill-"
 
 
 class Filling:
@@ -48,23 +49,26 @@ class Filling:
         """Name a file to be written for a volume that is incomplete, and its size, bytes."""
         record = self._incomplete(volume)
         size, _ = self._table.media.size(record.stored_as, record.file)
-        return self._table.media.staged(f"fill-{uuid.uuid4()}"), size
+        return self._table.media.staged(f"{_SCRATCH}{uuid.uuid4()}"), size
 
     def fill_from_file(self, volume: VolumeId, scratch: str) -> None:
         """Put the file that was written in the place of the volume's bytes, lengthened to the volume's size."""
         table = self._table
         with table.holding(volume.name), translate(f"fill volume {volume.name}"):
             record = self._incomplete(volume)
+            self._require_scratch(scratch)
             path = table.media.path(record.stored_as, record.file)
-            media.grow(scratch, max(os.stat(path).st_size, os.stat(scratch).st_size), thick=record.thick)
-            table.wanted()
-            os.rename(scratch, path)
+            size = max(os.stat(path).st_size, os.stat(scratch).st_size)
+            space = size if record.thick else os.stat(scratch).st_blocks * _SECTOR
+            with table.promise(volume.name, max(size, record.promised), max(0, space - os.stat(path).st_blocks * _SECTOR)):
+                media.grow(scratch, size, thick=record.thick)
+                table.wanted()
+                os.rename(scratch, path)
 
     def abandon_fill(self, scratch: str) -> None:
         """Remove a file that was written for nothing."""
-        name = os.path.basename(scratch)
-        if name.startswith("fill-"):
-            self._table.media.abandon(name)
+        self._require_scratch(scratch)
+        self._table.media.abandon(os.path.basename(scratch))
 
     def complete(self, volume: VolumeId) -> Volume:
         """Mark a volume as ready."""
@@ -118,6 +122,11 @@ class Filling:
                 os.rename(file, source)
             table.media.abandon(stored_as)
             raise
+
+    def _require_scratch(self, path: str) -> None:
+        name = os.path.basename(path)
+        if not name.startswith(_SCRATCH) or path != self._table.media.staged(name):
+            raise InvalidRequest(f"{path!r} is no file that `begin_fill` named", field="scratch")
 
     def _incomplete(self, volume: VolumeId) -> Record:
         record = self._table.find(volume)

@@ -9,6 +9,8 @@ Nothing is synced: the array forgets everything when it ends.
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import os
 from collections.abc import Callable
 
@@ -18,9 +20,10 @@ from volgate.connection import FileIdentity, LocalFile
 from volgate.errors import NotFound
 from volgate.model import Format
 
-__all__ = ["TAG", "Media"]
+__all__ = ["TAG", "Media", "copy", "grow", "make"]
 
 TAG = "tag.json"
+MARK = ".volgate-memory"
 _THROUGH = 0o711  # QEMU's user must pass through
 
 
@@ -28,10 +31,14 @@ class Media:
     """The files of one array."""
 
     def __init__(self, root: str) -> None:
-        """Take over a directory; what an earlier array left in it is removed, files at its top stay."""
+        """Take over a directory; what an earlier array left in it is removed, files at its top stay.
+
+        Raises OSError, also if the directory is another array's, or something else's with folders of the same names.
+        """
         self.root = root
         self._volumes, self._staging = f"{root}/volumes", f"{root}/staging"
         _folder(root)
+        self._lock = _claim(root, (self._volumes, self._staging))
         self.erase()
         for folder in (self._volumes, self._staging):
             _folder(folder)
@@ -102,6 +109,20 @@ class Media:
         probe = self.staged(".probe")
         with opened(probe, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as descriptor:
             write_all(descriptor, b"probe", 0)
+
+
+def _claim(root: str, folders: tuple[str, ...]) -> int:
+    """Hold the mark that says whose the directory is: nothing is ever removed from one that an array did not make."""
+    mark = f"{root}/{MARK}"
+    if not os.path.lexists(mark) and any(map(os.path.lexists, folders)):
+        raise FileExistsError(errno.EEXIST, "it was not made by an array; give another directory", root)
+    descriptor = os.open(mark, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise FileExistsError(errno.EEXIST, "another array keeps its bytes there; give another directory", root) from error
+    return descriptor
 
 
 def make(path: str, size: int, *, thick: bool) -> None:

@@ -12,7 +12,7 @@ import time
 from volgate.backend import PoolContext
 from volgate.backend.run import gateway_pid, run
 from volgate.errors import Denied, Unreachable, VolgateError
-from volgate_plugins.memory.array import TAKEN, shared_memory
+from volgate_plugins.memory.array import TAKEN, shared_memory, sweep
 from volgate_plugins.memory.client import Client
 from volgate_plugins.memory.server import Status
 from volgate_plugins.memory.settings import MemorySettings
@@ -43,6 +43,7 @@ def start(path: str, settings: MemorySettings) -> None:
     while time.monotonic() < deadline:
         if _is_there(path, owner):
             return
+        sweep(os.path.dirname(path))  # noqa: PTH120  # a plain path is at hand
         done = run(_command(path, settings, owner), timeout=_START_SECONDS, env=_environment())
         if done.returncode not in (0, TAKEN):  # taken: by another worker's start, or by an array of an earlier gateway that is ending
             raise Unreachable(f"an array for {path} cannot start: {done.stderr.decode(errors='replace').strip()[-400:]}")

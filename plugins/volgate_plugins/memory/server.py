@@ -107,7 +107,11 @@ class Server:
             arguments = {name: msgspec.msgpack.decode(raw, type=verb.parameters[name]) for name, raw in request.arguments.items()}
             strike = self._faults.strike(request.verb, self._wanted)
             strike.before()
-            value = verb.function(**arguments)
+            try:
+                value = verb.function(**arguments)
+            except VolgateError:
+                strike.after()
+                raise
             if request.verb == "begin_fill":
                 self._caller.scratch.append(value[0])
             strike.after()
@@ -130,7 +134,7 @@ class Server:
         self._marker.require_kept()
         if array != self._marker.id:
             raise Precondition(
-                f"this is the array {self._marker.id}, the pool was opened on {array or 'none'}: that one ended",
+                f"this is the array {self._marker.id}, the pool was opened on {array or 'none'}, which ended",
                 reason="POOL_MARKER_MISSING",
             )
 
