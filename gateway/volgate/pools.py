@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
@@ -29,12 +29,13 @@ P = ParamSpec("P")
 T = TypeVar("T")
 B = TypeVar("B", bound=Backend)
 _log = structlog.get_logger()
+_MEASURE_SECONDS = 10.0
 _WORKER_SECONDS = 10.0  # a worker is killed at its time limit; the lane waits a little longer for what that comes to
 
 
 @dataclass(frozen=True, slots=True)
 class PoolStatus:
-    """A pool as ListPools shows it; `capacity` and `traits` are None while it is down."""
+    """A pool as ListPools shows it; `capacity` is the last that is known, None if it never told; `traits` are None until it opened."""
 
     name: str
     kind: str
@@ -75,6 +76,8 @@ class Pool:
         self._timeout = timeout
         self._backend: Backend | None = None
         self._opening = threading.Lock()
+        self._capacity: Capacity | None = None
+        self._overdue: Future[Capacity] | None = None
 
     def backend(self) -> Backend:
         """The open backend. Raises Unreachable with why it is down."""
@@ -124,21 +127,48 @@ class Pool:
             self.health, self.problem = Health.DOWN, f"plugin {self.kind} failed: {type(error).__name__}: {error}"
             _log.exception("plugin failed to open its pool", pool=self.name)
 
-    def status(self, *, measure: bool) -> PoolStatus:
-        """Describe the pool; with `measure` its capacity is read now."""
-        backend, capacity = self._backend, None
-        if measure and self.health is not Health.DOWN and isinstance(backend, Measures):
+    def status(self) -> PoolStatus:
+        """Describe the pool; its capacity is read now, within 10 seconds."""
+        return _measured([self])[0]
+
+    def measure(self) -> Future[Capacity] | VolgateError | None:
+        """Begin to read the capacity for `describe`; None where there is none to read now.
+
+        A measurement that was given up and still runs stands for a new one: a storage that hangs would fill its lane with them.
+        """
+        backend = self._backend
+        if self.health is Health.DOWN or not isinstance(backend, Measures):
+            return None
+        if self._overdue is not None and not self._overdue.done():
+            return Unreachable(f"{self.name}: the storage was asked for its capacity and has not answered yet", reason="LANE_TIMEOUT")
+        try:
+            return self.lane.submit(backend.capacity)
+        except VolgateError as error:
+            return error
+
+    def describe(self, begun: Future[Capacity] | VolgateError | None) -> PoolStatus:
+        """Describe the pool with what became of its measurement; without a new one it is degraded, with what was known before."""
+        problems = [self.problem] if self.problem else []
+        if isinstance(begun, VolgateError):
+            problems.append(begun.message)
+        elif begun is not None and not begun.done():
+            begun.cancel()
+            self._overdue = begun
+            problems.append(f"{self.name}: the storage did not tell its capacity within {_MEASURE_SECONDS:g} s")
+        elif begun is not None:
             try:
-                capacity = self.lane.call_within(10.0, backend.capacity)
+                self._capacity = begun.result()
+                begun = None
             except VolgateError as error:
-                self.health, self.problem = Health.DEGRADED, error.message
+                problems.append(error.message)
+        backend = self._backend
         return PoolStatus(
             name=self.name,
             kind=self.kind,
             capabilities=capabilities(backend) if backend else (),
-            health=self.health,
-            problem=self.problem,
-            capacity=capacity,
+            health=Health.DEGRADED if begun is not None and self.health is Health.OK else self.health,
+            problem="; ".join(problems),
+            capacity=self._capacity,
             traits=backend.traits if backend else None,
             draining=self.draining,
             lane_running=self.lane.running,
@@ -195,6 +225,10 @@ class Pools:
             raise NotFound(f"pool {name!r} is not configured; there are: {', '.join(self._pools) or 'none'}")
         return self._pools[name]
 
+    def statuses(self) -> list[PoolStatus]:
+        """Describe every pool by name, measured now, side by side: within 10 seconds, however many hang."""
+        return _measured(list(self._pools.values()))
+
     def check(self) -> None:
         """Open or check every pool, each bounded by itself."""
         for pool in self._pools.values():
@@ -204,3 +238,9 @@ class Pools:
         """Close every pool."""
         for pool in self._pools.values():
             pool.close()
+
+
+def _measured(pools: Sequence[Pool]) -> list[PoolStatus]:
+    begun = [(pool, pool.measure()) for pool in pools]
+    wait([future for _, future in begun if isinstance(future, Future)], _MEASURE_SECONDS)
+    return [pool.describe(measurement) for pool, measurement in begun]

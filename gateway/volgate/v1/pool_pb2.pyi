@@ -77,11 +77,11 @@ class Pool(_message.Message):
     kind: _builtins.str
     """The backend kind, such as "directory"."""
     health: Global___PoolHealth.ValueType
-    """What the last check found."""
+    """What the last check found; degraded also while its space cannot be measured."""
     problem: _builtins.str
     """Why it is not ok, and what to do."""
     total_bytes: _builtins.int
-    """Space in all, bytes."""
+    """Space in all, bytes; this and the next three are the last known ones of a pool that does not answer."""
     free_bytes: _builtins.int
     """Free space, bytes."""
     provisioned_bytes: _builtins.int
