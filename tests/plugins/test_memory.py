@@ -6,6 +6,8 @@ import dataclasses
 import os
 import re
 import subprocess
+import sys
+import tomllib
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -29,6 +31,7 @@ from volgate.errors import (
     Unsupported,
 )
 from volgate.model import Format, Health, PathState, Provisioning, VolumeState
+from volgate.settings import convert_strictly
 from volgate_plugins.memory import Memory, MemorySettings
 
 PAGE = Path(__file__).parents[2] / "docs/memory.md"
@@ -369,6 +372,34 @@ def test_every_setting_is_on_the_page_with_its_default():
     spelt = {True: "true", False: "false", "": '""', (): "[]"}
     defaults = [(field.name, field.default) for field in dataclasses.fields(MemorySettings)]
     assert rows == [(name, spelt.get(value, str(value))) for name, value in defaults]
+
+
+def tables() -> list[str]:
+    """The configurations that the page and the example show."""
+    example = PAGE.parents[1] / "deploy/config-examples/simulator.toml"
+    return [
+        *re.findall(r"^```toml\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL),
+        example.read_text(encoding="utf-8"),
+    ]
+
+
+@pytest.mark.parametrize("text", tables())
+def test_every_table_that_is_shown_is_understood(text):
+    table = tomllib.loads(text)["pools"]["sim"]
+    assert table.pop("kind") == "memory"
+    convert_strictly(table, MemorySettings, "pools.sim").check()
+
+
+def test_the_commands_of_the_page_do_what_it_says(array, pool):
+    pool.create("a")
+    (block,) = re.findall(r"^```sh\n(control\(\).*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    script = block.replace("/run/sim/array.sock", str(array.socket)).replace("python ", f"{sys.executable} ")
+    done = subprocess.run(["bash", "-euc", script], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    status, released, cleared, foreign = done.stdout.splitlines()
+    assert '"volumes":1' in status and '"effect":"hang"' in status
+    assert (released, cleared, foreign) == ("1", "3", f'"{array.root}/old-disk"')
+    assert array.process.wait(10) == 0
 
 
 def test_another_gateway_or_pool_is_refused(array, pool):
