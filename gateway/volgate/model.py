@@ -12,6 +12,7 @@ __all__ = [
     "Capacity",
     "DiskOptions",
     "ErrorPolicy",
+    "Feature",
     "Format",
     "Health",
     "IoMode",
@@ -183,6 +184,18 @@ class IoMode(StrEnum):
     NATIVE = "native"
     THREADS = "threads"
     IO_URING = "io_uring"
+
+
+class Feature(StrEnum):
+    """What the hypervisor of a host can do of what Volgate uses. Callers compare these words: none ever gets another meaning."""
+
+    VIRTIO_BLK = "virtio-blk"
+    VIRTIO_SCSI = "virtio-scsi"
+    IOTHREADS = "iothreads"
+    IO_URING = "io_uring"
+    BLOCKDEV = "blockdev"
+    EXTERNAL_SNAPSHOTS = "external-snapshots"
+    INCREMENTAL_BACKUP = "incremental-backup"
 
 
 class ErrorPolicy(StrEnum):

@@ -88,6 +88,8 @@ def test_doctor_is_content_with_a_healthy_host_and_tells_versions(cli, guest):
     assert ", QEMU " in ran.out
     shown = cli("host", "show", "lab").out
     assert f"{guest.name} (running)" in shown
+    (line,) = [line for line in shown.splitlines() if line.startswith("features")]
+    assert {"blockdev,", "external-snapshots,", "virtio-blk,", "virtio-scsi"} <= set(line.split())
 
 
 def test_doctor_finds_a_disk_that_qemu_has_and_libvirt_does_not(cli, guest, pool_dir):

@@ -187,6 +187,20 @@ def test_doctor_finds_a_pool_that_is_gone(server, cli):
     assert "marker" in problem["seen"]
 
 
+def test_doctor_warns_of_a_host_without_what_the_default_options_need(place):
+    """libvirt's driver for tests has no QEMU at all."""
+    kept = Server(place / "bare", config="[hosts.bare]\nuri = 'test:///default'\n").start()
+    try:
+        found = Cli(kept.address)("doctor", "--output", "json", status=1).tree
+    finally:
+        kept.stop()
+    (lack,) = [f for f in found["findings"] if f["seen"].startswith("libvirt and QEMU lack")]
+    assert (lack["ok"], lack["subject"]) == (False, "hosts/bare")
+    for feature in ("virtio-blk (", "blockdev (", "external-snapshots ("):
+        assert feature in lack["seen"]
+    assert "test:///default" in lack["action"]
+
+
 def test_doctor_without_a_server_says_how_to_start_it(place):
     ran = NOBODY("--server", f"unix:{place}/none", "doctor", "--timeout", "0.5", "--state-dir", str(place / "none"), status=1)
     assert "start it with `volgate serve`" in ran.out

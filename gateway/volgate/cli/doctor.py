@@ -11,6 +11,7 @@ from pathlib import Path
 from volgate.cli.output import human, object_, short
 from volgate.cli.session import SESSION
 from volgate.errors import VolgateError as ServerError
+from volgate.model import Feature
 from volgate.settings import load
 from volgate.v1 import host_pb2, operation_pb2, pool_pb2
 from volgate_client import Client, VolgateError
@@ -21,6 +22,11 @@ __all__ = ["Finding", "examine"]
 _LITTLE_SPACE = 0.05
 _LITTLE_STATE = 64 << 20  # bytes; the database and its log stay far below
 _WANTED = {"QEMU": (5, 2), "libvirt": (7, 0)}
+_NEEDED = {
+    Feature.VIRTIO_BLK: "disks are attached on that bus unless another is asked for",
+    Feature.BLOCKDEV: "every attach names the layers of its volume",
+    Feature.EXTERNAL_SNAPSHOTS: "attached qcow2 volumes are snapshotted so",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +118,21 @@ def _host(host: host_pb2.Host) -> Iterator[Finding]:
     ]
     action = f"upgrade {' and '.join(old)}: {' '.join(f'{n} {a}.{b}' for n, (a, b) in _WANTED.items())} or newer is needed" if old else ""
     yield Finding(ok=not old, subject=host.name, seen=seen, action=action)
+    yield from _lacks(host)
     if host.machine_id and host.machine_id == _machine_id():
         yield from _orphans(host)
+
+
+def _lacks(host: host_pb2.Host) -> Iterator[Finding]:
+    """What the default options need and the host does not have."""
+    if host.problem:
+        action = "repeat; the first look may take libvirt some seconds. If it stays, look at libvirtd's log"
+        yield Finding(ok=False, subject=host.name, seen=f"its features are not known: {host.problem}", action=action)
+        return
+    missing = [f"{feature} ({why})" for feature, why in _NEEDED.items() if feature not in host.features]
+    if missing:
+        action = f"install or upgrade the QEMU that {host.uri} starts by default; if that is no QEMU at all, configure another [hosts] uri"
+        yield Finding(ok=False, subject=host.name, seen=f"libvirt and QEMU lack {', '.join(missing)}", action=action)
 
 
 def _older(version: str, wanted: tuple[int, int]) -> bool:

@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from volgate.connection import Connection
-from volgate.model import DiskOptions, Path, Qos
+from volgate.model import DiskOptions, Feature, Path, Qos
 
 __all__ = [
     "AttachPlan",
@@ -31,7 +31,10 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class HostInfo:
-    """Facts about a host, probed. `boot_id` changes with every boot. `features` are words such as `iothreads`, `io_uring`."""
+    """Facts about a host, probed. `boot_id` changes with every boot.
+
+    `problem` says why libvirt is not connected, or, where it is, why its features are not known.
+    """
 
     name: str
     machine_id: str
@@ -40,7 +43,7 @@ class HostInfo:
     connected: bool
     libvirt_version: str = ""
     qemu_version: str = ""
-    features: tuple[str, ...] = ()
+    features: tuple[Feature, ...] = ()
     problem: str = ""
 
 

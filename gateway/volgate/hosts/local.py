@@ -6,6 +6,8 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -34,10 +36,11 @@ from volgate.hypervisor.disk_xml import layers
 from volgate.hypervisor.domains import Seen
 from volgate.hypervisor.events import Event, Events
 from volgate.hypervisor.facts import describe_domain, describe_link
+from volgate.hypervisor.features import probe
 from volgate.hypervisor.link import Link
 from volgate.lanes import Lane
+from volgate.model import Feature, PathState, Qos
 from volgate.model import Path as IoPath
-from volgate.model import PathState, Qos
 
 __all__ = ["LocalHost"]
 
@@ -57,6 +60,7 @@ class LocalHost:
         self.name = name
         self._events = Events()
         self._clean: set[tuple[str, int]] = set()
+        self._features: dict[tuple[str, str], tuple[Feature, ...]] = {}
         self._link = Link(uri, self._connected)
         self._calls = Calls(self._link)
         self._files = Lane("files", 8, 256)
@@ -64,12 +68,21 @@ class LocalHost:
 
     def info(self) -> HostInfo:
         """Describe the host; a libvirt that is down is a fact, not an error."""
+        deadline = time.monotonic() + _INFO_SECONDS
         found = HostInfo(self.name, _first_line("/etc/machine-id"), _boot_id(), self._link.uri, connected=False)
         try:
-            versions = self._calls.ask("describe", time.monotonic() + _INFO_SECONDS, describe_link)
+            versions = self._calls.ask("describe", deadline, describe_link)
+            found = replace(found, connected=True, libvirt_version=versions[0], qemu_version=versions[1])
+            return replace(found, features=self._calls.probe("features", deadline, partial(self._probe, versions)))
         except VolgateError as error:
-            return HostInfo(found.name, found.machine_id, found.boot_id, found.uri, connected=False, problem=error.message)
-        return HostInfo(found.name, found.machine_id, found.boot_id, found.uri, True, *versions)  # connected
+            return replace(found, problem=error.message)
+
+    def _probe(self, versions: tuple[str, str], connection: Libvirt) -> tuple[Feature, ...]:
+        """Ask once for each connection and each QEMU: it is costly, and changes with neither."""
+        known = self._features
+        if versions not in known:
+            known[versions] = probe(connection)
+        return known[versions]
 
     def find_domain(self, reference: str, *, timeout: float) -> Domain:
         """Find a domain by name or uuid."""
@@ -307,8 +320,9 @@ class LocalHost:
         self._events.close()
 
     def _connected(self, connection: Libvirt) -> None:
-        """A new connection may mean a libvirtd that died: domains are looked at for orphans again."""
+        """A new connection may mean a libvirtd that died, or another one: orphans are looked for again, features asked for."""
         self._clean.clear()
+        self._features = {}
         self._events.register(connection)
 
     def _request(self, plan: AttachPlan, deadline: float) -> Request:

@@ -44,6 +44,10 @@ class Calls:
         """Ask about the host or find a domain: never waits for a guest or a QEMU."""
         return self._run(("host", ""), 8, name, deadline, work, Unreachable)
 
+    def probe(self, name: str, deadline: float, work: Work[T]) -> T:
+        """Ask what may take libvirt seconds, once at a time; nothing else waits behind it."""
+        return self._run(("probe", ""), 1, name, deadline, work, Unreachable)
+
     def look(self, domain: str, name: str, deadline: float, work: Work[T]) -> T:
         """Read a domain (uuid)."""
         return self._run(("look", domain), 2, name, deadline, work, Unreachable)

@@ -9,11 +9,10 @@ from volgate.hypervisor.faults import translated
 __all__ = ["describe_domain", "describe_link"]
 
 
-def describe_link(connection: libvirt.virConnect) -> tuple[str, str, tuple[str, ...]]:
-    """Libvirt's version, QEMU's version, and what this libvirt offers beyond the oldest supported."""
+def describe_link(connection: libvirt.virConnect) -> tuple[str, str]:
+    """Libvirt's version and QEMU's."""
     with translated("describe libvirt"):
-        features = tuple(name for name in ("fsFreeze", "blockCommit", "backupBegin") if hasattr(libvirt.virDomain, name))
-        return _dotted(connection.getLibVersion()), _dotted(connection.getVersion()), features
+        return _dotted(connection.getLibVersion()), _dotted(connection.getVersion())
 
 
 def describe_domain(domain: libvirt.virDomain) -> tuple[str, str, bool, bool, str]:

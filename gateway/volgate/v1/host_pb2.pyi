@@ -41,7 +41,7 @@ class Host(_message.Message):
     connected: _builtins.bool
     """libvirt answers."""
     problem: _builtins.str
-    """Why not, and what to do."""
+    """Why not, and what to do; of a host that is connected, why its features are not known."""
     libvirt_version: _builtins.str
     """libvirt's version."""
     qemu_version: _builtins.str
@@ -52,7 +52,15 @@ class Host(_message.Message):
     """/etc/machine-id."""
     @_builtins.property
     def features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """What was probed, such as "iothreads"."""
+        """What the host can do of what Volgate uses, in order of name: asked of libvirt and of its default QEMU for the host's own
+        architecture, once per connection. None where libvirt's driver is not QEMU's. A word keeps its meaning for ever, more may come:
+        "blockdev": libvirt heeds the explicit chain of layers of a disk; every attach needs it.
+        "external-snapshots": disk-only snapshots of running domains; snapshots of attached qcow2 volumes need it.
+        "incremental-backup": backups of running domains, with checkpoints.
+        "io_uring": DiskOptions.io of that name; QEMU has it, and the kernel allows it to everybody.
+        "iothreads": disks with an I/O thread of their own.
+        "virtio-blk", "virtio-scsi": disks on that bus, with the default options otherwise.
+        """
 
     @_builtins.property
     def domains(self) -> _containers.RepeatedCompositeFieldContainer[Global___Domain]:
