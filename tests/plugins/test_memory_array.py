@@ -19,7 +19,7 @@ import pytest
 from tests.plugins.memory_rig import MIB, Array, descriptors, gone, until
 from tests.soaking import count, draw
 from volgate.backend import PoolContext, VolumeId
-from volgate.errors import Busy, InDoubt, InvalidRequest, NotFound, OutOfSpace, Precondition, Unreachable
+from volgate.errors import Busy, InDoubt, InvalidRequest, OutOfSpace, Precondition, Unreachable
 from volgate.model import Format, Health, VolumeSpec
 from volgate_plugins.memory import Fault, Memory, MemorySettings, own
 from volgate_plugins.memory.faults import Faults
@@ -473,16 +473,39 @@ def test_an_end_that_closed_is_seen():
     assert not is_open(ours)
 
 
-def test_a_call_that_waits_for_a_lock_is_dropped_when_its_caller_goes(array):
-    """The caller's end is looked at under the volume's lock: what a later call finds stays as it found it."""
-    pool, impatient = array.pool(), array.pool(call_seconds=0.3)
-    volume = pool.create("a")
-    array.fault("hang", "delete_volume", count=1)
-    with pytest.raises(InDoubt):
-        impatient.backend.delete_volume(volume)
+MUTATIONS = {
+    "create": lambda pool, v, s, w: pool.create("new"),
+    "clone": lambda pool, v, s, w: pool.clone("new", v, s),
+    "adopt": lambda pool, v, s, w: pool.backend.adopt_volume("foreign", pool.spec("new")),
+    "delete": lambda pool, v, s, w: pool.backend.delete_volume(w),
+    "expand": lambda pool, v, s, w: pool.backend.expand_volume(v, 2 * MIB, online=False),
+    "relabel": lambda pool, v, s, w: pool.backend.relabel_volume(v, {"new": "label"}),
+    "snapshot": lambda pool, v, s, w: pool.snapshot(v, "new"),
+    "unsnapshot": lambda pool, v, s, w: pool.backend.delete_snapshot(v, s),
+    "revert": lambda pool, v, s, w: pool.backend.revert_volume(v, s, token="t"),
+    "complete": lambda pool, v, s, w: pool.backend.complete(w),
+}
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS)
+def test_a_call_that_reaches_the_array_after_its_caller_left_is_dropped(array, mutation):
+    pool = array.pool()
+    volume, incomplete = pool.create("a"), pool.create("w", incomplete=True)
+    cut = pool.snapshot(volume, "s")
     pool.write(volume, b"kept")
-    array.ask("release", int, verb="*")
-    time.sleep(0.2)
-    assert pool.read(volume, 4) == b"kept"
-    with pytest.raises(NotFound):
-        pool.backend.get_volume("b")
+    (array.root / "foreign").write_bytes(bytes(MIB))
+
+    def seen() -> object:
+        known = list(pool.backend.list_volumes())
+        return known, pool.backend.list_snapshots(volume), list(pool.backend.list_foreign()), pool.read(volume, 4), array.objects()
+
+    before = seen()
+    impatient = array.pool(call_seconds=0.2, copy_seconds=0.2)
+    array.process.send_signal(signal.SIGSTOP)
+    with pytest.raises(InDoubt):
+        MUTATIONS[mutation](impatient, volume, cut, incomplete)
+    array.process.send_signal(signal.SIGCONT)
+    until(lambda: descriptors(array.process.pid) <= 11)
+    assert seen() == before
+    MUTATIONS[mutation](array.pool(), volume, cut, incomplete)
+    assert seen() != before
