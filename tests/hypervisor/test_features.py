@@ -24,6 +24,13 @@ HOST = (CAPTURED / "capabilities.xml").read_text()
 SAID = {Feature.IOTHREADS: "<iothreads", Feature.BLOCKDEV: "<backingStoreInput", Feature.INCREMENTAL_BACKUP: "<backup"}
 
 
+@pytest.mark.parametrize("feature", Feature)
+def test_every_feature_is_explained_to_callers_and_to_operators(feature: Feature):
+    top = Path(__file__).parents[2]
+    assert f'"{feature}"' in (top / "proto/volgate/v1/host.proto").read_text()
+    assert f"| `{feature}` |" in (top / "docs/operator-guide.md").read_text()
+
+
 @pytest.fixture
 def own() -> Iterator[PrivateLibvirtd]:
     """A libvirtd of the test's own, without a guest."""
