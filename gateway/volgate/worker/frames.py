@@ -9,11 +9,13 @@ import socket
 import struct
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 
 import msgspec
 
 from volgate import errors
 from volgate.errors import Holder, VolgateError
+from volgate.secret import redacted
 
 __all__ = ["Answer", "Ask", "Call", "Cancel", "Channel", "Failure", "Part", "Ping", "Pong", "Progress", "Reply"]
 
@@ -81,18 +83,18 @@ class Failure(_Frame, frozen=True):
 
     @classmethod
     def of(cls, identifier: int, error: BaseException) -> Failure:
-        """Take an exception apart."""
+        """Take an exception apart. Only this process knows the secrets that the plugin holds: they are taken out here."""
         if not isinstance(error, VolgateError):
-            return cls(identifier, type(error).__name__, str(error))
+            return cls(identifier, type(error).__name__, redacted(str(error)))
         return cls(
             identifier,
             type(error).__name__,
-            error.message,
+            redacted(error.message),
             error.reason,
             error.field,
             error.retry_after,
-            error.metadata,
-            error.holders,
+            {key: redacted(value) for key, value in error.metadata.items()},
+            tuple(replace(holder, detail=redacted(holder.detail)) for holder in error.holders),
         )
 
     def error(self) -> Exception:
