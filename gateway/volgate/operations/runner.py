@@ -29,6 +29,7 @@ from volgate.operations.queues import Queues
 from volgate.operations.requests import Caller, Request
 from volgate.operations.ticket import Ticket
 from volgate.operations.world import World
+from volgate.secret import redacted
 from volgate.store import journal
 from volgate.store.database import Commit
 from volgate.store.records import OperationRecord, OperationState
@@ -331,10 +332,19 @@ class Runner:
                 f"{job.request.method} took effect but could not be recorded: {error.message}", operation=f"operations/{job.id}"
             ) from error
         self._end(job, done, value, None)
-        context.run_after()
-        follow = self._after(job.request) if self._after else None
-        if follow is not None and not self._stopping:
-            self.submit(follow, Caller(principal="gateway"))
+        self._follow_up(job, context)
+
+    def _follow_up(self, job: Job, context: Context) -> None:
+        """Do what comes after an operation that is answered already: a failure here must not undo it; the scan looks for lost merges."""
+        try:
+            context.run_after()
+            follow = self._after(job.request) if self._after else None
+            if follow is not None and not self._stopping:
+                self.submit(follow, Caller(principal="gateway"))
+        except VolgateError as error:
+            _log.info("no follow-up now", method=job.request.method, target=job.request.target, error=error.message)
+        except Exception:  # noqa: BLE001  # a bug, but the operation has ended well and its answer is given
+            _log.exception("bug after an operation", operation=job.id, method=job.request.method)
 
     def _fail(self, job: Job, context: Context, error: VolgateError) -> None:
         failures = context.undo()
@@ -345,7 +355,12 @@ class Runner:
             return
         state = OperationState.CANCELLED if isinstance(error, Cancelled) else OperationState.FAILED
         ended = replace(
-            job.record, state=state, error_reason=error.reason, error_message=error.message, finished_at=time.time(), uid=context.uid
+            job.record,
+            state=state,
+            error_reason=error.reason,
+            error_message=redacted(error.message),  # no secret reaches the database
+            finished_at=time.time(),
+            uid=context.uid,
         )
         try:
             self._world.database.write(lambda commit: journal.settle(commit, ended))
@@ -358,7 +373,8 @@ class Runner:
 
     def _doubt(self, job: Job, error: VolgateError) -> None:
         """Keep the object locked, tell the caller the truth, and try again soon."""
-        job.record = replace(job.record, state=OperationState.IN_DOUBT, error_reason=error.reason, error_message=error.message)
+        message = redacted(error.message)  # no secret reaches the database
+        job.record = replace(job.record, state=OperationState.IN_DOUBT, error_reason=error.reason, error_message=message)
         _log.warning("operation in doubt", operation=job.id, method=job.request.method, target=job.request.target, error=error.message)
         record = job.record
         try:
