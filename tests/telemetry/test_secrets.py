@@ -96,6 +96,9 @@ def test_a_canary_appears_nowhere(place):
     log = place.server.log.read_text()
     assert '"password": "Secret(\'***\')"' in log and "Traceback" in log and "login failed" in log, "the log says what failed"
     assert place.receiver.spans and place.receiver.metrics and "volgate_operation_duration" in page and lines
+    kept = "".join(file.read_bytes().decode(errors="replace") for file in place.state.rglob("*") if file.is_file())
+    assert "login with ***" in kept and "rejected ***" in kept, "the journal says what failed"
     texts = {"answers": str(told), "spans and metrics": "".join(place.receiver.raw), "page": page, "log": log, "command lines": str(lines)}
+    texts["state directory"] = kept
     leaks = [(where, canary) for where, text in texts.items() for canary in (HELD, NAMED, METADATA) if canary in text]
     assert not leaks
