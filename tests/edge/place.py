@@ -59,7 +59,7 @@ class Place:
         self._numbers = itertools.count(1)
 
     def start(self) -> None:
-        """Serve. A new gateway trusts its records when every pool has answered once, so the one that is down was up before."""
+        """Serve. A new gateway trusts its records of a pool when that has answered once, so the one that is down was up before."""
         gone = self.top / "nowhere"
         (gone / "gone").mkdir(parents=True)
         command = [sys.executable, "-m", "volgate.cli", "rescan", "--state-dir", str(self.state), "--config", str(self.server.config)]
