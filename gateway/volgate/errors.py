@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -193,8 +192,6 @@ class DataLoss(VolgateError):
     default_reason = "DATA_LOSS"
 
 
-_SECRET_LIKE = re.compile(r"(?i)(password|secret|key|token)=\S+")
-
 _BY_ERRNO: dict[int, tuple[type[VolgateError], str]] = {
     errno.ENOENT: (NotFound, "NOT_FOUND"),
     errno.ENOSPC: (OutOfSpace, "OUT_OF_SPACE"),
@@ -235,7 +232,7 @@ def translate(doing: str, table: Mapping[type[BaseException], type[VolgateError]
     except Exception as error:  # re-raised below: this is the one table lookup
         for kind in type(error).__mro__:
             if table and kind in table:
-                raise table[kind](_SECRET_LIKE.sub(r"\1=***", f"{doing}: {error}")) from error
+                raise table[kind](f"{doing}: {error}") from error
         if isinstance(error, OSError):
             raise from_os_error(error, doing) from error
         raise

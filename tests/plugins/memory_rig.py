@@ -138,5 +138,11 @@ def gone(pid: int) -> bool:
         return True
 
 
+def all_stopped(pid: int) -> bool:
+    """Whether every thread of a process stands still: SIGSTOP reaches them one after the other."""
+    states = [Path(f"/proc/{pid}/task/{task}/stat").read_text().rpartition(")")[2].split()[0] for task in os.listdir(f"/proc/{pid}/task")]
+    return set(states) == {"T"}
+
+
 def descriptors(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/fd"))

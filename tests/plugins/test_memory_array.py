@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.plugins.memory_rig import MIB, Array, descriptors, gone, until
+from tests.plugins.memory_rig import MIB, Array, all_stopped, descriptors, gone, until
 from tests.soaking import count, draw
 from volgate.backend import PoolContext, VolumeId
 from volgate.errors import Busy, InDoubt, InvalidRequest, OutOfSpace, Precondition, Unreachable
@@ -499,13 +499,14 @@ def test_a_call_that_reaches_the_array_after_its_caller_left_is_dropped(array, m
         known = list(pool.backend.list_volumes())
         return known, pool.backend.list_snapshots(volume), list(pool.backend.list_foreign()), pool.read(volume, 4), array.objects()
 
-    before = seen()
+    before, connected = seen(), descriptors(array.process.pid)
     impatient = array.pool(call_seconds=0.2, copy_seconds=0.2)
     array.process.send_signal(signal.SIGSTOP)
+    until(lambda: all_stopped(array.process.pid))
     with pytest.raises(InDoubt):
         MUTATIONS[mutation](impatient, volume, cut, incomplete)
     array.process.send_signal(signal.SIGCONT)
-    until(lambda: descriptors(array.process.pid) <= 11)
+    until(lambda: descriptors(array.process.pid) == connected)  # the connection is closed last
     assert seen() == before
     MUTATIONS[mutation](array.pool(), volume, cut, incomplete)
     assert seen() != before

@@ -42,7 +42,7 @@ class Walk:
 
     def step(self) -> None:
         verbs = [self.create, self.create, self.clone, self.write, self.cut, self.uncut, self.revert, self.grow, self.label, self.delete]
-        act = self.random.choice(verbs)
+        act = self.random.choice(verbs[3:] if len(self.known) >= 30 else verbs)
         if act == self.create:
             act()
         elif self.known:
@@ -136,7 +136,7 @@ def test_a_walk_with_faults_ends_where_one_without_would(tmp_path):
             if effect != "lose":
                 array.fault(effect, verb, probability=chance / 2, seed=random.getrandbits(32), after=True)
     walk = Walk(pool, random)
-    for number in range(count(400, soak=20000)):
+    for number in range(count(400, soak=5000)):
         walk.step()
         if number % 50 == 0:
             walk.compare()

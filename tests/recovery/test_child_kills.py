@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -119,3 +120,20 @@ def test_a_spawner_killed_while_idle_is_started_anew(base: Path):
             os.kill(spawner, signal.SIGKILL)
             caller(imported(image, f"v{number}"))
             assert commands(daemon, "volgate.forker") not in ([spawner], [])
+
+
+def test_a_merge_that_a_killed_daemon_did_not_begin_is_begun_by_the_next(base: Path):
+    with Daemon(base) as daemon, daemon.caller() as caller:
+        for number in range(ROUNDS):
+            name = f"v{number}"
+            caller(Call("create", {"pool": POOL, "volume_id": name, "size_bytes": MIB, **rid()}))
+            caller(Call("snapshot", {"volume": volume_name(name), "snapshot_id": "s", **rid()}))
+            caller(Call("unsnapshot", {"name": snapshot_name(name, "s"), **rid()}))
+            daemon.kill9()
+            daemon.start()
+            deadline = time.monotonic() + 20
+            while caller.volume(name, refresh=True).depth:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            caller.settle()
+        assert stray(daemon.pool) == []

@@ -92,7 +92,7 @@ def hostile(tmp_path, disk, what):
         case "data-file":
             tool("create", "-f", "qcow2", "-o", f"data_file={tmp_path}/data,data_file_raw=on", path, "1M")
         case "encryption":
-            tool("create", "-f", "qcow2", "--object", "secret,id=s,data=x", "-o", "encrypt.format=luks,encrypt.key-secret=s", path, "1M")
+            tool("create", "-f", "qcow2", "--object", "secret,id=s,data=x", "-o", "encrypt.format=aes,encrypt.key-secret=s", path, "1M")
         case "vmdk extents":
             kind = Format.VMDK
             path.write_text(

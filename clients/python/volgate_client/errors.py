@@ -198,6 +198,8 @@ _REASONS = {
         "STALE_HANDLE",
         "TOO_MANY_FILES",
         "QEMU_LOST",
+        "WORKER_LOST",
+        "WORKER_STUCK",
     ),
     "ABORTED": (
         "IN_DOUBT",
@@ -207,6 +209,7 @@ _REASONS = {
     "DEADLINE_EXCEEDED": (
         "STILL_RUNNING",
         "COMMAND_TIMEOUT",
+        "NO_ANSWER",
     ),
     "CANCELLED": ("CANCELLED",),
     "DATA_LOSS": (

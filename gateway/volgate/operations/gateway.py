@@ -25,7 +25,7 @@ from volgate.operations.handlers import HANDLERS
 from volgate.operations.recovery import Rebuild, repair_host
 from volgate.operations.requests import Caller, Plan, Request
 from volgate.operations.runner import Runner
-from volgate.operations.scan import reconcile_attachments, scan_pool
+from volgate.operations.scan import Merges, reconcile_attachments, scan_pool
 from volgate.operations.snapshots import request_collapse
 from volgate.operations.sweep import Sweep
 from volgate.operations.ticket import Ticket
@@ -50,6 +50,7 @@ class Gateway:
         self.world = world
         self.runner = Runner(world, self._follow)
         self._rebuild = Rebuild(world, self.runner)
+        self._merges = Merges(world, self.runner)
         self._scans: Sweep[int | None] = Sweep("scan", len(list(world.pools)))
         self._unrepaired: set[str] = set()
         self._stop = threading.Event()
@@ -325,6 +326,7 @@ class Gateway:
                 reconcile_attachments(self.world, self.runner)
                 if time.monotonic() - scanned >= limits.scan_seconds or not scanned:
                     self.rescan(_SCAN_SECONDS)
+                    self._merges.resume()
                     self._prune()
                     scanned = time.monotonic()
             except VolgateError as error:

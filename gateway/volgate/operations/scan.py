@@ -11,19 +11,21 @@ import structlog
 
 from volgate.backend import Snapshots
 from volgate.errors import NotFound, VolgateError
-from volgate.model import Snapshot, Volume
+from volgate.model import Health, Snapshot, Volume
 from volgate.names import VolumeName
-from volgate.operations import lookups
+from volgate.operations import lookups, requests
 from volgate.operations.runner import Runner
 from volgate.operations.world import World
 from volgate.pools import Pool
-from volgate.store import attachments, index
+from volgate.store import attachments, index, journal
 from volgate.store.database import Commit
 from volgate.store.records import AttachmentRecord, AttachmentState
 
-__all__ = ["reconcile_attachments", "scan_pool"]
+__all__ = ["Merges", "reconcile_attachments", "scan_pool"]
 
 _log = structlog.get_logger()
+_FOLLOWED = ("DetachVolume", "DeleteSnapshot", "RevertVolume")  # what leaves layers that nobody needs
+_MARGIN_SECONDS = 60.0  # between the end of an operation and its commit
 
 
 def scan_pool(world: World, pool: Pool, runner: Runner) -> int:
@@ -83,6 +85,37 @@ def _write(commit: Commit, *, pool: str, volume: Volume, snapshots: list[Snapsho
     index.put_volume(commit, pool, volume, now)
     if not volume.problem:
         index.replace_snapshots(commit, pool, volume.name, snapshots, now)
+
+
+class Merges:
+    """Begins the merges of layers that should have followed an operation and did not: the gateway died, stopped or was too busy."""
+
+    def __init__(self, world: World, runner: Runner) -> None:
+        """Nothing is looked at yet."""
+        self._world = world
+        self._runner = runner
+        self._since = 0.0
+        self._missing: set[str] = set()
+
+    def resume(self) -> int:
+        """Begin what is missing, the first time of all that the journal has; return how many. Those of a pool that is down wait.
+
+        Raises Busy, Unreachable (stopping): the rest waits too.
+        """
+        now = time.time()
+        with self._world.database.read() as connection:
+            self._missing |= journal.unfollowed(connection, _FOLLOWED, requests.CollapseLayers.method, self._since)
+            names = [VolumeName.parse(target) for target in sorted(self._missing) if target.startswith("pools/")]
+            rows = {name: index.find_volume(connection, name.pool, name.volume) for name in names}
+        self._since = now - _MARGIN_SECONDS
+        merged = {name: row for name, row in rows.items() if row and row.volume.depth and not row.attachments}
+        down = {pool.name for pool in self._world.pools if pool.health is Health.DOWN}
+        self._missing = {str(name) for name in merged}
+        for name, row in merged.items():
+            if name.pool not in down:
+                self._runner.submit(requests.CollapseLayers(name, row.volume.uid), requests.Caller(principal="gateway"))
+                self._missing.discard(str(name))
+        return len(merged) - len(self._missing)
 
 
 def reconcile_attachments(world: World, runner: Runner) -> list[AttachmentRecord]:

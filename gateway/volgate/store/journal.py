@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, Row, bindparam, delete, insert, select, update
+from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select, update
 
 from volgate.store.records import OperationRecord, OperationState, StepRecord
 from volgate.store.tables import operation
 
-__all__ = ["begin", "by_request_id", "find", "note", "page", "prune", "settle", "unfinished"]
+__all__ = ["begin", "by_request_id", "find", "note", "page", "prune", "settle", "unfinished", "unfollowed"]
 
 _FINAL = [state.value for state in OperationState if state.final]
 _steps = msgspec.json.Decoder(tuple[StepRecord, ...])
@@ -65,6 +66,19 @@ def page(connection: Connection, before: tuple[float, str] | None, limit: int, *
     if only_unfinished:
         query = query.where(operation.c.state.not_in(_FINAL))
     return [_record(row) for row in connection.execute(query)]
+
+
+def unfollowed(connection: Connection, methods: Sequence[str], follower: str, since: float) -> set[str]:
+    """Targets of which an operation of `methods` was done after `since` (UTC seconds), and no `follower` begun since then."""
+    done, begun = (
+        select(operation.c.target, func.max(time).label("at")).where(which, time >= since).group_by(operation.c.target).subquery()
+        for time, which in (
+            (operation.c.finished_at, operation.c.method.in_(methods) & (operation.c.state == OperationState.DONE.value)),
+            (operation.c.created_at, operation.c.method == follower),
+        )
+    )
+    query = select(done.c.target).outerjoin(begun, begun.c.target == done.c.target)
+    return set(connection.execute(query.where(func.coalesce(begun.c.at, 0.0) < done.c.at)).scalars())
 
 
 def prune(connection: Connection, older_than: float) -> int:

@@ -151,7 +151,8 @@ class Link:
                         progress(fraction)
                     except BaseException as error:  # noqa: BLE001  # raised above, when the worker has let go of the volume
                         refusal = error
-                        self._channel.send(Cancel(number))
+                        with contextlib.suppress(OSError):  # its end is told as such
+                            self._channel.send(Cancel(number))
                 case None:
                     raise Lost(self.lost)
 

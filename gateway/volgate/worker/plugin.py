@@ -44,7 +44,7 @@ class PluginWorker:
             self.described = msgspec.msgpack.decode(raw, type=Described)
         except Lost as error:
             raise Broken(f"its import: the process that tried it was lost: {error}") from error
-        except Exception as error:  # foreign code: whatever its import raised is told to the operator
+        except (VolgateError, RuntimeError) as error:  # whatever its import raised is told to the operator
             link.end("the plugin is broken")
             raise Broken(str(error)) from error
         if self.described.hooks:

@@ -125,7 +125,7 @@ class Worker:
             "describe": self.describe,
             "validate": self.validate,
             "open": self.open,
-            "hook": self.hook,
+            "hook": self.answer_hook,
         }
         arguments = {name: msgspec.msgpack.decode(raw) for name, raw in call.arguments.items()}
         return msgspec.Raw(msgspec.msgpack.encode(known[call.method](**arguments)))
@@ -147,7 +147,7 @@ class Worker:
         self._backend = offer.open(convert_strictly(table, offer.settings, where), PoolContext(pool, instance))
         return Opened(capabilities(self._backend), self._backend.traits)
 
-    def hook(self, name: str, arguments: dict[str, Any]) -> object:
+    def answer_hook(self, name: str, arguments: dict[str, Any]) -> object:
         """Ask one of the plugin's other hooks; pluggy's rule holds: an implementation takes the arguments that it names."""
         if name not in HOOKS:
             raise NotFound(f"there is no hook {name}")

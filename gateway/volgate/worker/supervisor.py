@@ -18,7 +18,7 @@ import msgspec
 import structlog
 from opentelemetry import metrics
 
-from volgate.errors import Busy, InvalidRequest, Unreachable
+from volgate.errors import Busy, InvalidRequest, Unreachable, VolgateError
 from volgate.worker.facet_calls import FacetCall, objects_of
 from volgate.worker.link import Link, Lost, Start
 from volgate.worker.offers import Opened, PoolOf
@@ -91,7 +91,7 @@ class Supervisor:
         except InvalidRequest:
             link.end("its table is wrong")
             raise
-        except Exception as error:  # noqa: BLE001  # foreign code: a plugin that cannot be imported is a pool that is down
+        except (VolgateError, RuntimeError, Lost) as error:  # a plugin that cannot be imported is a pool that is down
             _log.warning("a pool's table cannot be read by its plugin", pool=pool.pool, error=str(error))
         else:
             self._validated = link
