@@ -117,6 +117,25 @@ def test_progress_goes_up_to_the_whole_in_both_directions(client, tmp_path):
     assert {total for _, total in down} == {size}
 
 
+def test_the_holes_of_an_image_are_not_sent(client, tmp_path):
+    """Sixty gigabytes would take a minute and more."""
+    image, told, data = tmp_path / "image", [], os.urandom(MIB)
+    with image.open("wb") as stream:
+        for offset in (0, 40 << 30, (60 << 30) - MIB):
+            os.pwrite(stream.fileno(), data, offset)
+    volume = client.import_file(header("sparse"), image, progress=lambda *p: told.append(p), timeout=30)
+    assert (volume.size_bytes, told[-1]) == (60 << 30, (60 << 30, 60 << 30))
+    assert volume.allocated_bytes < 16 * MIB
+    client.export_file(volume_pb2.ExportVolumeRequest(name=volume.name), tmp_path / "back", timeout=30)
+    with (tmp_path / "back").open("rb") as back:
+        assert [os.pread(back.fileno(), MIB, offset) == data for offset in (0, 40 << 30, (60 << 30) - MIB, 20 << 30)] == [
+            True,
+            True,
+            True,
+            False,
+        ]
+
+
 def test_a_file_on_the_server_is_waited_for_and_its_progress_told(client, server, tmp_path):
     image, told = tmp_path / "image", []
     image.write_bytes(os.urandom(MIB))

@@ -35,6 +35,14 @@ def header(place, **more) -> ImportHeader:
     return ImportHeader(**({"pool": "pools/main", "volume_id": place.name("i"), "source_format": RAW} | more))
 
 
+def sparse(said):
+    """An upload of a header, bytes, and numbers of zeroes."""
+    first, *rest = said
+    yield ImportVolumeRequest(header=first)
+    for part in rest:
+        yield ImportVolumeRequest(hole=part) if isinstance(part, int) else ImportVolumeRequest(chunk=part)
+
+
 def export(place, name, kind=0) -> bytes:
     """Read a whole export; gaps are zeroes."""
     whole, last = bytearray(), -1
@@ -74,6 +82,30 @@ def test_an_image_comes_in_and_goes_out_unchanged(place, kind, target):
     back = place.images / place.name("back")
     subprocess.run(["qemu-img", "convert", "-f", "qcow2", "-O", "raw", written, back], check=True)
     assert back.read_bytes() == data
+
+
+def test_holes_are_zeroes_that_are_not_sent(place):
+    head = header(place, source_format=RAW, format=RAW, image_bytes=64 << 30)
+    filled = content(MIB)
+    sent = [head, filled, (8 << 30) + 5, b"\1", (56 << 30) - 6 - MIB]
+    answer = place.wire.volumes.ImportVolume(sparse(sent), timeout=60)
+    assert answer.volume.size_bytes == 64 << 30 and answer.volume.allocated_bytes < 8 * MIB
+    pieces = list(place.wire.volumes.ExportVolume(ExportVolumeRequest(name=answer.volume.name), timeout=60))
+    assert sum(len(piece.chunk) for piece in pieces) < 4 * MIB
+    at = (8 << 30) + 5 + MIB
+    assert b"".join(piece.chunk[at - piece.offset :][:1] for piece in pieces if 0 <= at - piece.offset < len(piece.chunk)) == b"\1"
+    place.wire.volumes.DeleteVolume(volume_pb2.DeleteVolumeRequest(name=answer.volume.name))  # others read every byte of the pool
+
+
+def test_the_same_content_is_the_same_image_however_it_is_cut(place):
+    head = header(place, request_id=place.name("import"))
+    data = content(MIB)
+    third = len(data) // 3
+    ways = [[head, data], [head, data[:third], third, data[2 * third :]], [head, data[: third + 7], 3, data[third + 10 :]]]
+    answers = [place.wire.volumes.ImportVolume(sparse(way), timeout=60) for way in ways]
+    assert len({(answer.volume.uid, answer.operation.name) for answer in answers}) == 1
+    said = refused(place.wire.volumes.ImportVolume, sparse([head, data[:third], third + 1, data[2 * third :]]))
+    assert (said.code, said.reason) == ("INVALID_ARGUMENT", "REQUEST_ID_REUSED")
 
 
 def test_a_snapshot_is_exported_as_it_was(place):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["KINDS", "Bad", "kind_of"]
+__all__ = ["INVALID", "KINDS", "LEAST64", "MOST64", "SIZE_MOST", "Bad", "kind_of"]
 
 INVALID = ("INVALID_ARGUMENT",)
 LEAST64, MOST64, LEAST32, MOST32 = -(2**63), 2**63 - 1, -(2**31), 2**31 - 1
@@ -197,6 +197,10 @@ def chunk(_: random.Random) -> Bad:
     return Bad(bytes((1 << 20) + 1))
 
 
+def hole(_: random.Random) -> Bad:
+    return Bad(0)
+
+
 _TOO_MUCH = Bad(SIZE_MOST, ("RESOURCE_EXHAUSTED", "OUT_OF_RANGE"), journalled=True)
 _VMDK, _VHDX = 3, 4
 _GONE_VOLUME = Bad("pools/main/volumes/nobody", ("NOT_FOUND",), journalled=True)
@@ -266,6 +270,7 @@ KINDS: dict[str, Strategy] = {
     "locator": locator,
     "path": path,
     "chunk": chunk,
+    "hole": hole,
     **{f"{way}_{unit}_sec": number(0, SIZE_MOST) for way in ("total", "read", "write") for unit in ("bytes", "iops")},
 }
 

@@ -11,13 +11,15 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import DecodeError
 
 from tests.edge.place import MIB, Place
-from tests.fuzz.badness import INVALID, kind_of
+from tests.fuzz.badness import INVALID, LEAST64, MOST64, SIZE_MOST, kind_of
 from tests.fuzz.good import GOOD, NAME
 from tests.fuzz.walk import CALLS, Call, Field
 from volgate.edge import validate
 from volgate.v1 import attachment_pb2, operation_pb2, volume_pb2
 
 __all__ = ["Case", "cases"]
+
+_PARTS = ("header", "chunk", "hole")  # of an upload: what is wrong with them is their order, or their length
 
 
 @dataclass
@@ -76,8 +78,8 @@ def corrupted(place: Place, rng: random.Random, call: Call, chosen: list[Field])
     wrong = [one for one in chosen if kind_of(call.name, one.path) or call.name == "ImportVolume"]
     if not wrong:
         wrong = [rng.choice([one for one in call.fields if kind_of(call.name, one.path)])]
-    if call.name == "ImportVolume" and any(one.path in ("header", "chunk") for one in wrong):
-        return _out_of_order(case, rng, rng.choice([one.path for one in wrong if one.path in ("header", "chunk")]))
+    if call.name == "ImportVolume" and (order := [one.path for one in wrong if one.path in _PARTS]):
+        return _out_of_order(case, rng, rng.choice(order))
     for one in sorted(wrong, key=lambda one: one.path == "name"):  # a name that is wrong stays so
         _spoil(place, rng, case, one)
     return case
@@ -115,12 +117,20 @@ def _out_of_order(case: Case, rng: random.Random, path: str) -> Case:
     empty, piece = volume_pb2.ImportVolumeRequest(), volume_pb2.ImportVolumeRequest(chunk=b"x" * rng.randint(0, 100))
     large = volume_pb2.ImportVolumeRequest(chunk=bytes(MIB + 1))
     good = case.messages
+
+    def hole(length: int) -> volume_pb2.ImportVolumeRequest:
+        return volume_pb2.ImportVolumeRequest(hole=length)
+
     ways = {
         "header": [[], [empty], [piece], [piece, *good], [empty, *good]],
         "chunk": [[good[0], empty], [good[0], large], [*good, good[0]], [good[0], piece, empty, piece], [*good, large]],
+        "hole": [[*good, hole(wrong)] for wrong in (0, -1, LEAST64, MOST64, SIZE_MOST, SIZE_MOST + 1)]
+        + [[good[0], hole(SIZE_MOST), hole(1)], [good[0], hole(1), hole(-1)]],
     }
     case.messages = rng.choice(ways[path])
     case.codes, case.fields, case.covers, case.what = set(INVALID), {path}, {path}, "order"
+    if path == "hole":
+        case.codes.add("OUT_OF_RANGE")  # a file system may end before our own limit does
     return case
 
 

@@ -12,7 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from volgate.errors import Cancelled, InDoubt, NotFound
+from volgate.backend.run import run_checked
+from volgate.errors import Cancelled, InDoubt, NotFound, Precondition, Unreachable
 from volgate.spawner import Limits, Spawner
 
 
@@ -59,6 +60,18 @@ def test_restricted_user_limits_and_no_new_privileges(spawner):
     command = "id -u; id -G; ulimit -c; ulimit -v; grep NoNewPrivs /proc/self/status"
     done = spawner.run(["sh", "-c", command], timeout=10, user=65534, limits=Limits(memory=1 << 30))
     assert done.stdout.split() == [b"65534", b"65534", b"0", b"1048576", b"NoNewPrivs:", b"1"]
+
+
+def test_a_command_that_computes_too_long_ends_by_the_signal_that_says_so(spawner):
+    done = spawner.run(["sh", "-c", "while :; do :; done"], timeout=20, limits=Limits(cpu=1))
+    assert done.returncode == -signal.SIGXCPU and not done.timed_out
+
+
+@pytest.mark.parametrize(("name", "kind", "reason"), [("KILL", Unreachable, "COMMAND_KILLED"), ("SEGV", Precondition, "COMMAND_FAILED")])
+def test_a_command_killed_from_outside_may_be_repeated_and_one_that_crashed_not(name, kind, reason):
+    with pytest.raises(kind) as caught:
+        run_checked(["sh", "-c", f"kill -{name} $$"], doing="try", timeout=10)
+    assert caught.value.reason == reason
 
 
 def test_missing_program_is_named(spawner):

@@ -200,6 +200,7 @@ _REASONS = {
         "QEMU_LOST",
         "WORKER_LOST",
         "WORKER_STUCK",
+        "COMMAND_KILLED",
     ),
     "ABORTED": (
         "IN_DOUBT",

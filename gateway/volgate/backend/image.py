@@ -24,7 +24,7 @@ from typing import Any, Self
 
 from volgate.backend.files import begin_writeback, copy_sparse, opened, share_blocks, sync_directory
 from volgate.backend.qcow2 import parse_header
-from volgate.backend.run import Limits, run, run_checked
+from volgate.backend.run import Limits, refuse_killed, run, run_checked
 from volgate.errors import Cancelled, InvalidRequest, OutOfRange, Precondition, VolgateError, translate
 from volgate.model import Format
 
@@ -283,6 +283,8 @@ def _problems_of_head(head: bytes, image_format: Format) -> Iterator[str]:
 def _ask(box: _Sandbox, name: str, image_format: Format, path: str) -> ImageInfo:
     command = ["qemu-img", "info", "--output=json", "-f", str(image_format), f"file:{name}"]
     done = run(command, timeout=_INFO_TIMEOUT, cwd=box.folder, user=box.user, limits=Limits(memory=_MEMORY, cpu=20, file_size=1))
+    if not done.timed_out:
+        refuse_killed(done, f"inspect image {path}: qemu-img")
     if done.timed_out or done.returncode < 0:
         raise _hostile("the tool that reads it was stopped at its limits")
     if done.returncode:
@@ -301,6 +303,8 @@ def _require_whole(box: _Sandbox, name: str, image_format: Format, path: str) ->
     done = run(
         command, timeout=_CHECK_TIMEOUT, cwd=box.folder, user=box.user, limits=Limits(memory=_MEMORY, cpu=_CHECK_SECONDS, file_size=1)
     )
+    if not done.timed_out:
+        refuse_killed(done, f"check image {path}: qemu-img")
     if done.timed_out or done.returncode < 0:
         raise _hostile("the tool that checks it was stopped at its limits")
     if done.returncode in _CHECK_FAILED:

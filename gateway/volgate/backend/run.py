@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import atexit
 import os
+import signal
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from volgate.errors import DeadlineExceeded, InUse, OutOfSpace, Precondition, VolgateError
+from volgate.errors import DeadlineExceeded, InUse, OutOfSpace, Precondition, Unreachable, VolgateError
 from volgate.spawner import Completed, Limits, Spawner
 
-__all__ = ["Completed", "Limits", "gateway_pid", "install", "run", "run_checked"]
+__all__ = ["Completed", "Limits", "gateway_pid", "install", "refuse_killed", "run", "run_checked"]
 
 _lock = threading.Lock()
 _spawner: Spawner | None = None
@@ -20,6 +21,7 @@ _BY_TEXT: tuple[tuple[str, type[VolgateError], str], ...] = (
     ("Disk quota exceeded", OutOfSpace, "QUOTA_EXCEEDED"),
     (" lock", InUse, "IMAGE_LOCKED"),
 )
+_FROM_OUTSIDE = {-signal.SIGKILL, -signal.SIGTERM, -signal.SIGHUP, -signal.SIGINT}  # a crash and a limit have signals of their own
 
 
 def install(spawner: Spawner | None) -> None:
@@ -59,13 +61,26 @@ def run_checked(
     on_line: Callable[[str], None] | None = None,
     cancelled: Callable[[], bool] | None = None,
 ) -> bytes:
-    """Run a command that must succeed and return its output. Raises OutOfSpace, InUse (image lock), DeadlineExceeded, Precondition."""
+    """Run a command that must succeed and return its output.
+
+    Raises OutOfSpace, InUse (image lock), DeadlineExceeded, Unreachable (COMMAND_KILLED), Precondition (COMMAND_FAILED).
+    """
     done = run(argv, timeout=timeout, cwd=cwd, user=user, limits=limits, on_line=on_line, cancelled=cancelled)
     if done.timed_out:
         raise DeadlineExceeded(f"{doing}: {argv[0]} did not end within {timeout:.0f} s and was killed", reason="COMMAND_TIMEOUT")
+    refuse_killed(done, f"{doing}: {argv[0]}")
     if done.returncode:
         raise _failure(done, f"{doing}: {argv[0]} failed with {done.returncode}")
     return done.stdout
+
+
+def refuse_killed(done: Completed, what: str) -> None:
+    """Raise Unreachable (COMMAND_KILLED) if a command was killed by somebody else: that tells nothing of what it worked on."""
+    if done.returncode in _FROM_OUTSIDE:
+        name = signal.Signals(-done.returncode).name
+        raise Unreachable(
+            f"{what} was killed from outside ({name}): out of memory, or an operator; repeat the call", reason="COMMAND_KILLED"
+        )
 
 
 def _failure(done: Completed, what: str) -> VolgateError:

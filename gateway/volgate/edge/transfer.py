@@ -25,6 +25,7 @@ from volgate.v1 import volume_pb2
 __all__ = ["Transfers"]
 
 _CHUNK_MOST = 1 << 20
+_IMAGE_MOST = 1 << 50
 
 
 class Transfers:
@@ -72,12 +73,13 @@ class Transfers:
         self, typed: requests.ImportVolume, stream: AsyncIterator[volume_pb2.ImportVolumeRequest], announced: int
     ) -> requests.ImportVolume:
         upload = await self._calls.acquire("spool", Upload.abort, self._calls.gateway.open_upload)
-        length = 0
         try:
             async for message in stream:
-                length += len(message.chunk)
-                await self._calls.spool(upload.write, _chunk(message))
-            _require_whole(announced, length)
+                if message.WhichOneof("part") == "hole":
+                    await self._calls.spool(upload.skip, _hole(message, upload.length))
+                else:
+                    await self._calls.spool(upload.write, _chunk(message))
+            _require_whole(announced, upload.length)
             path, digest = await self._calls.spool(upload.finish)
         except BaseException:
             upload.abort()
@@ -134,8 +136,14 @@ def _require_whole(announced: int, came: int) -> None:
 
 def _chunk(message: volume_pb2.ImportVolumeRequest) -> bytes:
     if message.WhichOneof("part") != "chunk" or len(message.chunk) > _CHUNK_MOST:
-        raise InvalidRequest(f"chunk: after the header, every message holds a chunk of at most {_CHUNK_MOST} bytes", field="chunk")
+        raise InvalidRequest(
+            f"chunk: after the header, every message holds a chunk of at most {_CHUNK_MOST} bytes, or a hole", field="chunk"
+        )
     return message.chunk
+
+
+def _hole(message: volume_pb2.ImportVolumeRequest, came: int) -> int:
+    return validate.bounded(message.hole, "hole", 1, _IMAGE_MOST - came)
 
 
 def _header(header: volume_pb2.ImportHeader) -> tuple[requests.ImportVolume, str]:
@@ -149,6 +157,6 @@ def _header(header: volume_pb2.ImportHeader) -> tuple[requests.ImportVolume, str
         size=validate.bounded(header.size_bytes, "header.size_bytes", 0, 1 << 50),
         labels=validate.labels(header.labels, "header.labels"),
     )
-    if validate.bounded(header.image_bytes, "header.image_bytes", 0, 1 << 50) and typed.path:
+    if validate.bounded(header.image_bytes, "header.image_bytes", 0, _IMAGE_MOST) and typed.path:
         raise InvalidRequest("header.image_bytes: is the length of a stream; with a path there is none", field="header.image_bytes")
     return typed, validate.request_id(header.request_id, "header.request_id")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import os
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -13,10 +12,11 @@ from pathlib import Path
 from volgate.backend import DataPath
 from volgate.backend.image import Stretch, convert, stretches
 from volgate.connection import Connection
-from volgate.errors import Unreachable, translate
+from volgate.errors import OutOfRange, Unreachable, translate
 from volgate.model import Format
 from volgate.names import SnapshotName, VolumeName
 from volgate.operations import lookups
+from volgate.operations.content import ContentDigest
 from volgate.operations.runner import Runner
 from volgate.operations.world import World
 
@@ -32,14 +32,31 @@ class Upload:
     def __init__(self, directory: Path) -> None:
         """Begin a file in the spool. Raises OutOfSpace and others by errno."""
         self.path = directory / uuid.uuid4().hex
-        self._digest = hashlib.sha256()
+        self._digest = ContentDigest()
         with translate("spool an upload"):
             self._stream = self.path.open("xb")
             self.path.chmod(0o600)
 
+    @property
+    def length(self) -> int:
+        """How many bytes of the image have come, holes included."""
+        return self._digest.length
+
+    def skip(self, length: int) -> None:
+        """Append so many zero bytes; they take no space. Raises OutOfRange."""
+        self._digest.skip(length)
+        with translate("spool an upload"):
+            try:
+                self._stream.seek(length, os.SEEK_CUR)
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+                told = f"hole: a file of {self._digest.length} bytes is more than the file system of {self.path.parent} can hold"
+                raise OutOfRange(told, field="hole") from error
+
     def write(self, chunk: bytes) -> None:
         """Append bytes; runs of zeroes take no space. Raises OutOfSpace."""
-        self._digest.update(chunk)
+        self._digest.add(chunk)
         with translate("spool an upload"):
             if chunk == _ZEROES[: len(chunk)]:
                 self._stream.seek(len(chunk), os.SEEK_CUR)

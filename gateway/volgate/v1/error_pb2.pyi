@@ -231,6 +231,10 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """What a reading call asks (a storage, or libvirt) did not answer within the call's deadline (DEADLINE_EXCEEDED;
     retry: same call).
     """
+    REASON_COMMAND_KILLED: _Reason.ValueType  # 78
+    """A program that the gateway ran was killed from outside: by the kernel for want of memory, or by an operator
+    (UNAVAILABLE; retry: same call).
+    """
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Reason names what went wrong in a word that programs compare; ErrorInfo.reason holds the part after REASON_."""
@@ -438,5 +442,9 @@ REASON_WORKER_STUCK: Reason.ValueType  # 76
 REASON_NO_ANSWER: Reason.ValueType  # 77
 """What a reading call asks (a storage, or libvirt) did not answer within the call's deadline (DEADLINE_EXCEEDED;
 retry: same call).
+"""
+REASON_COMMAND_KILLED: Reason.ValueType  # 78
+"""A program that the gateway ran was killed from outside: by the kernel for want of memory, or by an operator
+(UNAVAILABLE; retry: same call).
 """
 Global___Reason: _TypeAlias = Reason  # noqa: Y015

@@ -829,14 +829,17 @@ Global___RevertVolumeResponse: _TypeAlias = RevertVolumeResponse  # noqa: Y015
 
 @_typing.final
 class ImportVolumeRequest(_message.Message):
-    """ImportVolumeRequest is first the header, then chunks unless the header names a path."""
+    """ImportVolumeRequest is first the header, then chunks and holes, in order, unless the header names a path."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     HEADER_FIELD_NUMBER: _builtins.int
     CHUNK_FIELD_NUMBER: _builtins.int
+    HOLE_FIELD_NUMBER: _builtins.int
     chunk: _builtins.bytes
-    """Bytes of the image, in order, at most 1 MiB each."""
+    """Bytes of the image, at most 1 MiB each."""
+    hole: _builtins.int
+    """So many zero bytes of the image, at least 1; they are not sent and take no space on the server."""
     @_builtins.property
     def header(self) -> Global___ImportHeader:
         """First message."""
@@ -846,12 +849,13 @@ class ImportVolumeRequest(_message.Message):
         *,
         header: Global___ImportHeader | None = ...,
         chunk: _builtins.bytes = ...,
+        hole: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "header", b"header", "part", b"part"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "header", b"header", "hole", b"hole", "part", b"part"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "header", b"header", "part", b"part"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "header", b"header", "hole", b"hole", "part", b"part"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["header", "chunk"]  # noqa: Y015
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["header", "chunk", "hole"]  # noqa: Y015
     _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ __all__ = ["Images", "Progress"]
 Progress = Callable[[int, int], None]
 """Told the bytes done and the bytes in all; what it raises ends the transfer cleanly and reaches the caller."""
 _CHUNK = 1 << 20
+_ZEROES = bytes(_CHUNK)
 
 
 class Images(Connection):
@@ -161,9 +163,30 @@ def _parts(header: volume_pb2.ImportHeader, stream: BinaryIO | None, progress: P
     yield volume_pb2.ImportVolumeRequest(header=header)
     if stream is None:
         return
-    stream.seek(0)
     sent = 0
-    while chunk := seam.in_thread(stream.read, _CHUNK):
-        yield volume_pb2.ImportVolumeRequest(chunk=chunk)
-        sent += len(chunk)
+    while sent < header.image_bytes:
+        part, length = seam.in_thread(_part, stream, sent, header.image_bytes)
+        if not length:
+            return  # it has become shorter: the gateway will say so
+        yield part
+        sent += length
         progress(sent, header.image_bytes)
+
+
+def _part(stream: BinaryIO, offset: int, end: int) -> tuple[volume_pb2.ImportVolumeRequest, int]:
+    """What comes next of an image, as a chunk or a hole, and its length in bytes."""
+    hole = _next_data(stream.fileno(), offset, end) - offset
+    if hole:
+        return volume_pb2.ImportVolumeRequest(hole=hole), hole
+    chunk = os.pread(stream.fileno(), min(_CHUNK, end - offset), offset)
+    if chunk and chunk == _ZEROES[: len(chunk)]:
+        return volume_pb2.ImportVolumeRequest(hole=len(chunk)), len(chunk)
+    return volume_pb2.ImportVolumeRequest(chunk=chunk), len(chunk)
+
+
+def _next_data(descriptor: int, offset: int, end: int) -> int:
+    """Where the next data of a file begin, `end` if there are none; `offset` where its file system cannot tell."""
+    try:
+        return min(end, os.lseek(descriptor, offset, os.SEEK_DATA))
+    except OSError as error:
+        return end if error.errno == errno.ENXIO else offset
