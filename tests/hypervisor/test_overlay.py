@@ -22,8 +22,8 @@ from volgate.connection import LocalFile
 from volgate.errors import InDoubt, InUse, Precondition, Unreachable, VolgateError
 from volgate.hosts import local
 from volgate.hosts.interface import AttachPlan, DetachOutcome
-from volgate.hypervisor import block_jobs
-from volgate.model import Bus
+from volgate.hypervisor import block_jobs, marks, overlay, qmp
+from volgate.model import Bus, Format
 
 WRITER = """cat >/tmp/writer <<'END'
 n=0
@@ -290,6 +290,71 @@ def test_guest_that_restarts_amid_a_switch_finds_what_it_wrote(bench: Bench, fre
     cut.device = disk.device
     cut.switch()
     cut.check()
+
+
+@pytest.mark.parametrize("point", ["held", "configured", "merged"])
+@pytest.mark.parametrize("restarted", [True, False])
+def test_guest_that_restarts_amid_a_merge_finds_what_it_wrote(bench: Bench, fresh_guest: Guest, point: str, restarted: bool) -> None:
+    """We die while the layer is merged back; the guest stands still until the next attempt, and may start anew from either layer."""
+    cut = Cut(bench, fresh_guest, "a", Bus.VIRTIO_BLK)
+    cut.write("before")
+    top = overlay.FileSource(cut.overlay.top.path, Format.QCOW2, ((cut.overlay.base, Format.QCOW2),))
+    overlay.configure(fresh_guest.domain, cut.wanted.alias, top)  # as libvirtd's death leaves it
+    cut.by_qemu_alone()
+    cut.write("written")
+    command, follow = qmp.command, overlay._follow
+
+    def dying(domain: libvirt.virDomain, name: str, **arguments: object) -> object:
+        if name != "job-complete" or point == "held":
+            return command(domain, name, **arguments)
+        if point == "merged":
+            command(domain, name, **arguments)
+            bench.eventually(lambda: command(domain, "query-jobs")[0]["status"] == "concluded")
+        raise InDoubt("we died")
+
+    def dying_too(domain: libvirt.virDomain, alias: str) -> None:
+        if point == "held":
+            raise InDoubt("we died")
+        follow(domain, alias)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(InDoubt, match="we died"):
+        patch.setattr(qmp, "command", dying)
+        patch.setattr(overlay, "_follow", dying_too)
+        patch.setattr(marks, "let_go", lambda _domain: None)
+        cut.switch()
+    assert fresh_guest.domain.state()[0] == libvirt.VIR_DOMAIN_PAUSED
+    if not restarted:
+        assert bench.detach(cut.wanted) is DetachOutcome.GONE
+        assert fresh_guest.domain.state()[0] == libvirt.VIR_DOMAIN_RUNNING and marks.HELD not in fresh_guest.domain.XMLDesc()
+        bench.pool.backend.abandon_overlay(cut.volume, cut.spec.uid)
+        assert bench.bytes_of(bench.reach(cut.volume), 8) == b"written\n"
+        return
+    fresh_guest.destroy()
+    fresh_guest.start(boot=True)
+    disk = fresh_guest.wait_disk(cut.wanted.options.serial)
+    assert disk and fresh_guest.run(f"head -n 1 {disk.device}") == "written"
+    cut.device = disk.device
+    cut.write("before")
+    with pytest.raises(Unreachable) as undone:
+        cut.switch()
+    if point == "held":  # it came back on the new layer, of which the old one holds a part
+        assert undone.value.reason == "OVERLAY_TORN"
+        bench.pool.backend.finish_overlay(cut.volume, cut.spec)
+        bench.pool.backend.delete_snapshot(cut.volume, cut.spec.uid)
+    else:  # it came back on the old layer, and the new one is written
+        bench.pool.backend.abandon_overlay(cut.volume, cut.spec.uid)
+    cut.begin()
+    cut.switch()
+    assert "urn:volgate" not in fresh_guest.domain.XMLDesc() + fresh_guest.domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
+    cut.check()
+
+
+def test_a_guest_that_others_paused_stays_so(bench: Bench, fresh_guest: Guest) -> None:
+    fresh_guest.pause()
+    with marks.held(fresh_guest.domain):
+        assert "volgate" not in fresh_guest.domain.XMLDesc()
+    marks.let_go(fresh_guest.domain)
+    assert fresh_guest.domain.state()[0] == libvirt.VIR_DOMAIN_PAUSED
 
 
 def test_switch_that_never_began_leaves_the_configuration_as_it_was(bench: Bench, fresh_guest: Guest) -> None:

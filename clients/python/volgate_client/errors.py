@@ -201,6 +201,7 @@ _REASONS = {
         "WORKER_LOST",
         "WORKER_STUCK",
         "COMMAND_KILLED",
+        "OVERLAY_TORN",
     ),
     "ABORTED": (
         "IN_DOUBT",

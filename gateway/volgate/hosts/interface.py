@@ -197,7 +197,10 @@ class Host(Protocol):
         ...
 
     def switch_overlay(self, domain: str, alias: str, top: Connection, base: str, *, quiesce: bool, timeout: float) -> bool:
-        """Make QEMU write to `top` instead of `base`; success if it does already. Return whether the guest was quiesced."""
+        """Make QEMU write to `top` instead of `base`; success if it does already. Return whether the guest was quiesced.
+
+        Unreachable with reason OVERLAY_TORN: the domain is on `top` for good, but `base` is no snapshot.
+        """
         ...
 
     def our_disks(self, *, timeout: float) -> Sequence[FoundDisk]:

@@ -257,6 +257,7 @@ class LocalHost:
         def work(connection: Libvirt) -> bool:
             found = domains.lookup(connection, domain)
             overlay.settle(found, alias, deadline=deadline)
+            overlay.refuse_torn(found, alias, source, base)
             seen = domains.observe(found, alias, "")
             if seen.active:
                 on_top = seen.live is not None and seen.live.source == source.path

@@ -13,6 +13,8 @@ from volgate.model import Bus
 
 __all__ = ["Device", "Layout", "Place", "free_place", "layout", "parse_disk"]
 
+_MARKS = "{urn:volgate:"
+
 _SCSI_TARGETS = 255  # of a virtio-scsi controller
 _VIRTIO = {"virtio-scsi", "virtio-transitional", "virtio-non-transitional"}
 
@@ -45,13 +47,17 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """A domain's XML as far as disks go. `running`: it is the live one. `scsi` are the virtio-scsi controllers, `taken` all SCSI ones."""
+    """A domain's XML as far as disks go. `running`: it is the live one. `scsi` are the virtio-scsi controllers, `taken` all SCSI ones.
+
+    `marks` are those of :mod:`volgate.hypervisor.marks`.
+    """
 
     running: bool
     disks: tuple[Device, ...]
     scsi: frozenset[int]
     taken: frozenset[int]
     iothreads: frozenset[int]
+    marks: frozenset[str] = frozenset()
 
     def by_alias(self, alias: str) -> Device | None:
         """The disk of an alias."""
@@ -82,6 +88,7 @@ def layout(xml: str) -> Layout:
         scsi=frozenset(int(c.get("index", "0")) for c in controllers if c.get("model") in _VIRTIO),
         taken=frozenset(int(c.get("index", "0")) for c in controllers),
         iothreads=frozenset(listed or range(1, int(root.findtext("iothreads") or "0") + 1)),
+        marks=frozenset(e.tag[1:].partition("}")[0] for e in root.iterfind("./metadata/*") if e.tag.startswith(_MARKS)),
     )
 
 

@@ -16,6 +16,7 @@ from volgate.errors import InUse, NotFound, Precondition, Unreachable
 from volgate.hypervisor import qmp, repair
 from volgate.hypervisor.devices import Device, Layout, layout
 from volgate.hypervisor.faults import translated
+from volgate.hypervisor.marks import HELD
 from volgate.hypervisor.repair import Orphans
 
 __all__ = ["CONFIG", "LIVE", "Seen", "begin_detach", "clear", "layouts", "lookup", "observe", "orphans", "require_live"]
@@ -110,14 +111,14 @@ def _layout(domain: libvirt.virDomain) -> Layout:
 def begin_detach(domain: libvirt.virDomain, alias: str, source: str, *, settle: Callable[[], None]) -> bool:
     """Take a disk out of the configuration and ask the guest to release it; return whether the guest was asked.
 
-    `settle` is called first where QEMU writes to another file than libvirt or the configuration has it
-    (:func:`volgate.hypervisor.overlay.settle`).
+    `settle` is called first where QEMU writes to another file than libvirt or the configuration has it, or an earlier attempt holds the
+    guest still (:func:`volgate.hypervisor.overlay.settle`).
     Raises InUse (IDENTITY_MISMATCH) before anything is done if the alias holds another source.
     """
     now, then = layouts(domain)
     live = now.by_alias(alias) if now.running else None
     config = then.by_alias(alias) if then else None
-    if live is not None and {_opened(domain, alias) or live.source, config.source if config else live.source} != {live.source}:
+    if HELD in now.marks or (live is not None and _differs(domain, live, config)):
         settle()
         now, then = layouts(domain)
         live = now.by_alias(alias) if now.running else None
@@ -132,6 +133,11 @@ def begin_detach(domain: libvirt.virDomain, alias: str, source: str, *, settle: 
     if live is not None:
         _remove(domain, alias, LIVE)
     return live is not None
+
+
+def _differs(domain: libvirt.virDomain, live: Device, config: Device | None) -> bool:
+    """Whether QEMU writes to another file than libvirt or the configuration has it."""
+    return {_opened(domain, live.alias) or live.source, config.source if config else live.source} != {live.source}
 
 
 def _remove(domain: libvirt.virDomain, alias: str, flag: int) -> None:

@@ -3,13 +3,15 @@
 QEMU may then write to the new layer while libvirt believes the old one: a detach, a resize or a second snapshot would hit the
 wrong node, and nothing tells libvirt the truth. So the layer is merged back and the snapshot is cut again from the start.
 
-The configuration names the new layer before QEMU writes to it: a guest that is restarted meanwhile finds all that it wrote.
+The configuration names the new layer before QEMU writes to it, and the old one again while nothing is written: a guest that is
+restarted meanwhile finds all that it wrote.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 from xml.etree import ElementTree as ET
 
 import libvirt
@@ -22,8 +24,9 @@ from volgate.hypervisor.devices import Device, layout
 from volgate.hypervisor.disk_xml import layers, with_layers_of, with_source
 from volgate.hypervisor.domains import require_live
 from volgate.hypervisor.faults import translated
+from volgate.hypervisor.marks import HELD, held, let_go, mark, merging, unmark
 
-__all__ = ["configure", "settle", "switch"]
+__all__ = ["configure", "refuse_torn", "settle", "switch"]
 
 _SNAPSHOT = (
     libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY
@@ -60,6 +63,25 @@ def switch(domain: libvirt.virDomain, alias: str, top: FileSource, base: str, *,
         raise
 
 
+def refuse_torn(domain: libvirt.virDomain, alias: str, top: FileSource, base: str) -> None:
+    """Raise Unreachable (OVERLAY_TORN) if the domain uses `top` and `base` holds half of it: a merge was cut off by the guest's end.
+
+    Called after :func:`settle`: whatever else was being merged is merged by then.
+    """
+    with translated(f"read {domain.name()}"):
+        now = layout(domain.XMLDesc())
+    if merging(alias) not in now.marks:
+        return
+    device = now.by_alias(alias)
+    if device is not None and device.source == top.path:
+        raise Unreachable(
+            f"{domain.name()} started on {top.path} while that was being merged into {base}: {base} holds no one moment, and the "
+            "snapshot is cut anew; repeat the call",
+            reason="OVERLAY_TORN",
+        )
+    unmark(domain, merging(alias))
+
+
 def configure(domain: libvirt.virDomain, alias: str, top: FileSource) -> None:
     """Make the persistent configuration, if it has the disk, name `top` and its chain."""
     with translated(f"configure {alias} of {domain.name()}", mutation=True):
@@ -87,24 +109,38 @@ def _follow(domain: libvirt.virDomain, alias: str) -> None:
 def settle(domain: libvirt.virDomain, alias: str, *, deadline: float) -> None:
     """Merge back a layer that QEMU writes to and libvirt does not know of, if there is one; the configuration follows.
 
+    A guest that an earlier attempt held when it died is let go.
     Raises InUse (IDENTITY_MISMATCH: QEMU is somewhere else altogether), Precondition (QEMU_REFUSED: the merge failed),
     Unreachable (not merged by `deadline`, monotonic seconds).
     """
     with translated(f"read {domain.name()}"):
         now = layout(domain.XMLDesc())
+    if HELD in now.marks:
+        let_go(domain)
     device = now.by_alias(alias) if now.running else None
     drive = next((drive for drive in qmp.drives(domain) if drive.device == alias), None) if device else None
     if device is None or drive is None or not drive.files:
         return
     if drive.files[0] == device.source:
+        if merging(alias) in now.marks:
+            _tidy(domain, device, deadline)
         _follow(domain, alias)
         return
     if drive.files[1:2] != (device.source,):
         raise InUse(f"{alias} of {domain.name()}: QEMU has {drive.files[0]}, libvirt {device.source}", reason="IDENTITY_MISMATCH")
     below = next((node.name for node in qmp.nodes(domain) if node.index in device.indexes and node.files[:1] == (device.source,)), "")
     _merge(domain, drive, below.replace("-storage", "-format"), deadline)
-    _follow(domain, alias)
+    unmark(domain, merging(alias))
     repair.repair(domain, [drive.files[0]], deadline=deadline)
+
+
+def _tidy(domain: libvirt.virDomain, device: Device, deadline: float) -> None:
+    """Take away what is left in QEMU of a merge whose end nobody saw: the job, and the layer that was on top."""
+    job = f"vg-merge-{device.alias}"
+    if _job(domain, job).get("status") == "concluded":
+        qmp.command(domain, "job-dismiss", id=job)
+    above = [node.files[0] for node in qmp.nodes(domain) if device.source in node.files[1:] and node.index not in device.indexes]
+    repair.repair(domain, above, deadline=deadline)
 
 
 def _merge(domain: libvirt.virDomain, drive: qmp.Drive, below: str, deadline: float) -> None:
@@ -113,24 +149,40 @@ def _merge(domain: libvirt.virDomain, drive: qmp.Drive, below: str, deadline: fl
     A merge that fails leaves the guest on the top layer, where all its data is. Raises Precondition (QEMU_REFUSED, in QEMU's words).
     """
     job = f"vg-merge-{drive.device}"
-    while True:
-        found = next((found for found in qmp.command(domain, "query-jobs") if found["id"] == job), {"status": ""})
+    if _job(domain, job).get("status") == "concluded":
+        _await(domain, job, drive, "concluded", deadline)
+    if not _job(domain, job):
+        mark(domain, merging(drive.device))
+        qmp.command(domain, "block-commit", **{"job-id": job, "device": drive.node, "base-node": below, "auto-dismiss": False})
+    _await(domain, job, drive, "ready", deadline)
+    with held(domain):  # now both layers hold the same, and the guest may start from either
+        _await(domain, job, drive, "synchronous", deadline)
+        _follow(domain, drive.device)
+        if _job(domain, job).get("status") == "ready":
+            qmp.command(domain, "job-complete", id=job)
+        _await(domain, job, drive, "concluded", deadline)
+
+
+def _await(domain: libvirt.virDomain, job: str, drive: qmp.Drive, wanted: str, deadline: float) -> None:
+    """Wait until a merge is so far, or has ended well. Raises Precondition (it failed), Unreachable (it takes longer)."""
+    while found := _job(domain, job):
         if found["status"] == "concluded":  # it waits for us, or a failure would look like a merge that was not begun
             qmp.command(domain, "job-dismiss", id=job)
             if "error" in found:
                 message = f"merge {drive.files[0]} of {domain.name()} back into {drive.files[1]}: {found['error']}; the guest goes on"
                 raise Precondition(f"{message} on the former: remove the cause and repeat the call", reason="QEMU_REFUSED")
-            continue
-        if not found["status"] and drive.node not in {now.node for now in qmp.drives(domain) if now.device == drive.device}:
             return
-        if found["status"] == "ready":
-            qmp.command(domain, "job-complete", id=job)
-        elif time.monotonic() > deadline:
+        behind = found["total-progress"] - found["current-progress"]
+        if found["status"] == "ready" and (wanted == "ready" or (wanted == "synchronous" and not behind)):
+            return
+        if time.monotonic() > deadline:
             raise Unreachable(f"{drive.files[0]} of {domain.name()} is still being merged back; repeat the call", reason="DOMAIN_BUSY")
-        elif not found["status"]:
-            arguments = {"job-id": job, "device": drive.node, "base-node": below, "auto-dismiss": False}
-            qmp.command(domain, "block-commit", **arguments)
         time.sleep(_TICK)
+
+
+def _job(domain: libvirt.virDomain, job: str) -> dict[str, Any]:
+    """A merge as QEMU has it; nothing if there is none."""
+    return next((found for found in qmp.command(domain, "query-jobs") if found["id"] == job), {})
 
 
 def _snapshot_xml(domain: libvirt.virDomain, device: Device, top: FileSource) -> str:

@@ -6,7 +6,7 @@ import time
 from dataclasses import replace
 
 from volgate.backend import Overlays, Snapshots, SnapshotSpec
-from volgate.errors import AlreadyExists, InDoubt, InUse, NotFound, Precondition
+from volgate.errors import AlreadyExists, InDoubt, InUse, NotFound, Precondition, Unreachable
 from volgate.model import Format, Snapshot, Volume
 from volgate.operations import lookups, requests
 from volgate.operations.context import Context
@@ -72,7 +72,14 @@ def _cut_under_guest(ctx: Context, pool: Pool, volume: Volume, spec: SnapshotSpe
         overlay = pool.call(overlays.prepare_overlay, identity, spec)
         top = overlay.top.path
     with ctx.step("switch guest"):
-        frozen = host.switch_overlay(record.domain, record.alias, overlay.top, overlay.base, quiesce=spec.quiesced, timeout=timeout)
+        try:
+            frozen = host.switch_overlay(record.domain, record.alias, overlay.top, overlay.base, quiesce=spec.quiesced, timeout=timeout)
+        except Unreachable as error:
+            if error.reason == "OVERLAY_TORN":  # the guest goes on upon the new layer, the old one becomes no snapshot
+                pool.call(overlays.finish_overlay, identity, spec)
+                pool.call(overlays.delete_snapshot, identity, spec.uid)
+                ctx.world.database.write(lambda commit: attachments.put(commit, replace(record, source=top)))
+            raise
     with ctx.step("finish overlay"):
         snapshot = pool.call(overlays.finish_overlay, identity, spec)
     ctx.commit(lambda commit: attachments.put(commit, replace(record, source=top)))

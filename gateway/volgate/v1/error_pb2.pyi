@@ -235,6 +235,10 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """A program that the gateway ran was killed from outside: by the kernel for want of memory, or by an operator
     (UNAVAILABLE; retry: same call).
     """
+    REASON_OVERLAY_TORN: _Reason.ValueType  # 79
+    """A snapshot of an attached volume was interrupted, and the guest restarted in the middle of taking it back: what would
+    be the snapshot holds no one moment; it is cut anew (UNAVAILABLE; retry: same call).
+    """
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Reason names what went wrong in a word that programs compare; ErrorInfo.reason holds the part after REASON_."""
@@ -446,5 +450,9 @@ retry: same call).
 REASON_COMMAND_KILLED: Reason.ValueType  # 78
 """A program that the gateway ran was killed from outside: by the kernel for want of memory, or by an operator
 (UNAVAILABLE; retry: same call).
+"""
+REASON_OVERLAY_TORN: Reason.ValueType  # 79
+"""A snapshot of an attached volume was interrupted, and the guest restarted in the middle of taking it back: what would
+be the snapshot holds no one moment; it is cut anew (UNAVAILABLE; retry: same call).
 """
 Global___Reason: _TypeAlias = Reason  # noqa: Y015
