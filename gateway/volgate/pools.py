@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import structlog
 
 from volgate.backend import Backend, Measures, PoolContext, Traits, capabilities
+from volgate.backend import run as commands
 from volgate.errors import InvalidRequest, NotFound, Precondition, Unreachable, Unsupported, VolgateError
 from volgate.lanes import Lane
 from volgate.model import Capacity, Health
+from volgate.names import check_identifier
+from volgate.occupancy import Occupancy
 from volgate.registry import Kind, Registry
 from volgate.settings import convert_strictly
 from volgate.tracing import span
@@ -30,6 +35,7 @@ T = TypeVar("T")
 B = TypeVar("B", bound=Backend)
 _log = structlog.get_logger()
 _MEASURE_SECONDS = 10.0
+_PATIENCE = 2.0  # a killed gateway's children end within this, seconds, unless the kernel keeps them
 _WORKER_SECONDS = 10.0  # a worker is killed at its time limit; the lane waits a little longer for what that comes to
 
 
@@ -52,10 +58,19 @@ class PoolStatus:
 class Pool:
     """One configured pool: opened when it can be, tried again while it cannot."""
 
-    def __init__(self, name: str, kind: Kind, start: Start, table: Mapping[str, Any], instance: str, timeout: float) -> None:
+    def __init__(
+        self,
+        name: str,
+        kind: Kind,
+        start: Start,
+        table: Mapping[str, Any],
+        instance: str,
+        timeout: float,
+        occupancy: Occupancy | None = None,
+    ) -> None:
         """`start` is how a worker for it begins, `timeout` bounds each native call, seconds. A plugin of this process reads its table now.
 
-        Raises InvalidRequest.
+        Nothing is done to the pool before `occupancy` is ours. Raises InvalidRequest.
         """
         self.name = name
         self.kind = kind.kind
@@ -64,10 +79,14 @@ class Pool:
         self.problem = "not opened yet"
         self.lane = Lane(name, kind.width, kind.depth)
         self._probe = Lane(f"{name}-check", 1, 1)
+        self._occupancy = occupancy
         own, where = {k: v for k, v in table.items() if k != "kind"}, f"pools.{name}"
         self.workers: Supervisor | None = None
         if kind.local is None:
-            self.workers = Supervisor(PoolOf(kind.kind, own, where, name, instance), start, timeout=timeout)
+            if occupancy:
+                with contextlib.suppress(Unreachable):  # it is tried again before the pool is opened
+                    occupancy.take()
+            self.workers = Supervisor(PoolOf(kind.kind, own, where, name, instance), start, timeout=timeout, occupancy=occupancy)
             self._begin: Callable[[], Backend] = partial(proxy, self.workers)
             timeout += _WORKER_SECONDS
         else:
@@ -94,13 +113,16 @@ class Pool:
 
     def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run one backend call in the pool's lane, under a span. Raises Busy, Unreachable (timeout) and what the call raises."""
-        with span(f"plugin {getattr(function, '__name__', 'call')}", pool=self.name):
+        with span(f"plugin {getattr(function, '__name__', 'call')}", pool=self.name), self._occupying():
             return self.lane.call_within(self._timeout, function, *args, **kwargs)
 
     def call_long(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """As `call`, for what moves the bytes of a whole volume: no limit of time, for it may rightly take hours."""
-        with span(f"plugin {getattr(function, '__name__', 'call')}", pool=self.name), moving_bytes():
+        with span(f"plugin {getattr(function, '__name__', 'call')}", pool=self.name), self._occupying(), moving_bytes():
             return self.lane.call(function, *args, **kwargs)
+
+    def _occupying(self) -> contextlib.AbstractContextManager[None]:
+        return commands.occupying(self._occupancy.descriptor if self._occupancy else None)
 
     def check(self, timeout: float = 5.0) -> None:
         """Open if needed and look how the pool is; never raises."""
@@ -119,7 +141,10 @@ class Pool:
 
     def _open(self) -> None:
         try:
-            self._backend = self._begin()
+            if self._occupancy is not None:
+                self._occupancy.take(_PATIENCE)
+            with self._occupying():
+                self._backend = self._begin()
         except VolgateError as error:
             self.health, self.problem = Health.DOWN, error.message
             _log.warning("pool does not open", pool=self.name, reason=error.reason, error=error.message)
@@ -189,13 +214,17 @@ class Pool:
             self.workers.close()
         self.lane.close()
         self._probe.close()
+        if self._occupancy is not None:
+            self._occupancy.release()
 
 
 class Pools:
     """All configured pools, by name."""
 
-    def __init__(self, registry: Registry, tables: Mapping[str, Mapping[str, Any]], instance: str, timeout: float) -> None:
-        """Read every table; nothing is opened yet. Raises InvalidRequest naming the key."""
+    def __init__(
+        self, registry: Registry, tables: Mapping[str, Mapping[str, Any]], instance: str, timeout: float, locks: Path | None = None
+    ) -> None:
+        """Read every table; nothing is opened yet. `locks`: the folder of the pools' lock files. Raises InvalidRequest naming the key."""
         self._pools: dict[str, Pool] = {}
         for name, table in sorted(tables.items()):
             kind = table.get("kind")
@@ -205,7 +234,9 @@ class Pools:
                 offered = registry.backend_type(kind)
             except NotFound as error:
                 raise InvalidRequest(f"configuration: [pools.{name}] kind: {error.message}", field=f"pools.{name}.kind") from error
-            self._pools[name] = Pool(name, offered, registry.start_of(offered), table, instance, timeout)
+            check_identifier(name, f"pools.{name}")
+            occupancy = Occupancy(locks / f"{name}.lock") if locks else None
+            self._pools[name] = Pool(name, offered, registry.start_of(offered), table, instance, timeout, occupancy)
         self._validate()
 
     def _validate(self) -> None:

@@ -202,6 +202,7 @@ _REASONS = {
         "WORKER_STUCK",
         "COMMAND_KILLED",
         "OVERLAY_TORN",
+        "POOL_OCCUPIED",
     ),
     "ABORTED": (
         "IN_DOUBT",

@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import signal
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 
 from volgate.errors import DeadlineExceeded, InUse, OutOfSpace, Precondition, Unreachable, VolgateError
 from volgate.spawner import Completed, Limits, Spawner
 
-__all__ = ["Completed", "Limits", "gateway_pid", "install", "refuse_killed", "run", "run_checked"]
+__all__ = [
+    "Completed",
+    "Limits",
+    "always_occupy",
+    "gateway_pid",
+    "install",
+    "occupying",
+    "refuse_killed",
+    "run",
+    "run_checked",
+    "spawner",
+]
 
 _lock = threading.Lock()
 _spawner: Spawner | None = None
+_occupying: ContextVar[int | None] = ContextVar("occupying", default=None)
+_always_occupying: list[int] = []
 _BY_TEXT: tuple[tuple[str, type[VolgateError], str], ...] = (
     ("No space left on device", OutOfSpace, "OUT_OF_SPACE"),
     ("Disk quota exceeded", OutOfSpace, "QUOTA_EXCEEDED"),
@@ -29,6 +44,26 @@ def install(spawner: Spawner | None) -> None:
     global _spawner  # noqa: PLW0603 - one spawner per process is the point
     with _lock:
         _spawner = spawner
+
+
+@contextlib.contextmanager
+def occupying(descriptor: int | None) -> Iterator[None]:
+    """Within this block every command holds a pool's lock (:mod:`volgate.occupancy`); the gateway does it, plugins need not."""
+    token = _occupying.set(descriptor)
+    try:
+        yield
+    finally:
+        _occupying.reset(token)
+
+
+def always_occupy(descriptor: int) -> None:
+    """As `occupying`, for all of this process: a worker serves one pool."""
+    _always_occupying[:] = [descriptor]
+
+
+def _held() -> tuple[int, ...]:
+    found = _occupying.get()
+    return tuple(_always_occupying) if found is None else (found,)
 
 
 def run(
@@ -46,7 +81,16 @@ def run(
 ) -> Completed:
     """Run a command to its end; see :meth:`volgate.spawner.Spawner.run`."""
     return _started().run(
-        argv, timeout=timeout, stdin=stdin, cwd=cwd, env=env, fds=fds, user=user, limits=limits, on_line=on_line, cancelled=cancelled
+        argv,
+        timeout=timeout,
+        stdin=stdin,
+        cwd=cwd,
+        env=env,
+        fds=(*fds, *_held()),
+        user=user,
+        limits=limits,
+        on_line=on_line,
+        cancelled=cancelled,
     )
 
 

@@ -127,7 +127,7 @@ def _opened(settings: Settings) -> Iterator[Gateway]:
         database = Database(settings.state_dir / "volgate.db")
         database.set_instance(instance)
         registry = Registry(settings.plugins.blocked, log_level=settings.telemetry.log_level)
-        pools = Pools(registry, settings.pools, instance, settings.limits.native_timeout)
+        pools = Pools(registry, settings.pools, instance, settings.limits.native_timeout, settings.state_dir.resolve() / "pool-locks")
         hosts: dict[str, Host] = {
             name: LocalHost(name, host.uri, disk_hook=_disk_hook(registry, name)) for name, host in settings.hosts.items()
         }

@@ -239,6 +239,10 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """A snapshot of an attached volume was interrupted, and the guest restarted in the middle of taking it back: what would
     be the snapshot holds no one moment; it is cut anew (UNAVAILABLE; retry: same call).
     """
+    REASON_POOL_OCCUPIED: _Reason.ValueType  # 80
+    """A process that an earlier gateway left still works on the pool; the pool is not touched before it is gone
+    (UNAVAILABLE; retry: same call).
+    """
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Reason names what went wrong in a word that programs compare; ErrorInfo.reason holds the part after REASON_."""
@@ -454,5 +458,9 @@ REASON_COMMAND_KILLED: Reason.ValueType  # 78
 REASON_OVERLAY_TORN: Reason.ValueType  # 79
 """A snapshot of an attached volume was interrupted, and the guest restarted in the middle of taking it back: what would
 be the snapshot holds no one moment; it is cut anew (UNAVAILABLE; retry: same call).
+"""
+REASON_POOL_OCCUPIED: Reason.ValueType  # 80
+"""A process that an earlier gateway left still works on the pool; the pool is not touched before it is gone
+(UNAVAILABLE; retry: same call).
 """
 Global___Reason: _TypeAlias = Reason  # noqa: Y015

@@ -60,9 +60,10 @@ class _Waiting:
 class Link:
     """One worker. `lost` says why it serves no more; `gone` is set when the process is, `stuck` if the kernel keeps it longer."""
 
-    def __init__(self, start: Start) -> None:
-        """Start the process. Raises Unreachable (it cannot start)."""
+    def __init__(self, start: Start, occupancy: int | None = None) -> None:
+        """Start the process; `occupancy` is the lock of the pool that it works on. Raises Unreachable (it cannot start)."""
         self._start = start
+        self.occupies = occupancy is not None
         self._lock = threading.Lock()
         self._waiting: dict[int, _Waiting] = {}
         self._numbers = itertools.count()
@@ -75,9 +76,11 @@ class Link:
         self._channel = Channel(ours)
         try:
             with theirs, open(os.devnull, "rb") as nothing:  # noqa: PTH123  # a descriptor is what is wanted
+                descriptors = [nothing.fileno(), _STDERR, _STDERR, theirs.fileno()]
+                descriptors += [] if occupancy is None else [occupancy]
                 self._child = commands.spawner().spawn(
-                    [sys.executable, "-m", "volgate.worker.process", start.plugin, start.log_level],
-                    descriptors=(nothing.fileno(), _STDERR, _STDERR, theirs.fileno()),
+                    [sys.executable, "-m", "volgate.worker.process", start.plugin, start.log_level, str(len(descriptors))],
+                    descriptors=descriptors,
                     env={key: os.environ[key] for key in _INHERITED if key in os.environ},
                     limits=Limits(memory=start.memory, isolated=False),
                 )

@@ -1,6 +1,8 @@
-"""The worker: imports one plugin, opens one pool of it, and makes its calls in threads. `python -m volgate.worker.process PLUGIN`.
+"""The worker: imports one plugin, opens one pool of it, and makes its calls in threads.
 
-Descriptor 3 is the socket to the gateway; its end is the end of the worker. Nothing here runs in the gateway.
+`python -m volgate.worker.process PLUGIN LEVEL DESCRIPTORS`, the last being how many it was given.
+Descriptor 3 is the socket to the gateway; its end is the end of the worker. Descriptor 4, if there is one, is the lock of the pool that
+it works on: it and its children hold it. Nothing here runs in the gateway.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from volgate import telemetry
 from volgate.backend import AdmitRequest, Backend, BackendType, DiskContext, FinishedRecord, PoolContext, capabilities
+from volgate.backend import run as commands
 from volgate.backend import secrets as secret_sources
 from volgate.errors import Cancelled, InvalidRequest, NotFound
 from volgate.lanes import Lane
@@ -36,7 +39,7 @@ from volgate.worker.offers import Described, Offer, Opened
 
 __all__ = ["HOOKS", "Worker", "main"]
 
-_SOCKET = 3
+_SOCKET, _OCCUPANCY = 3, 4
 _WIDTH, _DEPTH = 64, 4096
 _ASK_SECONDS = 30.0
 _OUT_OF_MEMORY = 12
@@ -193,11 +196,15 @@ class Worker:
 def main() -> None:
     """Be a worker until the gateway is gone; what still runs then is abandoned with the process."""
     faulthandler.enable()
-    telemetry.configure_logs(sys.argv[2] if len(sys.argv) > 2 else "info")  # noqa: PLR2004  # program, plugin, level
+    plugin, level, descriptors = sys.argv[1:]
+    telemetry.configure_logs(level)
+    if int(descriptors) > _OCCUPANCY:
+        os.set_inheritable(_OCCUPANCY, False)  # given to children by name
+        commands.always_occupy(_OCCUPANCY)
     with socket.socket(fileno=_SOCKET) as end:
         end.set_inheritable(False)
         try:
-            Worker(sys.argv[1], Channel(end)).serve()
+            Worker(plugin, Channel(end)).serve()
         finally:
             os._exit(0)
 

@@ -19,6 +19,7 @@ import structlog
 from opentelemetry import metrics
 
 from volgate.errors import Busy, InvalidRequest, Unreachable, VolgateError
+from volgate.occupancy import Occupancy
 from volgate.worker.facet_calls import FacetCall, objects_of
 from volgate.worker.link import Link, Lost, Start
 from volgate.worker.offers import Opened, PoolOf
@@ -52,11 +53,12 @@ def moving_bytes() -> Iterator[None]:
 class Supervisor:
     """The workers of one pool. Every method is thread-safe."""
 
-    def __init__(self, pool: PoolOf, start: Start, *, timeout: float) -> None:
-        """`timeout` bounds each call that moves no bytes, seconds. Nothing is started yet."""
+    def __init__(self, pool: PoolOf, start: Start, *, timeout: float, occupancy: Occupancy | None = None) -> None:
+        """`timeout` bounds each call that moves no bytes, seconds. Nothing is started yet. A worker opens the pool under its lock."""
         self._pool = pool
         self._start = start
         self._timeout = timeout
+        self._occupancy = occupancy
         self._lock = threading.Lock()
         self._starting = threading.Lock()
         self._link: Link | None = None
@@ -86,7 +88,7 @@ class Supervisor:
         """Start a worker and let it read the pool's table. Raises InvalidRequest naming the key; other trouble is for `open` to tell."""
         pool = self._pool
         try:
-            link = Link(self._start)
+            link = Link(self._start, self._occupies())
             link.call("validate", _packed(kind=pool.kind, table=pool.table, where=pool.where), timeout=_OPEN_SECONDS)
         except InvalidRequest:
             link.end("its table is wrong")
@@ -95,6 +97,9 @@ class Supervisor:
             _log.warning("a pool's table cannot be read by its plugin", pool=pool.pool, error=str(error))
         else:
             self._validated = link
+
+    def _occupies(self) -> int | None:
+        return self._occupancy.descriptor if self._occupancy else None
 
     def open(self) -> Opened:
         """Open the pool in a worker, or say what the open one is. Raises what the plugin raises, Unreachable (POOL_DOWN)."""
@@ -205,7 +210,11 @@ class Supervisor:
             raise Unreachable(f"pool {self._pool.pool} is closed", reason="STOPPING")
         if len(stuck := self.stuck) >= _MOST_STUCK:
             raise self._down(5.0, f"processes {', '.join(map(str, stuck))} were killed and hang in the kernel; look at its storage")
-        link, self._validated = self._validated or Link(self._start), None
+        link, self._validated = self._validated, None
+        if link is not None and not link.occupies and self._occupies() is not None:
+            link.end("it began before the pool was ours")
+            link = None
+        link = link or Link(self._start, self._occupies())
         _starts.add(1, {"pool": self._pool.pool})
         try:
             raw = link.call("open", _packed(**msgspec.structs.asdict(self._pool)), timeout=_OPEN_SECONDS)[-1]

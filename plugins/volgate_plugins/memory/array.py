@@ -40,6 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Be an array until a signal, `control stop`, or the end of the process that it is for; return the exit code."""
     given = _parse(arguments)
     os.umask(0o022)
+    if given.detach:
+        os.closerange(3, os.sysconf("SC_OPEN_MAX"))  # it outlives its starter, whose files it does not hold
     media, parent = None, False
     try:
         lock = _lock(f"{given.socket}.lock")
