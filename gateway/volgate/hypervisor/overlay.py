@@ -17,7 +17,7 @@ from xml.etree import ElementTree as ET
 import libvirt
 
 from volgate.connection import FileSource
-from volgate.errors import InDoubt, InUse, Precondition, Unreachable, VolgateError
+from volgate.errors import InDoubt, InUse, Precondition, Unreachable, Unsupported, VolgateError
 from volgate.hypervisor import qmp, repair
 from volgate.hypervisor.block_jobs import refuse_job
 from volgate.hypervisor.devices import Device, layout
@@ -35,6 +35,8 @@ _SNAPSHOT = (
     | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_ATOMIC
 )
 _TICK = 0.01
+_LISTED_AGAIN = 10
+_DISK_WENT = ("too many disk snapshot requests", "no disk named")
 
 
 def switch(domain: libvirt.virDomain, alias: str, top: FileSource, base: str, *, unwritten: Callable[[], bool], deadline: float) -> None:
@@ -55,12 +57,24 @@ def switch(domain: libvirt.virDomain, alias: str, top: FileSource, base: str, *,
         )
     configure(domain, alias, top)
     try:
-        with translated(f"snapshot {device.target} of {domain.name()}", mutation=True):
-            domain.snapshotCreateXML(_snapshot_xml(domain, device, top), _SNAPSHOT)
+        _cut(domain, device, top)
     except VolgateError as error:
         if not isinstance(error, InDoubt):
             _follow(domain, alias)
         raise
+
+
+def _cut(domain: libvirt.virDomain, device: Device, top: FileSource) -> None:
+    """Let libvirt put the layer on top. Another disk that a guest lets go of after it was listed is one too many: listed again then."""
+    for attempt in range(_LISTED_AGAIN):
+        try:
+            with translated(f"snapshot {device.target} of {domain.name()}", mutation=True):
+                domain.snapshotCreateXML(_snapshot_xml(domain, device, top), _SNAPSHOT)
+        except (Precondition, Unsupported) as error:
+            if not any(mark in error.message for mark in _DISK_WENT) or attempt == _LISTED_AGAIN - 1:
+                raise
+        else:
+            return
 
 
 def refuse_torn(domain: libvirt.virDomain, alias: str, top: FileSource, base: str) -> None:
