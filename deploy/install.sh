@@ -35,5 +35,5 @@ mapfile -t missing < <(missing_packages)
 [ ${#missing[@]} -eq 0 ] || install_packages "${missing[@]}"
 /usr/bin/python3 -m venv .venv
 .venv/bin/python -m pip install --quiet --constraint constraints.txt --upgrade pip
-.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[server,cli,dev]'
+.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[server,cli,conformance,dev]'
 digest >.venv/.stamp

@@ -12,7 +12,7 @@ from tests.cli.conftest import process
 from volgate.cli import hoist
 
 COMMANDS = [
-    "serve", "rescan", "backup", "restore", "plugins", "doctor",
+    "serve", "rescan", "backup", "restore", "plugins", "conform", "doctor",
     "pool list", "pool show", "pool foreign", "pool drain",
     "volume create", "volume list", "volume show", "volume delete", "volume expand", "volume label", "volume limit", "volume revert", "volume adopt", "volume undelete",
     "volume import", "volume export",
@@ -62,7 +62,7 @@ def test_help_tells_the_exit_statuses(cli):
     assert "2 wrong command or request; 3 not found; 4 conflict or precondition" in " ".join(cli("--help").out.split())
 
 
-@pytest.mark.parametrize("words", [("--help",), ("volume", "create", "--help"), ("serve", "--help"), ("doctor", "--help")])
+@pytest.mark.parametrize("words", [("--help",), ("volume", "create", "--help"), ("serve", "--help"), ("conform", "doctor", "--help")])
 def test_help_is_quick_and_imports_neither_grpc_nor_libvirt_nor_the_server(words):
     code = (
         "import sys, time; began = time.process_time()\n"

@@ -39,6 +39,7 @@ class Array:
         """One that somebody else started: only to be asked."""
         made = cls.__new__(cls)
         made.socket = socket
+        made.root = socket.parent / "bytes"
         return made
 
     def start(self) -> None:

@@ -111,3 +111,17 @@ def doctor(config: Config = None, state_dir: State = None) -> None:
     from volgate.cli.doctor import examine
 
     raise typer.Exit(examine(config, state_dir))
+
+
+@app.command()
+def conform(
+    pool: Annotated[str, typer.Option(help="The pool to judge; what is made in it is small and taken away again.")],
+    *,
+    level: Annotated[int, typer.Option(min=1, max=3, help="1 contract, 2 data, 3 concurrency; a deeper one has those before it.")] = 3,
+    seed: Annotated[int, typer.Option(min=0, help="Repeat the run that printed this seed; 0: draw one.")] = 0,
+    report: Annotated[Optional[Path], typer.Option(help="Write the report to this file as JSON.")] = None,  # noqa: UP045  # typer reads this form
+) -> None:
+    """Judge a pool over the wire by the suite that backends are judged by; exit 1 if it does not conform."""
+    from volgate.cli.conform import conform as judge
+
+    raise typer.Exit(judge(pool, level, seed, report))

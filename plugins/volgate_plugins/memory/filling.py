@@ -1,7 +1,7 @@
 """The array's verbs for bytes that come from elsewhere: imports that fill a volume, and files at the top that become one."""
 
 # descriptors and links are the subject here; paths stay plain strings
-# ruff: noqa: PTH101, PTH104, PTH116, PTH119, PTH208
+# ruff: noqa: PTH101, PTH104, PTH116, PTH119, PTH120, PTH208
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from volgate_plugins.memory.volumes import Volumes
 __all__ = ["Filling"]
 
 _SECTOR = 512
-_SCRATCH = "fill-"
+_SCRATCH, _IMAGE = "fill-", "image"
 
 
 class Filling:
@@ -46,10 +46,10 @@ class Filling:
         return self._table.media.location(record.stored_as, file, record.tag.uid)
 
     def begin_fill(self, volume: VolumeId) -> tuple[str, int]:
-        """Name a file to be written for a volume that is incomplete, and its size, bytes."""
+        """Name a file to be written for a volume that is incomplete, in a folder of its own, and its size, bytes."""
         record = self._incomplete(volume)
         size, _ = self._table.media.size(record.stored_as, record.file)
-        return self._table.media.staged(f"{_SCRATCH}{uuid.uuid4()}"), size
+        return f"{self._table.media.begin(f'{_SCRATCH}{uuid.uuid4()}')}/{_IMAGE}", size
 
     def fill_from_file(self, volume: VolumeId, scratch: str) -> None:
         """Put the file that was written in the place of the volume's bytes, lengthened to the volume's size."""
@@ -64,11 +64,11 @@ class Filling:
                 media.grow(scratch, size, thick=record.thick)
                 table.wanted()
                 os.rename(scratch, path)
+        self.abandon_fill(scratch)
 
     def abandon_fill(self, scratch: str) -> None:
-        """Remove a file that was written for nothing."""
-        self._require_scratch(scratch)
-        self._table.media.abandon(os.path.basename(scratch))
+        """Remove the folder of a file that is written no more, with all that lies in it."""
+        self._table.media.abandon(self._require_scratch(scratch))
 
     def complete(self, volume: VolumeId) -> Volume:
         """Mark a volume as ready."""
@@ -123,10 +123,12 @@ class Filling:
             table.media.abandon(stored_as)
             raise
 
-    def _require_scratch(self, path: str) -> None:
-        name = os.path.basename(path)
-        if not name.startswith(_SCRATCH) or path != self._table.media.staged(name):
+    def _require_scratch(self, path: str) -> str:
+        """The name of the folder of a file that `begin_fill` named."""
+        name = os.path.basename(os.path.dirname(path))
+        if not name.startswith(_SCRATCH) or path != f"{self._table.media.staged(name)}/{_IMAGE}":
             raise InvalidRequest(f"{path!r} is no file that `begin_fill` named", field="scratch")
+        return name
 
     def _incomplete(self, volume: VolumeId) -> Record:
         record = self._table.find(volume)

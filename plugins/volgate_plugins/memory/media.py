@@ -4,7 +4,7 @@ Nothing is synced: the array forgets everything when it ends.
 """
 
 # descriptors and flags are the subject here; paths stay plain strings
-# ruff: noqa: PTH101, PTH102, PTH104, PTH108, PTH112, PTH116
+# ruff: noqa: PTH101, PTH102, PTH104, PTH108, PTH116
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import time
 from collections.abc import Callable
 
 from volgate.backend import OwnerTag, seal
@@ -25,6 +26,7 @@ __all__ = ["TAG", "Media", "copy", "grow", "make"]
 TAG = "tag.json"
 MARK = ".volgate-memory"
 _THROUGH = 0o711  # QEMU's user must pass through
+_ABANDONED, _PAUSE = 40, 0.05  # times and seconds between them
 
 
 class Media:
@@ -70,9 +72,13 @@ class Media:
         os.rename(self.staged(stored_as), f"{self._volumes}/{stored_as}")
 
     def abandon(self, name: str) -> None:
-        """Remove what was begun."""
-        path = self.staged(name)
-        remove_tree(path) if os.path.isdir(path) else _unlink(path)
+        """Remove what was begun; a command that is just being killed may still write into it."""
+        for _ in range(_ABANDONED):
+            with contextlib.suppress(OSError):
+                remove_tree(self.staged(name))
+            if not os.path.lexists(self.staged(name)):
+                return
+            time.sleep(_PAUSE)
 
     def retag(self, stored_as: str, tag: OwnerTag) -> None:
         """Replace an object's tag; a reader sees the old or the new one."""

@@ -1,0 +1,121 @@
+"""The class that an author inherits: all tests of the suite, and the fixtures that they ask for."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from volgate.backend import Backend
+from volgate.conformance.contract_images import ImageContract, MakeForeign
+from volgate.conformance.contract_snapshots import SnapshotContract
+from volgate.conformance.contract_volumes import VolumeContract
+from volgate.conformance.data import DataIntegrity
+from volgate.conformance.faults import Faults, Victims
+from volgate.conformance.in_process import Opened, find_offer
+from volgate.conformance.leaks import Leaks
+from volgate.conformance.model import Model
+from volgate.conformance.options import Options
+from volgate.conformance.races import Races
+
+__all__ = ["Conformance"]
+
+Table = Mapping[str, Any]
+
+
+class Conformance(VolumeContract, SnapshotContract, ImageContract, DataIntegrity, Model, Races, Faults, Leaks):
+    """Inherit it under a name that begins with Test, name the backend, and say where it may make volumes.
+
+    Example::
+
+        class TestAcme(Conformance):
+            backend_class = Acme
+
+            @pytest.fixture
+            def table(self, tmp_path):
+                return {"path": str(tmp_path)}
+    """
+
+    backend_class: ClassVar[type[Backend]]
+    """The class that `open` returns: its facets choose the tests."""
+    plugin: ClassVar[str] = ""
+    """The entry point; "": the module of the class, or the nearest package around it, that has `volgate_backends`."""
+    kind: ClassVar[str] = ""
+    """Which of the plugin's kinds; "": its only one."""
+    over_the_wire: ClassVar[bool] = False
+
+    @classmethod
+    def lacks(cls, fixtures: Iterable[str]) -> str:
+        """Say why tests that ask for these fixtures cannot be run, "" if they can."""
+        if "make_foreign" in fixtures and cls.foreign is Conformance.foreign:
+            return "the test class has no `foreign`"
+        if "secret_table" in fixtures and cls.with_secret is Conformance.with_secret:
+            return "the test class has no `with_secret`: no setting holds a secret"
+        return ""
+
+    @pytest.fixture
+    def table(self) -> Table:
+        """The pool's table, as it would stand below `[pools.<name>]`: of an empty pool, for each test anew or one for all."""
+        raise NotImplementedError("give the test class a fixture `table` that returns the pool's settings")
+
+    def litter(self, table: Table) -> Iterable[str]:
+        """Name everything that lies on the storage of a pool: what no volume accounts for is then found. Nothing, where it is not known."""
+        del table
+        return ()
+
+    def foreign(self, table: Table, size: int) -> str:
+        """Make an object of `size` bytes without an owner tag, its first and last page of the value 0xAD; return its locator.
+
+        Needed for a backend that adopts; without it the tests of that are not run, and reported so.
+        """
+        raise NotImplementedError
+
+    def with_secret(self, table: Table, reference: str) -> Table:
+        """The table with a secret that is referenced so. Needed for a backend whose settings hold one."""
+        raise NotImplementedError
+
+    # -- what the tests ask for
+
+    @pytest.fixture
+    def subject(self, table: Table, conformance_options: Options) -> Iterator[Opened]:
+        """The pool, open in this process."""
+        _, offer = find_offer(self.backend_class, self.plugin, self.kind)
+        opened = Opened(offer, table, conformance_options.seed, lambda: self.litter(table))
+        assert isinstance(opened.backend, self.backend_class), f"open returned a {type(opened.backend).__name__}"
+        yield opened
+        opened.clear()
+        opened.backend.close()
+
+    @pytest.fixture
+    def victims(self, subject: Opened, conformance_options: Options) -> Iterator[Victims]:
+        """Processes that are killed and lied to."""
+        plugin, offer = find_offer(self.backend_class, self.plugin, self.kind)
+        made = Victims(plugin, offer.kind, subject, conformance_options.points)
+        yield made
+        made.close()
+
+    @pytest.fixture
+    def make_foreign(self, table: Table) -> MakeForeign:
+        """Makes objects that are not ours."""
+        return lambda size: self.foreign(table, size)
+
+    @pytest.fixture
+    def secret_table(self, table: Table) -> Callable[[str], Table]:
+        """Puts a secret into the table."""
+        return lambda reference: self.with_secret(table, reference)
+
+    @pytest.fixture
+    def own_temporary_files(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A folder for temporary files that nobody else uses."""
+        folder = tmp_path / "temporary"
+        folder.mkdir()
+        monkeypatch.setattr(tempfile, "tempdir", str(folder))
+        monkeypatch.setenv("TMPDIR", str(folder))
+
+    @pytest.fixture
+    def model_examples(self, conformance_options: Options) -> int:
+        """How many sequences of verbs are tried."""
+        return conformance_options.examples
