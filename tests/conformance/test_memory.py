@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.conformance.judged.judge import Judge
 from tests.plugins.memory_rig import Array
-from volgate.conformance import Conformance
-from volgate.conformance.picture import PAGE
 from volgate_plugins.memory import Memory
 
 
-class TestMemory(Conformance):
+class TestMemory(Judge):
     backend_class = Memory
 
     @pytest.fixture
@@ -31,10 +29,4 @@ class TestMemory(Conformance):
         return Array.of(Path(table["socket"])).objects()
 
     def foreign(self, table, size: int) -> str:
-        root = Path(table["socket"]).parent / "bytes"
-        path = root / f"foreign-{os.urandom(4).hex()}"
-        with path.open("wb") as file:
-            file.truncate(size)
-            for offset in (0, size - PAGE):
-                os.pwrite(file.fileno(), b"\xad" * PAGE, offset)
-        return path.name
+        return super().foreign({"path": str(Path(table["socket"]).parent / "bytes")}, size)

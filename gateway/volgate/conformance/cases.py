@@ -33,7 +33,8 @@ class Level(IntEnum):
 class Case:
     """One rule: its name, its words, the least level that looks at it, the facets without which it means nothing.
 
-    `wire`: it can be asked of a gateway that serves the backend, with a gateway's means alone.
+    `wire`: it can be asked of a gateway that serves the backend, with a gateway's means alone. `process`: it can be asked of a backend
+    by itself; what cannot is what the gateway sees to.
     """
 
     name: str
@@ -41,15 +42,16 @@ class Case:
     level: Level
     needs: tuple[type[Backend], ...]
     wire: bool
+    process: bool
 
 
-def proves(level: Level, *needs: type[Backend], wire: bool = True) -> Callable[[F], F]:
+def proves(level: Level, *needs: type[Backend], wire: bool = True, process: bool = True) -> Callable[[F], F]:
     """Make a method `test_<rule>` the test of a rule."""
 
     def mark(function: F) -> F:
         name = function.__name__.removeprefix("test_").replace("_", "-")
         words = " ".join((function.__doc__ or "").split())
-        marked: F = getattr(pytest.mark, MARK)(Case(name, words, level, needs, wire))(function)
+        marked: F = getattr(pytest.mark, MARK)(Case(name, words, level, needs, wire, process))(function)
         return marked
 
     return mark

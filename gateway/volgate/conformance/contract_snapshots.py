@@ -10,7 +10,7 @@ from volgate.backend import Clones, Resizes, Reverts, Snapshots, VolumeId
 from volgate.conformance.cases import Level, proves
 from volgate.conformance.subject import Subject
 from volgate.errors import AlreadyExists, InUse, NotFound, OutOfRange, Precondition
-from volgate.model import Source, SourceKind
+from volgate.model import Source, SourceKind, Volume
 
 __all__ = ["SnapshotContract"]
 
@@ -37,7 +37,7 @@ class SnapshotContract:
         made, cut = subject.create(), subject.cut()
         told = [subject.facet(Snapshots).create_snapshot(subject.id(made), cut) for _ in range(3)]
         assert told == [told[0]] * 3
-        assert subject.snapshots(made) == told[:1]
+        assert [snapshot.uid for snapshot in subject.snapshots(made)] == [told[0].uid]
 
     @proves(Level.CONTRACT, Snapshots)
     def test_a_snapshot_name_that_is_taken_is_refused(self, subject: Subject) -> None:
@@ -66,7 +66,7 @@ class SnapshotContract:
         old, gone, new = (subject.snapshot(made) for _ in range(3))
         for _ in range(2):
             subject.facet(Snapshots).delete_snapshot(subject.id(made), gone.uid)
-            assert subject.snapshots(made) == [old, new]
+            assert _uids(subject, made) == {old.uid, new.uid}
 
     @proves(Level.CONTRACT, Snapshots)
     def test_a_late_deletion_spares_the_newer_snapshot(self, subject: Subject) -> None:
@@ -95,7 +95,7 @@ class SnapshotContract:
         with subject.refused(InUse) as told:
             subject.delete(made)
         assert {holder.name.rpartition("/")[2] for holder in told[0].holders} >= {cut.name for cut in cuts}
-        assert subject.snapshots(made) == cuts
+        assert _uids(subject, made) == {cut.uid for cut in cuts}
         for cut in cuts:
             subject.facet(Snapshots).delete_snapshot(subject.id(made), cut.uid)
         subject.delete(made)
@@ -133,8 +133,6 @@ class SnapshotContract:
         grown = subject.facet(Resizes).expand_volume(subject.id(made), subject.size(2), online=False)
         reverts.revert_volume(subject.id(made), cut.uid, token=token)
         assert subject.get(made).size == grown.size
-        reverts.revert_volume(subject.id(made), cut.uid, token=str(uuid.uuid4()))
-        assert subject.get(made).size == made.size
 
     @proves(Level.CONTRACT, Reverts)
     def test_a_revert_keeps_snapshots_or_names_them(self, subject: Subject) -> None:
@@ -145,7 +143,7 @@ class SnapshotContract:
             subject.facet(Reverts).revert_volume(subject.id(made), cuts[0].uid, token=str(uuid.uuid4()))
         except InUse as error:
             assert {holder.name.rpartition("/")[2] for holder in error.holders} == {cut.name for cut in cuts[1:]}
-        assert subject.snapshots(made) == cuts
+        assert _uids(subject, made) == {cut.uid for cut in cuts}
 
     @proves(Level.CONTRACT, Reverts)
     def test_only_a_snapshot_that_exists_is_reverted_to(self, subject: Subject) -> None:
@@ -212,7 +210,8 @@ class SnapshotContract:
         clones = [subject.clone(made, subject.snapshot(made)), subject.clone(made)]
         told = set(subject.facet(Clones).children(subject.id(made)))
         assert told <= {clone.name for clone in clones}
-        if not subject.traits.independent_clones and not subject.facet(Clones).clone_is_copy(subject.spec(source=clones[0].source)):
+        spec = subject.spec(source=subject.origin(made), format=made.format)
+        if not subject.traits.independent_clones and not subject.facet(Clones).clone_is_copy(spec):
             assert told == {clone.name for clone in clones}
         for clone in clones:
             subject.delete(clone)
@@ -235,3 +234,8 @@ class SnapshotContract:
         else:
             assert not held
         assert subject.get(clone).uid == clone.uid and not subject.get(clone).problem
+
+
+def _uids(subject: Subject, volume: Volume) -> set[str]:
+    """The snapshots of a volume, in any order."""
+    return {snapshot.uid for snapshot in subject.snapshots(volume)}

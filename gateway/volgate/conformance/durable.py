@@ -19,8 +19,9 @@ __all__ = ["forgotten"]
 
 _CALL = re.compile(r"^(\w+)\((.*)$")
 _DESCRIPTOR = re.compile(r"^-?\d+<([^>]*)>")
+_DESCRIPTORS = re.compile(r"\d+<([^>]*)>")
 _PATH = re.compile(r'(?:AT_FDCWD(?:<([^>]*)>)?|\d+<([^>]*)>), "((?:[^"\\]|\\.)*)"|"((?:[^"\\]|\\.)*)"')
-_WRITES = ("write", "pwrite64", "writev", "pwritev", "ftruncate", "fallocate", "copy_file_range", "ioctl")
+_WRITES = ("write", "pwrite64", "writev", "pwritev", "ftruncate", "fallocate", "ioctl")
 _ENTRIES = ("rename", "renameat", "renameat2", "link", "linkat", "mkdir", "mkdirat")
 _REMOVALS = ("unlink", "unlinkat", "rmdir")
 """One that a power cut takes back leaves litter that a repeat finds, and nothing that was answered for is lost."""
@@ -68,6 +69,8 @@ def _follow(text: str, dirty: set[str]) -> None:
     descriptor = _DESCRIPTOR.match(rest)
     if name in ("fsync", "fdatasync") and descriptor:
         dirty.discard(descriptor[1])
+    elif name == "copy_file_range":
+        dirty |= set(_DESCRIPTORS.findall(rest)[1:2])  # from the first to the second
     elif name in _WRITES and descriptor and (name != "ioctl" or "FICLONE" in rest):
         dirty.add(descriptor[1])
     elif name in ("openat", "creat") and ("O_CREAT" in rest or "O_TRUNC" in rest):

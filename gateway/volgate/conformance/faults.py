@@ -80,7 +80,7 @@ def _looked_at(pool: Opened) -> None:
     """What a start does first: the pool opens, is healthy, and can be listed, whatever a dead process left."""
     pool.reopen()
     assert pool.backend.check().health is Health.OK
-    assert [volume.name for volume in pool.listed()] == sorted({volume.name for volume in pool.listed()})
+    assert len({volume.name for volume in pool.listed()}) == len(pool.listed())
 
 
 class Faults:

@@ -5,6 +5,7 @@ pytest loads it wherever volgate is installed; a run without tests of the suite 
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,7 +32,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--conformance-seed", type=int, default=0, help="repeat the run that printed this seed; 0: draw one")
     group.addoption("--conformance-server", default="", help="for volgate.conformance.served: the gateway's address")
     group.addoption("--conformance-pool", default="", help="for volgate.conformance.served: the pool")
-    group.addoption("--conformance-report", default="", help="write the report to this file, as JSON")
+    group.addoption("--conformance-report", default="", help="write the report to this file, as JSON; an array, if several are judged")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -91,6 +92,8 @@ class _Run:
         kind = item.cls  # type: ignore[attr-defined]  # a test of a class is a Function
         if kind.over_the_wire and not case.wire:
             return "it cannot be asked over the wire"
+        if not kind.over_the_wire and not case.process:
+            return "it is asked over the wire: the gateway sees to it"
         verb = _verb(item)
         needs = (*case.needs, *(verb.needs if verb else ()))
         if missing := [facet.__name__ for facet in needs if not issubclass(kind.backend_class, facet)]:
@@ -142,8 +145,10 @@ class _Run:
 
     def pytest_sessionfinish(self) -> None:
         """Write the report."""
-        if self.options.report and len(self._reports) == 1:
-            next(iter(self._reports.values())).write(Path(self.options.report))
+        if self.options.report and self._reports:
+            facts = [report.as_dict() for report in self._reports.values()]
+            text = json.dumps(facts[0] if len(facts) == 1 else facts, indent=1)
+            Path(self.options.report).write_text(text + "\n", encoding="utf-8")
 
 
 def _case(item: pytest.Item) -> Case | None:

@@ -75,18 +75,20 @@ class Races:
         assert [volume.name for volume in made if isinstance(volume, Volume)] == [spec.name for spec in specs], made
         assert {volume.name for volume in subject.listed()} >= {spec.name for spec in specs}
         assert at_once([partial(subject.delete, volume) for volume in made if isinstance(volume, Volume)]) == [None] * THREADS
-        assert not {volume.name for volume in subject.listed()} & {spec.name for spec in specs}
+        for spec in specs:
+            with subject.refused(NotFound):
+                subject.get(spec.name)
 
     @proves(Level.CONCURRENCY)
     def test_lists_are_whole_while_volumes_come_and_go(self, subject: Subject) -> None:
-        """A list made while others create and delete never fails, is in order, names nothing twice, and has every volume that stays."""
+        """A list made while others create and delete never fails, names nothing twice, and has every volume that stays."""
         stay = [subject.create() for _ in range(3)]
 
         def look() -> None:
             listed = subject.listed()
             names = [volume.name for volume in listed]
-            assert names == sorted(set(names))
-            assert [volume for volume in listed if volume in stay] == sorted(stay, key=lambda volume: volume.name)
+            assert len(names) == len(set(names))
+            assert all(volume in listed for volume in stay)
             assert all(volume.state is not VolumeState.FAILED for volume in listed), listed
 
         def come_and_go() -> None:
@@ -132,37 +134,30 @@ class Races:
         assert not after.limit or after.provisioned <= after.limit
         assert made or not before.limit
 
-    @proves(Level.CONCURRENCY)
+    @proves(Level.CONCURRENCY, process=False)
     def test_one_creation_asked_for_at_once_is_one(self, subject: Subject) -> None:
-        """The same creation at once has one effect and one answer; in process the calls follow each other, as the gateway makes them."""
+        """The same creation at once has one effect and one answer."""
         spec = subject.spec()
         calls = [partial(subject.backend.create_volume, spec)] * THREADS
-        told = at_once(calls) if subject.wire else [call() for call in calls]
+        told = at_once(calls)
         assert len({volume.uid for volume in told if isinstance(volume, Volume)}) == 1 and told == [told[0]] * THREADS
         assert [volume.name for volume in subject.listed()].count(spec.name) == 1
 
-    @proves(Level.CONCURRENCY)
+    @proves(Level.CONCURRENCY, process=False)
     def test_of_two_that_want_a_name_one_has_it(self, subject: Subject) -> None:
         """Creations of one name with other sizes: one is made, the others are AlreadyExists, and the one is what it was asked to be."""
         name = subject.name()
         specs = [subject.spec(name, size=subject.size(units)) for units in (1, 2, 3)]
         calls = [partial(subject.backend.create_volume, spec) for spec in specs]
-        told = at_once(calls) if subject.wire else [_answer(call) for call in calls]
+        told = at_once(calls)
         made = [volume for volume in told if isinstance(volume, Volume)]
         assert len(made) == 1 and all(isinstance(refusal, AlreadyExists) for refusal in told if not isinstance(refusal, Volume)), told
         assert subject.get(name) == made[0]
 
 
-def _answer(call: Callable[[], T]) -> T | VolgateError:
-    try:
-        return call()
-    except VolgateError as error:
-        return error
-
-
 def _live(subject: Subject, number: int) -> None:
     """A volume's life from creation to deletion, checked on the way."""
-    pages = {0: number, number * PAGE: number + 100}
+    pages = {0: number, (number + 10) * PAGE: number + 100}
     made = subject.filled(pages)
     backend = subject.backend
     for step in range(3):

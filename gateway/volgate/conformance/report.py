@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from volgate.backend.facets import FACET_NAMES
@@ -75,10 +73,6 @@ class Report:
             "facets": self.facets(),
             "cases": [asdict(outcome) for outcome in self.outcomes],
         }
-
-    def write(self, path: Path) -> None:
-        """Write it as JSON."""
-        path.write_text(json.dumps(self.as_dict(), indent=1) + "\n", encoding="utf-8")
 
     def lines(self) -> Iterator[str]:
         """For people."""

@@ -72,8 +72,8 @@ class Subject(ABC):
         return asked
 
     def create(self, name: str = "", **more: Any) -> Volume:
-        """Make an empty volume."""
-        return self.backend.create_volume(self.spec(name, **more))
+        """Make an empty volume, and tell it as it is read."""
+        return self.get(self.backend.create_volume(self.spec(name, **more)))
 
     @staticmethod
     def id(volume: Volume) -> VolumeId:
@@ -81,8 +81,9 @@ class Subject(ABC):
         return VolumeId(volume.name, volume.uid)
 
     def snapshot(self, volume: Volume, name: str = "", **more: Any) -> Snapshot:
-        """Cut a snapshot."""
-        return self.facet(Snapshots).create_snapshot(self.id(volume), self.cut(name, **more))
+        """Cut a snapshot, and tell it as it is listed."""
+        told = self.facet(Snapshots).create_snapshot(self.id(volume), self.cut(name, **more))
+        return next(snapshot for snapshot in self.snapshots(volume) if snapshot.uid == told.uid)
 
     def cut(self, name: str = "", **more: Any) -> SnapshotSpec:
         """A snapshot to be cut, with an identity of its own."""

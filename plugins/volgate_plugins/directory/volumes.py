@@ -188,8 +188,14 @@ class Volumes(Resizes, Measures, Relabels, PathsSeen, Backend):
         return manifest
 
     def _read(self, name: str) -> Volume:
+        identity = VolumeId(name, "")
         try:
-            return self._store.volume(*self._store.find(VolumeId(name, "")))
+            stored_as, manifest = self._store.find(identity)
+            while (found := self._store.volume(stored_as, manifest)).problem:
+                before, (stored_as, manifest) = manifest, self._store.find(identity)
+                if manifest == before:
+                    break  # else a file went because the volume was changed, or deleted, since its manifest was read
+            return found
         except DataLoss as error:
             return self._store.damaged(name, self._store.index.lookup(name) or "", error.message)
 

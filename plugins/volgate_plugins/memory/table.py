@@ -176,6 +176,16 @@ class Table:
             return replace(volume_of(record.tag, record.stored_as, record.promised, VolumeState.FAILED), problem=told)
         return replace(volume_of(record.tag, record.stored_as, sizes[0][0], state), allocated=sum(taken for _, taken in sizes))
 
+    def read(self, name: str) -> Volume | None:
+        """The volume of a name as it is now: if it changed, or went, while its files were looked at, once more."""
+        record = self.lookup(name)
+        while record is not None:
+            told, before = self.volume(record), record
+            record = self.lookup(name)
+            if not told.problem or record is before:
+                return told
+        return None
+
     def provisioned(self) -> int:
         """The sum of the sizes promised, bytes."""
         with self._lock:

@@ -56,11 +56,18 @@ class Volumes:
 
     def get_volume(self, name: str) -> Volume:
         """Read a volume."""
-        return self._table.volume(self._table.find(VolumeId(name, "")))
+        found = self._table.read(name)
+        if found is None:
+            raise NotFound(f"volume {name} does not exist on the array")
+        return found
 
     def list_volumes(self, after: str, limit: int) -> list[Volume]:
         """Read the volumes whose names follow `after`, at most `limit`."""
-        return [self._table.volume(record) for record in self._table.after(after, limit)]
+        found = list[Volume]()
+        while len(found) < limit and (records := self._table.after(after, limit - len(found))):
+            after = records[-1].tag.name
+            found += [volume for record in records if (volume := self._table.read(record.tag.name)) is not None]
+        return found
 
     def connection(self, volume: VolumeId) -> LocalFile:
         """Where a complete volume's bytes are."""

@@ -1,0 +1,590 @@
+"""Backends that break one rule of level 1 each. `rule` names it: the judge must find this one, and no other."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import uuid
+from dataclasses import replace
+
+import msgspec
+
+from tests.conformance.judged.good import DISK, GRAIN, MARKER, Good, offer
+from volgate.backend import PoolCheck, VolumeId, hookimpl
+from volgate.errors import AlreadyExists, InUse, NotFound, Precondition, translate
+from volgate.model import Format, Health, SourceKind
+
+# -- volumes
+
+
+class SaysItIsLayered(Good):
+    rule = "a-new-volume-is-as-asked"
+
+    def read(self, folder):
+        return replace(super().read(folder), depth=1)
+
+
+class RoundsDown(Good):
+    rule = "sizes-round-up-to-the-grain"
+
+    def rounded(self, size):
+        return size // GRAIN * GRAIN if size % GRAIN and size < 1 << 20 | GRAIN else super().rounded(size)
+
+    def expand_volume(self, volume, size, *, online):
+        return super().expand_volume(volume, Good.rounded(self, size), online=online)
+
+
+class AnswersBeforeItReads(Good):
+    rule = "what-was-created-is-what-is-read"
+
+    def create_volume(self, spec):
+        return replace(super().create_volume(spec), allocated=12345)
+
+
+class LosesEmptyLabels(Good):
+    rule = "labels-are-kept-as-given"
+
+    def create_volume(self, spec):
+        return super().create_volume(replace(spec, labels={key: value for key, value in spec.labels.items() if value}))
+
+
+class CountsMilliseconds(Good):
+    rule = "times-are-utc-seconds"
+
+    def now(self):
+        return super().now() * 1000
+
+
+class CountsRepeats(Good):
+    rule = "a-repeated-creation-creates-nothing"
+
+    def create_volume(self, spec):
+        again = not spec.source and self.named(spec.name)
+        told = super().create_volume(spec)
+        return self.save(*self.find(VolumeId(spec.name, spec.uid))) if again else told
+
+
+class GivesWhatHasTheName(Good):
+    rule = "a-name-that-is-taken-is-refused"
+
+    def repeated(self, spec, found):
+        return found
+
+
+class TakesAnyFormatForRaw(Good):
+    rule = "a-format-that-is-not-offered-is-refused"
+
+    def create_volume(self, spec):
+        return super().create_volume(replace(spec, format=Format.RAW))
+
+
+class HasNoUpperLimit(Good):
+    rule = "a-size-beyond-the-limit-is-refused"
+    limit = 0
+
+    def require_possible(self, spec, size):
+        super().require_possible(spec, 0)
+
+
+class TakesUnderscoresForDashes(Good):
+    rule = "every-name-is-a-name-of-its-own"
+
+    def named(self, name):
+        found = (self.volumes / entry for entry in os.listdir(self.volumes))
+        return next((path for path in found if path.name.rpartition(".")[0].replace("_", "-") == name.replace("_", "-")), None)
+
+
+class ListsAsItComes(Good):
+    rule = "the-list-is-in-order"
+
+    def list_volumes(self):
+        yield from sorted(super().list_volumes(), key=lambda volume: volume.uid)
+
+
+class KeepsNamesToItself(Good):
+    rule = "what-is-not-there-is-not-found"
+
+    def get_volume(self, name):
+        try:
+            return super().get_volume(name)
+        except NotFound:
+            raise NotFound("no such object") from None
+
+
+class ListsTheDead(Good):
+    rule = "a-deleted-volume-is-gone"
+
+    def __init__(self, settings, context):
+        super().__init__(settings, context)
+        self.dead = []
+
+    def delete_volume(self, volume):
+        with contextlib.suppress(NotFound):
+            self.dead.append(self.get_volume(volume.name))
+        super().delete_volume(volume)
+
+    def list_volumes(self):
+        found = {volume.name: volume for volume in self.dead if len(self.dead) == 1}
+        found |= {volume.name: volume for volume in super().list_volumes()}
+        yield from (found[name] for name in sorted(found))
+
+    def promised(self):
+        return sum(volume.size for volume in super().list_volumes())
+
+
+class InsistsOnExistence(Good):
+    rule = "a-repeated-deletion-succeeds"
+
+    def delete_volume(self, volume):
+        if self.named(volume.name) is None:
+            raise NotFound(f"volume {volume.name} does not exist")
+        super().delete_volume(volume)
+
+
+class DeletesByName(Good):
+    rule = "a-late-deletion-spares-the-newer-volume"
+
+    def delete_volume(self, volume):
+        with contextlib.suppress(NotFound):
+            volume = VolumeId(volume.name, self.get_volume(volume.name).uid)
+        super().delete_volume(volume)
+
+
+class CallsObjectsByName(Good):
+    rule = "a-new-volume-is-a-new-object"
+
+    def read(self, folder):
+        found = super().read(folder)
+        return replace(found, object=found.name)
+
+
+class ChattersAtChecks(Good):
+    rule = "the-check-of-a-good-pool-is-ok"
+
+    def check(self):
+        found = super().check()
+        return PoolCheck(found.health, "all is well") if found.health is Health.OK else found
+
+
+class ChangesItsTraits(Good):
+    rule = "traits-make-sense-and-stay"
+    counter = itertools.count()
+
+    @property
+    def traits(self):
+        return replace(super().traits, notes=(f"asked {next(self.counter)} times",))
+
+
+class ConnectsToWhatHasTheName(Good):
+    rule = "a-connection-belongs-to-one-volume"
+
+    def connection(self, volume, *, host):
+        return super().connection(VolumeId(volume.name, self.get_volume(volume.name).uid), host=host)
+
+
+# -- volumes that grow
+
+
+class GrowsToTheByte(Good):
+    rule = "a-volume-grows"
+
+    def expand_volume(self, volume, size, *, online):
+        before = self.get_volume(volume.name) if self.named(volume.name) else None
+        grown = super().expand_volume(volume, size, online=online)
+        if before and before.size < size < grown.size:
+            os.truncate(self.folder(volume) / DISK, size)
+        return self.get_volume(volume.name)
+
+
+class Shrinks(Good):
+    rule = "a-volume-never-shrinks"
+
+    def expand_volume(self, volume, size, *, online):
+        if size < self.get_volume(volume.name).size:
+            os.truncate(self.folder(volume) / DISK, self.rounded(size))
+        return super().expand_volume(volume, size, online=online)
+
+
+class GrowsWhatHasTheName(Good):
+    rule = "only-the-meant-volume-grows"
+
+    def expand_volume(self, volume, size, *, online):
+        with contextlib.suppress(NotFound):
+            volume = VolumeId(volume.name, self.get_volume(volume.name).uid)
+        return super().expand_volume(volume, size, online=online)
+
+
+class ComparesTheSizeNow(Good):
+    rule = "a-repeated-creation-finds-a-grown-volume"
+
+    def repeated(self, spec, found):
+        if found.size != self.rounded(spec.size):
+            raise AlreadyExists(f"volume {spec.name} has {found.size} bytes")
+        return super().repeated(spec, found)
+
+
+# -- labels
+
+
+class AddsLabels(Good):
+    rule = "labels-are-replaced-whole"
+
+    def relabel_volume(self, volume, labels):
+        _, tag, _ = self.find(volume)
+        return super().relabel_volume(volume, {**tag.labels, **labels})
+
+
+class LabelsWhatHasTheName(Good):
+    rule = "only-the-meant-volume-is-labelled"
+
+    def relabel_volume(self, volume, labels):
+        with contextlib.suppress(NotFound):
+            volume = VolumeId(volume.name, self.get_volume(volume.name).uid)
+        return super().relabel_volume(volume, labels)
+
+
+# -- space
+
+
+class HasMoreFreeThanItHas(Good):
+    rule = "capacity-adds-up"
+
+    def capacity(self):
+        found = super().capacity()
+        return replace(found, free=found.total + 1)
+
+
+class NeverForgetsAPromise(Good):
+    rule = "what-is-promised-is-counted"
+    limit = 0
+
+    def __init__(self, settings, context):
+        super().__init__(settings, context)
+        self.gone = 0
+
+    def delete_volume(self, volume):
+        size = self.read(self.folder(volume)).size if self.folder(volume).exists() else 0
+        super().delete_volume(volume)
+        self.gone += size
+
+    def promised(self):
+        return super().promised() + self.gone
+
+
+class CountsWhatWasAskedFirst(Good):
+    rule = "growth-is-counted"
+
+    def promised(self):
+        return sum(volume.requested_size if not volume.source else volume.size for volume in self.list_volumes())
+
+
+class GivesOneGrainMore(Good):
+    rule = "no-more-is-promised-than-the-limit"
+
+    @contextlib.contextmanager
+    def promise(self, name, more):
+        with super().promise(name, more - GRAIN if more > self.limit // 2 else more):
+            yield
+
+
+class SeesNoPath(Good):
+    rule = "every-path-says-what-it-is"
+
+    def paths(self, volume):
+        super().paths(volume)
+        return []
+
+
+class TakesAnyPool(Good):
+    rule = "another-gateways-pool-is-refused"
+
+    def prove(self):
+        if not (self.root / MARKER).exists():
+            raise Precondition(f"{self.root} has no marker")
+
+
+# -- snapshots
+
+
+class SaysItWasFrozen(Good):
+    rule = "a-snapshot-is-as-asked"
+
+    def create_snapshot(self, volume, spec):
+        return replace(super().create_snapshot(volume, spec), quiesced=True)
+
+
+class CutsAgain(Good):
+    rule = "a-repeated-snapshot-cuts-nothing"
+
+    def create_snapshot(self, volume, spec):
+        folder, tag, content = self.find(volume)
+        again = [cut for cut in content.cuts if cut.uid == spec.uid]
+        if again:
+            kept = tuple(cut for cut in content.cuts if cut.uid != spec.uid)
+            self.save(folder, tag, msgspec.structs.replace(content, cuts=kept))
+        return super().create_snapshot(volume, spec)
+
+
+class HasNamesTwice(Good):
+    rule = "a-snapshot-name-that-is-taken-is-refused"
+
+    def create_snapshot(self, volume, spec):
+        try:
+            return super().create_snapshot(volume, spec)
+        except AlreadyExists:
+            told = super().create_snapshot(volume, replace(spec, name=f"x-{uuid.uuid4()}"))
+            return replace(told, name=spec.name)
+
+
+class ListsTheNewestFirst(Good):
+    rule = "snapshots-are-listed-oldest-first"
+
+    def list_snapshots(self, volume):
+        return list(reversed(super().list_snapshots(volume)))
+
+
+class InsistsOnSnapshots(Good):
+    rule = "a-deleted-snapshot-is-gone"
+
+    def delete_snapshot(self, volume, snapshot_uid):
+        _, _, content = self.find(volume)
+        if snapshot_uid not in [cut.uid for cut in content.cuts] and len(content.cuts) > 1:
+            raise NotFound(f"snapshot {snapshot_uid} does not exist")
+        super().delete_snapshot(volume, snapshot_uid)
+
+
+class DeletesSnapshotsByName(Good):
+    rule = "a-late-deletion-spares-the-newer-snapshot"
+
+    def __init__(self, settings, context):
+        super().__init__(settings, context)
+        self.names = {}
+
+    def delete_snapshot(self, volume, snapshot_uid):
+        self.names |= {cut.uid: cut.name for cut in self.list_snapshots(volume)}
+        name = self.names.get(snapshot_uid, "")
+        now = [cut.uid for cut in self.list_snapshots(volume) if cut.name == name]
+        super().delete_snapshot(volume, now[0] if now else snapshot_uid)
+
+
+class CutsWhatHasTheName(Good):
+    rule = "only-the-meant-volume-is-snapshotted"
+
+    def create_snapshot(self, volume, spec):
+        with contextlib.suppress(NotFound):
+            volume = VolumeId(volume.name, self.get_volume(volume.name).uid)
+        return super().create_snapshot(volume, spec)
+
+
+class DoesNotSayWhoHolds(Good):
+    rule = "snapshots-hold-their-volume"
+
+    def refuse_held(self, volume):
+        try:
+            super().refuse_held(volume)
+        except InUse as error:
+            raise InUse(error.message, holders=tuple(h for h in error.holders if h.kind != "snapshot")) from None
+
+
+class StretchesSnapshots(Good):
+    rule = "a-snapshot-keeps-its-size"
+
+    def told(self, tag, cut):
+        folder = self.folder(VolumeId(tag.name, tag.uid))
+        return replace(super().told(tag, cut), size=(folder / DISK).stat().st_size)
+
+
+# -- reverts
+
+
+class KeepsTheSize(Good):
+    rule = "a-revert-sets-the-size-back"
+
+    def put_back(self, folder, cut):
+        now = (folder / DISK).stat().st_size
+        super().put_back(folder, cut)
+        if cut.size * 3 <= now:
+            os.truncate(folder / DISK, now)
+
+
+class RevertsAgain(Good):
+    rule = "a-repeated-revert-changes-nothing-more"
+
+    def revert_volume(self, volume, snapshot_uid, *, token):
+        return super().revert_volume(volume, snapshot_uid, token=str(uuid.uuid4()))
+
+
+class DropsNewerSnapshots(Good):
+    rule = "a-revert-keeps-snapshots-or-names-them"
+
+    def revert_volume(self, volume, snapshot_uid, *, token):
+        newer = [cut.uid for cut in self.list_snapshots(volume)]
+        told = super().revert_volume(volume, snapshot_uid, token=token)
+        for uid in newer[newer.index(snapshot_uid) + 1 :]:
+            super().delete_snapshot(volume, uid)
+        return told
+
+
+class RevertsToNothing(Good):
+    rule = "only-a-snapshot-that-exists-is-reverted-to"
+
+    def revert_volume(self, volume, snapshot_uid, *, token):
+        try:
+            return super().revert_volume(volume, snapshot_uid, token=token)
+        except NotFound:
+            return self.get_volume(volume.name)
+
+
+# -- clones
+
+
+class ForgetsItsOrigin(Good):
+    rule = "a-clone-knows-its-origin"
+
+    def create_volume(self, spec):
+        return self.get_volume(super().create_volume(spec).name)
+
+    def get_volume(self, name):
+        found = super().get_volume(name)
+        return replace(found, source=replace(found.source, volume="somewhere")) if found.source else found
+
+
+class ClonesTwice(Good):
+    rule = "a-repeated-clone-clones-nothing"
+
+    def repeated(self, spec, found):
+        if spec.source:
+            raise AlreadyExists(f"volume {spec.name} exists")
+        return super().repeated(spec, found)
+
+
+class CutsClonesShort(Good):
+    rule = "a-clone-may-be-larger"
+
+    def fill(self, spec, path, size):
+        if spec.source and spec.source.kind is not SourceKind.EMPTY:
+            self.copy(self.origin(spec), path, size)
+        else:
+            super().fill(spec, path, size)
+
+
+class ClonesWhatIsNotThere(Good):
+    rule = "a-missing-origin-is-not-found"
+
+    def create_volume(self, spec):
+        try:
+            return super().create_volume(spec)
+        except NotFound:
+            return super().create_volume(replace(spec, source=None))
+
+
+class RemembersChildren(Good):
+    rule = "clones-are-told-as-children"
+
+    def __init__(self, settings, context):
+        super().__init__(settings, context)
+        self.ever = {}
+
+    def children(self, volume):
+        self.ever.setdefault(volume.uid, set()).update(super().children(volume))
+        return sorted(self.ever[volume.uid])
+
+    def refuse_held(self, volume):
+        if super().children(volume) or self.list_snapshots(volume):
+            super().refuse_held(volume)
+
+
+class OrphansClones(Good):
+    rule = "clones-hold-their-origin-or-stand-alone"
+
+    def refuse_held(self, volume):
+        if self.list_snapshots(volume):
+            super().refuse_held(volume)
+
+    def delete_snapshot(self, volume, snapshot_uid):
+        folder, tag, content = self.find(volume)
+        kept = tuple(cut for cut in content.cuts if cut.uid != snapshot_uid)
+        self.save(folder, tag, msgspec.structs.replace(content, cuts=kept))
+        (folder / f"{snapshot_uid}.snapshot").unlink(missing_ok=True)
+
+
+# -- images
+
+
+class ConnectsToTheUnfinished(Good):
+    rule = "an-incomplete-volume-is-not-used"
+
+    def connection(self, volume, *, host):
+        with translate("connection"):
+            folder, _, _ = self.find(volume)
+            return self.location(folder, folder / DISK, volume.uid)
+
+
+class CompletesOnce(Good):
+    rule = "a-repeated-completion-changes-nothing"
+
+    def complete(self, volume):
+        if not self.find(volume)[2].incomplete:
+            raise Precondition(f"volume {volume.name} is complete")
+        return super().complete(volume)
+
+
+class FillsTheComplete(Good):
+    rule = "a-complete-volume-is-not-filled"
+
+    def image(self, volume, snapshot_uid="", *, writable=False):
+        return super().image(volume, snapshot_uid)
+
+
+class NeverSaysItIsDone(Good):
+    rule = "filling-tells-how-far-it-is"
+
+    def fill_from_file(self, volume, path, source_format, progress):
+        super().fill_from_file(volume, path, source_format, lambda done: progress(done / 2))
+
+
+class ShowsTheVolumeForASnapshot(Good):
+    rule = "only-what-exists-has-an-image"
+
+    def image(self, volume, snapshot_uid="", *, writable=False):
+        known = [cut.uid for cut in self.find(volume)[2].cuts]
+        return super().image(volume, snapshot_uid if snapshot_uid in known else "", writable=writable)
+
+
+class TidiesUp(Good):
+    rule = "what-others-made-is-listed-and-let-alone"
+
+    def __init__(self, settings, context):
+        super().__init__(settings, context)
+        for path in self.root.iterdir():
+            if path.is_file() and path.name != MARKER:
+                path.unlink()
+
+
+class AdoptsWithoutLabels(Good):
+    rule = "an-adopted-object-is-a-volume"
+
+    def adopt_volume(self, locator, spec):
+        return super().adopt_volume(locator, replace(spec, labels={}))
+
+
+class AdoptsNothing(Good):
+    rule = "only-what-exists-is-adopted"
+
+    def adopt_volume(self, locator, spec):
+        if not (self.root / locator).exists() and self.named(spec.name) is None:
+            (self.root / locator).write_bytes(bytes(GRAIN))
+        return super().adopt_volume(locator, spec)
+
+
+def bad(names):
+    return [kind for kind in names.values() if isinstance(kind, type) and issubclass(kind, Good) and "rule" in vars(kind)]
+
+
+BAD = bad(globals())
+
+
+@hookimpl
+def volgate_backends():
+    return [offer(kind, kind.rule) for kind in BAD]
