@@ -276,7 +276,13 @@ class _Watch:
 
     def until(self, deadline: float, cancelled: Callable[[], bool] | None) -> Completed:
         with self._selector:
-            timed_out = not self._pump(deadline, cancelled)
+            try:
+                timed_out = not self._pump(deadline, cancelled)
+            except BaseException:  # whoever is told that it ended finds it gone: it writes nothing afterwards
+                self._child.kill()
+                with contextlib.suppress(TimeoutError, InDoubt):
+                    self._child.wait(_GRACE)
+                raise
             if timed_out:
                 self._child.kill()
                 self._pump(time.monotonic() + _GRACE, None)
@@ -289,7 +295,6 @@ class _Watch:
             if left <= 0:
                 return False
             if cancelled and cancelled():
-                self._child.kill()
                 raise Cancelled("the command was cancelled")
             for key, _ in self._selector.select(min(left, _TICK) if cancelled else left):
                 self._take(key.fd)
@@ -305,7 +310,6 @@ class _Watch:
             self._selector.unregister(source)
         self._kept[source] += data
         if len(self._kept[source]) > _MOST_OUTPUT:
-            self._child.kill()
             raise Unreachable(f"the command wrote more than {_MOST_OUTPUT} bytes and was killed", reason="OUTPUT_TOO_LARGE")
         if source == self._out and self._on_line:
             self._lines(data, self._on_line)

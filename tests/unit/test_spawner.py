@@ -102,6 +102,21 @@ def test_lines_come_as_they_are_written_and_a_raise_stops_the_command(spawner):
     wait_gone(int(seen[-1]))
 
 
+def test_a_command_that_was_stopped_is_gone_before_its_caller_goes_on(spawner):
+    def refuse(line: str) -> None:
+        pids.append(int(line))
+        raise Cancelled("stop")
+
+    pids: list[int] = []
+    for _ in range(30):
+        with pytest.raises(Cancelled):
+            spawner.run(["sh", "-c", "echo $$; while :; do :; done"], timeout=60, on_line=refuse)
+        assert not alive(pids[-1])
+    with pytest.raises(Cancelled):
+        spawner.run(["sleep", "94"], timeout=60, cancelled=lambda: bool(pids))
+    assert subprocess.run(["pgrep", "-fx", "sleep 94"], stdout=subprocess.DEVNULL, check=False).returncode == 1
+
+
 def test_cancellation(spawner):
     stop = threading.Event()
     threading.Timer(0.2, stop.set).start()
