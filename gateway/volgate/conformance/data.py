@@ -180,10 +180,10 @@ class DataIntegrity:
         for form in _cloned(subject):
             made = subject.create(format=form)
             subject.write(made, {0: 1, PAGE: 1})
-            first = subject.clone(made)
+            first = subject.clone(made, format=form)
             subject.write(first, {0: 2})
             subject.write(made, {PAGE: 3})
-            second = subject.clone(made)
+            second = subject.clone(made, format=form)
             subject.write(second, {2 * PAGE: 4})
             assert subject.content(made) == {0: 1, PAGE: 3}
             assert subject.content(first) == {0: 2, PAGE: 1}
@@ -195,9 +195,9 @@ class DataIntegrity:
         for form in _cloned(subject):
             made = subject.create(format=form)
             subject.write(made, {0: 1})
-            child = subject.clone(made)
+            child = subject.clone(made, format=form)
             subject.write(child, {PAGE: 2})
-            grandchild, sibling = subject.clone(child), subject.clone(made)
+            grandchild, sibling = subject.clone(child, format=form), subject.clone(made, format=form)
             subject.write(grandchild, {2 * PAGE: 3})
             subject.delete(sibling)
             subject.reopen()

@@ -148,9 +148,10 @@ class Faults:
         """A call that hangs in a system call is given up by the end of its process, and finished by its repeat in a new one."""
         for point in victims.points(verb, MUTATING, most=1):
             child, call = victims.warm(verb), verb.prepare(victims.pool)
-            with Trace(child.pid, MUTATING, hang(_HANG, point)), contextlib.suppress(Lost, VolgateError):
-                child.call(call.method, *call.arguments, timeout=0.5, **call.keywords)
-            child.end()
+            with Trace(child.pid, MUTATING, hang(_HANG, point)):
+                with contextlib.suppress(Lost, VolgateError):
+                    child.call(call.method, *call.arguments, timeout=0.5, **call.keywords)
+                child.end()  # while it hangs: without strace it would go on
             _looked_at(victims.pool)
             again = victims.child()
             _make(again, call)

@@ -205,7 +205,7 @@ class Model:
         """Any sequence of verbs leaves the volumes, sizes, labels, snapshots and bytes that a model of a few lines has."""
         told = settings(
             max_examples=model_examples,
-            stateful_step_count=20,
+            stateful_step_count=50,
             deadline=None,
             database=None,
             phases=(Phase.generate, Phase.shrink),

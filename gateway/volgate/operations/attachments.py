@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 
-from volgate.errors import AlreadyExists, Cancelled, InDoubt, InUse, NotFound, Precondition
+from volgate.errors import AlreadyExists, Cancelled, InDoubt, InUse, Precondition
 from volgate.hosts.interface import AttachPlan, DetachOutcome, Domain, Host
 from volgate.model import Access, DiskOptions, Format, Volume
-from volgate.names import VolumeName, attachment_id
-from volgate.operations import lookups, requests, snapshots
+from volgate.names import attachment_id
+from volgate.operations import lookups, requests
 from volgate.operations.context import Context, Parked
 from volgate.operations.requests import Plan
 from volgate.operations.world import World
@@ -176,19 +176,6 @@ def _release(ctx: Context, host: Host, record: AttachmentRecord, wait: float) ->
             ctx.world.database.write(lambda commit: attachments.put(commit, leaving))
         ctx.on_pending(leaving)
     raise Parked(min(left, _PARKED_SECONDS) if left > 0 else _PARKED_SECONDS)
-
-
-def collapsible(world: World, request: requests.DetachVolume) -> requests.CollapseLayers | None:
-    """The follow-up of a detach: merge layers that were kept only because a guest had them open."""
-    if not request.volume:
-        return None
-    name = VolumeName.parse(request.volume)
-    pool = world.pools.get(name.pool)
-    try:
-        volume = lookups.require_volume(pool, name, "")
-    except (NotFound, Precondition):
-        return None
-    return requests.CollapseLayers(name, volume.uid) if snapshots.request_collapse(pool, volume) else None
 
 
 def plan_attach(world: World, request: requests.AttachVolume) -> Plan:

@@ -20,13 +20,12 @@ from volgate.model import Format, Health, PathState, Redundancy, Volume
 from volgate.model import Path as IoPath
 from volgate.names import AttachmentName, SnapshotName, VolumeName
 from volgate.operations import lookups, paths, requests, transfer
-from volgate.operations.attachments import collapsible
 from volgate.operations.handlers import HANDLERS
 from volgate.operations.recovery import Rebuild, repair_host
 from volgate.operations.requests import Caller, Plan, Request
 from volgate.operations.runner import Runner
 from volgate.operations.scan import Merges, reconcile_attachments, scan_pool
-from volgate.operations.snapshots import request_collapse
+from volgate.operations.snapshots import merge_of
 from volgate.operations.sweep import Sweep
 from volgate.operations.ticket import Ticket
 from volgate.operations.world import World
@@ -118,17 +117,13 @@ class Gateway:
 
     def _follow(self, request: Request) -> Request | None:
         """The internal operation that follows one: merge layers that are needed no more."""
-        try:
-            if isinstance(request, requests.DetachVolume):
-                return collapsible(self.world, request)
-            if isinstance(request, requests.DeleteSnapshot | requests.RevertVolume):
-                name = request.name.of if isinstance(request, requests.DeleteSnapshot) else request.name
-                pool = self.world.pools.get(name.pool)
-                volume = lookups.find_volume(pool, name.volume)
-                return requests.CollapseLayers(name, volume.uid) if volume and request_collapse(pool, volume) else None
-        except VolgateError as error:
-            _log.info("no follow-up", method=request.method, error=error.message)
-        return None
+        if isinstance(request, requests.DetachVolume):
+            name = VolumeName.parse(request.volume) if request.volume else None
+        elif isinstance(request, requests.DeleteSnapshot | requests.RevertVolume):
+            name = request.name.of if isinstance(request, requests.DeleteSnapshot) else request.name
+        else:
+            name = None
+        return merge_of(self.world, name) if name else None
 
     # -- bytes
 

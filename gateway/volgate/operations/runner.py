@@ -331,16 +331,20 @@ class Runner:
             raise InDoubt(
                 f"{job.request.method} took effect but could not be recorded: {error.message}", operation=f"operations/{job.id}"
             ) from error
+        self._guarded(job, self._follow)  # before the answer: whoever has that sees what follows among the operations
         self._end(job, done, value, None)
-        self._follow_up(job, context)
+        self._guarded(job, lambda _: context.run_after())
 
-    def _follow_up(self, job: Job, context: Context) -> None:
-        """Do what comes after an operation that is answered already: a failure here must not undo it; the scan looks for lost merges."""
+    def _follow(self, job: Job) -> None:
+        follow = self._after(job.request) if self._after else None
+        if follow is not None and not self._stopping:
+            self.submit(follow, Caller(principal="gateway"))
+
+    @staticmethod
+    def _guarded(job: Job, act: Callable[[Job], None]) -> None:
+        """Do what comes after an operation that is done and recorded: a failure must not undo it; the scan looks for lost merges."""
         try:
-            context.run_after()
-            follow = self._after(job.request) if self._after else None
-            if follow is not None and not self._stopping:
-                self.submit(follow, Caller(principal="gateway"))
+            act(job)
         except VolgateError as error:
             _log.info("no follow-up now", method=job.request.method, target=job.request.target, error=error.message)
         except Exception:  # noqa: BLE001  # a bug, but the operation has ended well and its answer is given

@@ -8,13 +8,15 @@ from dataclasses import replace
 from volgate.backend import Overlays, Snapshots, SnapshotSpec
 from volgate.errors import AlreadyExists, InDoubt, InUse, NotFound, Precondition, Unreachable
 from volgate.model import Format, Snapshot, Volume
+from volgate.names import VolumeName
 from volgate.operations import lookups, requests
 from volgate.operations.context import Context
+from volgate.operations.world import World
 from volgate.pools import Pool
 from volgate.store import attachments, index
 from volgate.store.records import AttachmentRecord, AttachmentState, IndexedSnapshot
 
-__all__ = ["collapse_layers", "create_snapshot", "delete_snapshot", "request_collapse"]
+__all__ = ["collapse_layers", "create_snapshot", "delete_snapshot", "merge_of"]
 
 
 def create_snapshot(ctx: Context, request: requests.CreateSnapshot) -> IndexedSnapshot:
@@ -108,9 +110,13 @@ def delete_snapshot(ctx: Context, request: requests.DeleteSnapshot) -> None:
     ctx.uid = dying
 
 
-def request_collapse(pool: Pool, volume: Volume) -> bool:
-    """Whether layers may be merged now."""
-    return volume.depth > 0 and isinstance(pool.backend(), Overlays)
+def merge_of(world: World, name: VolumeName) -> requests.CollapseLayers | None:
+    """The merge of a volume's layers, if it has any and no guest; the use case looks again. Raises VolgateError (the pool is down)."""
+    with world.database.read() as connection:
+        row = index.find_volume(connection, name.pool, name.volume)
+    if row is None or not row.volume.depth or row.attachments or not isinstance(world.pools.get(name.pool).backend(), Overlays):
+        return None
+    return requests.CollapseLayers(name, row.volume.uid)
 
 
 def collapse_layers(ctx: Context, request: requests.CollapseLayers) -> None:

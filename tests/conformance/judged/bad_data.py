@@ -74,6 +74,25 @@ class LosesLabelsAsItGrows(Good):
         self.save(folder, msgspec.structs.replace(tag, labels={}), self.find(VolumeId(tag.name, tag.uid))[2])
 
 
+class RemembersNoLabelsInMemory(Good):
+    rule = "verbs-in-any-order-come-to-what-a-model-says"
+
+    def __init__(self, settings, context):
+        super().__init__(settings, context)
+        self.bare = set()
+
+    def read(self, folder):
+        found = super().read(folder)
+        return replace(found, labels={}) if found.uid in self.bare else found
+
+    def relabel_volume(self, volume, labels):
+        self.bare.discard(volume.uid)
+        if labels:
+            return super().relabel_volume(volume, labels)
+        self.bare.add(self.find(volume)[1].uid)
+        return self.get_volume(volume.name)
+
+
 class LosesThePageAtTheSeam(Good):
     rule = "growth-keeps-what-is-there"
 

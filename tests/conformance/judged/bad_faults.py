@@ -11,35 +11,53 @@ from dataclasses import dataclass
 
 import msgspec
 
-from tests.conformance.judged.good import TAG, Content, Good, offer
-from volgate.backend import BackendType, VolumeId, hookimpl, seal, tag_of
-from volgate.backend.files import create_file, publish_directory, remove_tree
+from tests.conformance.judged.good import TAG, Good, offer
+from volgate.backend import BackendType, hookimpl, seal
 from volgate.backend.secrets import resolve
+from volgate.errors import Precondition, translate
 from volgate.names import object_name
 
+INTERRUPTIONS = {
+    "a-kill-at-any-point-is-made-good",
+    "a-call-that-hangs-is-made-good",
+    "a-failed-system-call-is-told-and-made-good",
+    "a-killed-creation-is-taken-back",
+}
+"""All of these end in a repeat after a call was cut off; what breaks one may break another."""
 
-class PublishesEarly(Good):
-    rule = "a-kill-at-any-point-is-made-good"
-    verbs, points = "create", 0
+
+class StumblesOverItsOwn(Good):
+    """What an attempt that died had begun is in the way of the next: so are kills, and hangs that end in one."""
+
+    rule, kin = "a-kill-at-any-point-is-made-good", INTERRUPTIONS
+    verb, points = "create", 0
 
     def create_volume(self, spec):
-        final = self.folder(VolumeId(spec.name, spec.uid))
-        if self.named(spec.name) is None and not spec.source:
-            final.mkdir()
-            try:
-                self.fill(spec, final / "disk.raw", self.rounded(spec.size))
-                tag = seal(tag_of(spec, self.instance, self.now()), Content(incomplete=spec.incomplete))
-                create_file(str(final / TAG), ((0, tag),), len(tag))
-                publish_directory(str(final), str(final))
-            except BaseException:
-                remove_tree(str(final))
-                raise
+        if (self.work / object_name(spec.name, spec.uid)).exists():
+            raise Precondition(f"volume {spec.name} is being created already", reason="NOT_READY")
         return super().create_volume(spec)
+
+
+class KeepsItsLock(Good):
+    rule, kin = "a-call-that-hangs-is-made-good", INTERRUPTIONS
+    verb, points = "relabel", 0
+
+    def relabel_volume(self, volume, labels):
+        lock = self.work / f"{volume.uid}.lock"
+        with translate(f"relabel volume {volume.name}"):
+            try:
+                os.close(os.open(lock, os.O_CREAT | os.O_EXCL))
+            except FileExistsError:
+                raise Precondition(f"volume {volume.name} is being labelled already", reason="NOT_READY") from None
+        try:
+            return super().relabel_volume(volume, labels)
+        finally:
+            lock.unlink()
 
 
 class LeavesTheHalfMade(Good):
     rule = "a-killed-creation-is-taken-back"
-    verbs, points = "create", 0
+    verb, points = "create", 0
 
     def delete_volume(self, volume):
         if self.folder(volume).exists():
@@ -48,7 +66,7 @@ class LeavesTheHalfMade(Good):
 
 class LetsErrorsThrough(Good):
     rule = "a-failed-system-call-is-told-and-made-good"
-    verbs, points = "relabel", 0
+    verb, points = "relabel", 0
 
     def relabel_volume(self, volume, labels):
         folder, tag, content = self.find(volume)
@@ -57,18 +75,19 @@ class LetsErrorsThrough(Good):
 
 class NeverSyncs(Good):
     rule = "what-is-answered-is-durable"
-    verbs, points = "relabel", 1
+    verb, points = "relabel", 1
 
     def relabel_volume(self, volume, labels):
-        folder, tag, content = self.find(volume)
-        (folder / "tag.new").write_bytes(seal(msgspec.structs.replace(tag, labels=dict(labels)), content))
-        (folder / "tag.new").rename(folder / TAG)
-        return self.read(folder)
+        with translate(f"relabel volume {volume.name}"):
+            folder, tag, content = self.find(volume)
+            (folder / "tag.new").write_bytes(seal(msgspec.structs.replace(tag, labels=dict(labels)), content))
+            (folder / "tag.new").rename(folder / TAG)
+            return self.read(folder)
 
 
 class DoesOneThingAtATime(Good):
     rule = "a-slow-change-holds-nobody-up"
-    verbs, points = "relabel", 1
+    verb, points = "relabel", 1
     guard = threading.RLock()
 
     def create_volume(self, spec):
@@ -82,7 +101,7 @@ class DoesOneThingAtATime(Good):
 
 class CannotBeStopped(Good):
     rule = "a-cancelled-filling-stops"
-    verbs, points = "relabel", 1
+    verb, points = "relabel", 1
 
     def fill_from_file(self, volume, path, source_format, progress):
         def told(done):
@@ -94,7 +113,7 @@ class CannotBeStopped(Good):
 
 class LeaksDescriptors(Good):
     rule = "nothing-is-leaked"
-    verbs, points = "relabel", 1
+    verb, points = "relabel", 1
 
     def relabel_volume(self, volume, labels):
         os.open(self.root, os.O_RDONLY)
@@ -103,7 +122,7 @@ class LeaksDescriptors(Good):
 
 class LeaksThreads(Good):
     rule = "nothing-is-leaked"
-    verbs, points = "relabel", 1
+    verb, points = "relabel", 1
 
     def relabel_volume(self, volume, labels):
         threading.Thread(target=threading.Event().wait, daemon=True).start()
@@ -112,7 +131,7 @@ class LeaksThreads(Good):
 
 class LeaksTemporaryFiles(Good):
     rule = "nothing-is-leaked"
-    verbs, points = "relabel", 1
+    verb, points = "relabel", 1
 
     def relabel_volume(self, volume, labels):
         os.close(tempfile.mkstemp()[0])
@@ -121,7 +140,7 @@ class LeaksTemporaryFiles(Good):
 
 class StaysOpen(Good):
     rule = "a-closed-pool-keeps-nothing"
-    verbs, points = "relabel", 1
+    verb, points = "relabel", 1
 
     def __init__(self, settings, context):
         super().__init__(settings, context)
@@ -130,10 +149,11 @@ class StaysOpen(Good):
 
 class LeavesNotes(Good):
     rule = "deleted-volumes-leave-nothing-on-the-storage"
-    verbs, points = "relabel", 1
+    verb, points = "relabel", 1
 
     def relabel_volume(self, volume, labels):
-        (self.root / f".relabelled-{object_name(volume.name, volume.uid)}").touch()
+        with translate(f"relabel volume {volume.name}"):
+            (self.work / f"relabelled-{volume.uid}").touch()
         return super().relabel_volume(volume, labels)
 
 
@@ -145,7 +165,7 @@ class SecretSettings:
 
 class TellsItsSecret(Good):
     rule = "a-secret-stays-one"
-    verbs, points = "relabel", 1
+    verb, points = "relabel", 1
 
     def __init__(self, settings, context):
         super().__init__(settings, context)

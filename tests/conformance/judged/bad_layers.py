@@ -2,10 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from volgate.backend import BackendType, SnapshotSpec, VolumeId, hookimpl
 from volgate.backend.run import run_checked
 from volgate.errors import Precondition
+from volgate.model import Format
 from volgate_plugins.directory import Directory, DirectorySettings
+
+
+class GuessesTheFormatOfWhatIsEmpty(Directory):
+    rule = "every-format-can-be-made"
+
+    @staticmethod
+    def guess(volume):
+        return volume if volume.allocated else replace(volume, format=Format.QCOW2)
+
+    def create_volume(self, spec):
+        return self.guess(super().create_volume(spec))
+
+    def get_volume(self, name):
+        return self.guess(super().get_volume(name))
+
+    def list_volumes(self):
+        yield from map(self.guess, super().list_volumes())
 
 
 class FinishesOnce(Directory):
