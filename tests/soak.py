@@ -18,19 +18,21 @@ RESULT = ROOT / "build" / "soak.xml"
 REPORT = ROOT / "docs" / "soak-report.md"
 SECONDS_PER_TEST = 3 * 3600
 LINES_PER_TEST = 12
+CONFORMANCE = ["--conformance-points", "0", "--conformance-examples", "100"]
 
 
 def modules() -> list[str]:
-    """Test modules with full counts."""
+    """Test modules with full counts, the backends before the judge among them."""
     found = (ROOT / "tests").rglob("test_*.py")
-    return sorted(str(path.relative_to(ROOT)) for path in found if "tests.soaking import" in path.read_text(encoding="utf-8"))
+    marks = ("tests.soaking import", "judged.judge import")
+    return sorted(str(path.relative_to(ROOT)) for path in found if any(mark in path.read_text(encoding="utf-8") for mark in marks))
 
 
 def run(arguments: list[str]) -> int:
     """Run them; the result is in RESULT."""
     RESULT.parent.mkdir(exist_ok=True)
     argv = [sys.executable, "-m", "pytest", "-n", "2", "--dist", "worksteal", "-o", f"timeout={SECONDS_PER_TEST}"]
-    argv += [f"--junitxml={RESULT}", "-o", "junit_logging=system-out", *arguments, *modules()]
+    argv += [f"--junitxml={RESULT}", "-o", "junit_logging=system-out", *CONFORMANCE, *arguments, *modules()]
     return subprocess.run(argv, check=False, cwd=ROOT, env={**os.environ, "VOLGATE_SOAK": "1"}).returncode
 
 

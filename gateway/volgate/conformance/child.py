@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -46,6 +48,10 @@ class Child:
         if described.yields:
             return [value for part in parts for value in described.unpack_answer(part)]
         return described.unpack_answer(parts[-1])
+
+    def kill(self) -> None:
+        """Kill the worker, without waiting until it is gone."""
+        os.kill(self.pid, signal.SIGKILL)
 
     def end(self) -> None:
         """Kill the worker and wait until it is gone."""

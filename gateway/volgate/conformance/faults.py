@@ -13,15 +13,16 @@ from volgate.conformance.cases import Level, proves
 from volgate.conformance.child import Child, Lost
 from volgate.conformance.durable import forgotten
 from volgate.conformance.in_process import Opened
-from volgate.conformance.tracing import CHANGING, FILES, MUTATING, Point, Trace, error, hang, kill, workers
+from volgate.conformance.tracing import CHANGING, FILES, MUTATING, Point, Stall, Trace, error, hang, kill
 from volgate.conformance.verbs import VERBS, Call, Verb
 from volgate.errors import Cancelled, NotFound, VolgateError
 from volgate.model import Format, Health
 
 __all__ = ["Faults", "Victims"]
 
-_HANG = 30.0
-_SLOW = 2.0
+_HANG, _HANGS = 30.0, 5
+_SLOW = 4.0
+_ALL = 1 << 20
 EVERY_VERB = pytest.mark.parametrize("verb", VERBS, ids=str)
 UNDONE = pytest.mark.parametrize(
     "verb", [verb for verb in VERBS if verb.name in ("create", "clone-volume", "clone-snapshot", "fill")], ids=str
@@ -36,6 +37,7 @@ class Victims:
         self.plugin = plugin
         self.kind = kind
         self._points = points
+        self.hangs = 1 if points else _HANGS
         self.pool = pool
         self._children: list[Child] = []
 
@@ -146,12 +148,13 @@ class Faults:
     @proves(Level.FAULTS, wire=False)
     def test_a_call_that_hangs_is_made_good(self, victims: Victims, verb: Verb) -> None:
         """A call that hangs in a system call is given up by the end of its process, and finished by its repeat in a new one."""
-        for point in victims.points(verb, MUTATING, most=1):
+        for point in victims.points(verb, MUTATING, most=victims.hangs):
             child, call = victims.warm(verb), verb.prepare(victims.pool)
             with Trace(child.pid, MUTATING, hang(_HANG, point)):
                 with contextlib.suppress(Lost, VolgateError):
                     child.call(call.method, *call.arguments, timeout=0.5, **call.keywords)
-                child.end()  # while it hangs: without strace it would go on
+                child.kill()  # while it hangs: without strace it would go on
+            child.end()
             _looked_at(victims.pool)
             again = victims.child()
             _make(again, call)
@@ -176,17 +179,18 @@ class Faults:
     def test_a_slow_change_holds_nobody_up(self, victims: Victims) -> None:
         """While a change of one volume waits for the storage, others are read and listed."""
         pool, child = victims.pool, victims.warm(VERBS[0])
-        point, other = victims.points(VERBS[0], CHANGING)[0], pool.create()
+        first, other = victims.points(VERBS[0], CHANGING, most=_ALL, alone=True)[0], pool.create()
         call = VERBS[0].prepare(pool)
         child.call("get_volume", other.name)
-        with Trace(child.pid, CHANGING, hang(_SLOW, point), only=workers(child.pid)):  # others of the worker's threads make the reads
+        with Stall(child.pid, CHANGING, hang(_SLOW, first)) as stall:
             slow = threading.Thread(target=_make, args=(child, call))
             slow.start()
-            time.sleep(0.2)
+            stall.settle()
             began = time.monotonic()
             assert child.call("get_volume", other.name) == other
             assert other in child.call("list_volumes")
             seconds = time.monotonic() - began
+            assert slow.is_alive(), "the change did not wait"
             slow.join(60)
         assert seconds < _SLOW / 2, f"others waited {seconds:.1f} s"
 

@@ -18,7 +18,7 @@ from typing import NamedTuple, Self
 from volgate.backend import run as commands
 from volgate.spawner import Child
 
-__all__ = ["CHANGING", "FILES", "MUTATING", "Line", "Point", "Trace", "descendants", "error", "hang", "kill", "workers"]
+__all__ = ["CHANGING", "FILES", "MUTATING", "Line", "Point", "Stall", "Trace", "descendants", "error", "hang", "kill"]
 
 FILES = (
     "openat,creat,write,pwrite64,writev,pwritev,ftruncate,truncate,fallocate,copy_file_range,fsync,fdatasync,"
@@ -33,7 +33,8 @@ CHANGING = ",".join(name for name in MUTATING.split(",") if name not in ("openat
 _LINE = re.compile(r"^(\d+) +(.*)$")
 _NAME = re.compile(r"^(\w+)\(")
 _SECONDS = 20.0
-_LEAVE_SECONDS = 2.0
+_LEAVE_SECONDS = 0.5
+_LOOKS = 10
 
 
 class Point(NamedTuple):
@@ -128,6 +129,41 @@ class Trace:
         return list(found)
 
 
+class Stall:
+    """Within the block the one thread of a process that comes to a fault first stands still; no other does after `settle`."""
+
+    def __init__(self, pid: int, calls: str, fault: str) -> None:
+        """`fault` is what `hang` says."""
+        self._pid, self._calls, self._fault = pid, calls, fault
+        self._traces: dict[int, contextlib.ExitStack] = {}
+
+    def __enter__(self) -> Self:
+        for entry in os.listdir(f"/proc/{self._pid}/task"):  # noqa: PTH208  # names are all that is wanted
+            if (thread := int(entry)) != self._pid:
+                self._traces[thread] = contextlib.ExitStack()
+                self._traces[thread].enter_context(Trace(self._pid, self._calls, self._fault, only=[thread]))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for trace in self._traces.values():
+            trace.close()
+
+    def settle(self) -> None:
+        """Wait until a thread stands still, and let go of the others. Raises TimeoutError if none does."""
+        deadline = time.monotonic() + _SECONDS
+        looks = {thread: [""] for thread in self._traces}
+        while not (still := [thread for thread, seen in looks.items() if len(seen) > _LOOKS]):
+            if time.monotonic() > deadline:
+                raise TimeoutError("no thread came to the call that was to stand still")
+            time.sleep(0.01)
+            for thread, seen in looks.items():
+                now = _stopped(f"{self._pid}/task/{thread}")
+                looks[thread] = [*seen, now] if now and now == seen[-1] else [now]
+        for thread, trace in self._traces.items():
+            if thread != still[0]:
+                trace.close()
+
+
 def descendants(pid: int) -> list[int]:
     """Every process below one."""
     parents: dict[int, list[int]] = {}
@@ -149,11 +185,6 @@ def _parent(pid: int) -> int:
         return 0
 
 
-def workers(pid: int) -> list[int]:
-    """The threads of a process but for the first."""
-    return sorted(int(entry) for entry in os.listdir(f"/proc/{pid}/task") if int(entry) != pid)  # noqa: PTH208  # names are all that is wanted
-
-
 def _traced(pid: int) -> bool:
     """Whether a tracer has every thread of a process; one that is gone needs none."""
     try:
@@ -165,6 +196,19 @@ def _traced(pid: int) -> bool:
 
 
 def _lives(pid: int) -> bool:
+    return _state(str(pid)) not in "ZX"
+
+
+def _state(process: str) -> str:
+    """The letter of a process, or of a thread of it; X if it is gone."""
     with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[0] not in "ZX"
-    return False
+        return Path(f"/proc/{process}/stat").read_text(errors="replace").rpartition(")")[2].split()[0]
+    return "X"
+
+
+def _stopped(thread: str) -> str:
+    """How often a thread has slept, if its tracer holds it now: it stops for a moment at each of its calls; "" if it goes on."""
+    with contextlib.suppress(OSError):
+        told = dict(line.split(":", 1) for line in Path(f"/proc/{thread}/status").read_text().splitlines())
+        return told["voluntary_ctxt_switches"].strip() if told["State"].split()[0] == "t" else ""
+    return ""

@@ -116,7 +116,8 @@ class LeaksDescriptors(Good):
     verb, points = "relabel", 1
 
     def relabel_volume(self, volume, labels):
-        os.open(self.root, os.O_RDONLY)
+        with translate(f"relabel volume {volume.name}"):
+            os.open(self.root, os.O_RDONLY)
         return super().relabel_volume(volume, labels)
 
 
@@ -134,7 +135,8 @@ class LeaksTemporaryFiles(Good):
     verb, points = "relabel", 1
 
     def relabel_volume(self, volume, labels):
-        os.close(tempfile.mkstemp()[0])
+        with translate(f"relabel volume {volume.name}"):
+            os.close(tempfile.mkstemp()[0])
         return super().relabel_volume(volume, labels)
 
 
