@@ -22,6 +22,8 @@ __all__ = ["Races", "at_once"]
 T = TypeVar("T")
 THREADS = 8
 _SECONDS = 120.0
+_LENT = 1 << 30
+"""Bytes that may be promised for a moment in a pool in use: its limit is only tried if no more is left below it."""
 
 
 def at_once(calls: Sequence[Callable[[], T]]) -> list[T | VolgateError]:
@@ -123,7 +125,8 @@ class Races:
         measures = subject.facet(Measures)
         before = measures.capacity()
         room = before.limit - before.provisioned
-        size = min(subject.traits.maximum, room // 3) if before.limit else subject.size()
+        near = before.limit and not (subject.wire and room > _LENT)
+        size = min(subject.traits.maximum, room // 3) if near else subject.size()
         size = max(subject.size(), size // subject.traits.grain * subject.traits.grain)
         specs = [subject.spec(size=size) for _ in range(THREADS)]
         told = at_once([partial(subject.backend.create_volume, spec) for spec in specs])
@@ -133,6 +136,7 @@ class Races:
         assert after.provisioned == before.provisioned + sum(volume.size for volume in made)
         assert not after.limit or after.provisioned <= after.limit
         assert made or not before.limit
+        assert near or len(made) == THREADS, told
 
     @proves(Level.CONCURRENCY, process=False)
     def test_one_creation_asked_for_at_once_is_one(self, subject: Subject) -> None:
