@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NoReturn, Self, cast
 
 import msgspec
@@ -48,10 +49,14 @@ class Completed:
 class Child:
     """A started child, seen by the gateway."""
 
-    def __init__(self, status: socket.socket, program: str) -> None:
-        """Wait until the child runs. Raises NotFound (no such program), Denied, InDoubt (the spawner was lost)."""
+    def __init__(self, status: socket.socket, program: str, lost: Callable[[], None]) -> None:
+        """Wait until the child runs. `lost` is told when the spawner turns out to be gone.
+
+        Raises NotFound (no such program), Denied, InDoubt (the spawner was lost).
+        """
         self._status = status
         self._program = program
+        self._tell_lost = lost
         self.returncode: int | None = None
         self.pid = 0
         status.settimeout(60.0)
@@ -96,6 +101,7 @@ class Child:
         if self.pid:
             with contextlib.suppress(OSError):
                 os.killpg(self.pid, signal.SIGKILL)
+        self._tell_lost()
         raise InDoubt(f"{self._program}: the spawner died and took the command with it; repeat the call", reason="SPAWNER_LOST")
 
 
@@ -142,13 +148,13 @@ class Spawner:
         request = Request(list(argv), {**CLEAN_ENVIRONMENT, **(env or {})}, cwd, user, limits)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
-            self._send(msgspec.msgpack.encode(request), [theirs.fileno(), *descriptors])
+            control = self._send(msgspec.msgpack.encode(request), [theirs.fileno(), *descriptors])
         except BaseException:  # the socket must not leak, whatever happened
             ours.close()
             raise
         finally:
             theirs.close()
-        return Child(ours, argv[0])
+        return Child(ours, argv[0], partial(self._lost, control))
 
     def run(
         self,
@@ -180,15 +186,25 @@ class Spawner:
             stack.callback(child.close)
             return _Watch(child, out, err, on_line).until(time.monotonic() + timeout, cancelled)
 
-    def _send(self, frame: bytes, descriptors: list[int]) -> None:
+    def _send(self, frame: bytes, descriptors: list[int]) -> socket.socket:
+        """Send a request, to a new helper if this one is gone; return the socket that it went through."""
         if len(frame) > FRAME or len(descriptors) > MOST_DESCRIPTORS:
             raise ValueError(f"a command of {len(frame)} bytes with {len(descriptors)} descriptors is too large")
         with self._lock:
+            control = self._live()
             try:
-                socket.send_fds(self._live(), [frame], descriptors)
+                socket.send_fds(control, [frame], descriptors)
             except (BrokenPipeError, ConnectionResetError):
                 self._drop()
-                socket.send_fds(self._live(), [frame], descriptors)
+                control = self._live()
+                socket.send_fds(control, [frame], descriptors)
+            return control
+
+    def _lost(self, control: socket.socket) -> None:
+        """A child's end shows that the helper behind `control` dies: it takes descriptors for a moment longer, and must get none."""
+        with self._lock:
+            if self._control is control:
+                self._drop()
 
     def _live(self) -> socket.socket:
         if self._closed:

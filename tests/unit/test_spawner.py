@@ -170,6 +170,19 @@ def test_killed_spawner_takes_its_children_and_is_replaced(spawner, tmp_path):
     assert spawner.pid != old and not os.path.exists(f"/proc/{old}")
 
 
+def test_a_spawner_that_dies_is_given_nothing_more(spawner):
+    """It closes its descriptors one after the other: a child's end may be gone while it still takes requests."""
+    end = os.open(os.devnull, os.O_RDWR)
+    child, old = spawner.spawn(["sleep", "95"], descriptors=[end] * 3), spawner.pid
+    os.close(end)
+    os.kill(old, signal.SIGKILL)
+    with pytest.raises(InDoubt):
+        child.wait(10)
+    assert spawner.pid != old and not os.path.exists(f"/proc/{old}")
+    assert spawner.run(["echo", "back"], timeout=10).stdout == b"back\n"
+    child.close()
+
+
 def test_kills_under_load_are_seen_or_survived(spawner):
     stop = threading.Event()
 
