@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import structlog
 
@@ -70,7 +70,8 @@ class Pool:
     ) -> None:
         """`start` is how a worker for it begins, `timeout` bounds each native call, seconds. A plugin of this process reads its table now.
 
-        Nothing is done to the pool before `occupancy` is ours. Raises InvalidRequest.
+        A pool whose plugin was left out is down, with its problem in `unserved`. Nothing is done to the pool before `occupancy` is ours.
+        Raises InvalidRequest.
         """
         self.name = name
         self.kind = kind.kind
@@ -81,13 +82,16 @@ class Pool:
         self._probe = Lane(f"{name}-check", 1, 1)
         self._occupancy = occupancy
         own, where = {k: v for k, v in table.items() if k != "kind"}, f"pools.{name}"
+        self.unserved = kind.problem
         self.workers: Supervisor | None = None
-        if kind.local is None:
+        if kind.problem:
+            self._begin: Callable[[], Backend] = self._refuse_to_open
+        elif kind.local is None:
             if occupancy:
                 with contextlib.suppress(Unreachable):  # it is tried again before the pool is opened
                     occupancy.take()
             self.workers = Supervisor(PoolOf(kind.kind, own, where, name, instance), start, timeout=timeout, occupancy=occupancy)
-            self._begin: Callable[[], Backend] = partial(proxy, self.workers)
+            self._begin = partial(proxy, self.workers)
             timeout += _WORKER_SECONDS
         else:
             settings = convert_strictly(own, kind.local.settings, where)
@@ -97,6 +101,9 @@ class Pool:
         self._opening = threading.Lock()
         self._capacity: Capacity | None = None
         self._overdue: Future[Capacity] | None = None
+
+    def _refuse_to_open(self) -> NoReturn:
+        raise Unreachable(f"{self.unserved}; mend or replace it, and restart the gateway", reason="POOL_DOWN", retry_after=60.0)
 
     def backend(self) -> Backend:
         """The open backend. Raises Unreachable with why it is down."""
@@ -236,7 +243,7 @@ class Pools:
                 raise InvalidRequest(f"configuration: [pools.{name}] kind: {error.message}", field=f"pools.{name}.kind") from error
             check_identifier(name, f"pools.{name}")
             occupancy = Occupancy(locks / f"{name}.lock") if locks else None
-            self._pools[name] = Pool(name, offered, registry.start_of(offered), table, instance, timeout, occupancy)
+            self._pools[name] = Pool(name, offered, registry.start_of(offered, name), table, instance, timeout, occupancy)
         self._validate()
 
     def _validate(self) -> None:

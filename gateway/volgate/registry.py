@@ -25,6 +25,7 @@ from volgate.worker import loading
 from volgate.worker.link import Start
 from volgate.worker.loading import Found
 from volgate.worker.plugin import Broken, PluginWorker, refused
+from volgate.worker.remedies import remedy
 
 __all__ = ["Kind", "PluginInfo", "Registry"]
 
@@ -35,24 +36,32 @@ _log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class PluginInfo:
-    """One plugin as `volgate plugins` shows it; `status` is `loaded`, `blocked`, `broken`, or `unused` (built in, no pool needs it)."""
+    """One plugin as `volgate plugins` shows it; `status` is `loaded`, `blocked`, `broken`, or `unused` (built in, no pool needs it).
+
+    `problem` and `action`: what is wrong with a broken one, and what to do about it.
+    """
 
     name: str
     version: str
     status: str
     kinds: tuple[str, ...] = ()
     problem: str = ""
+    action: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A kind of pools and who serves it: `plugin` is the entry point that a worker imports, `local` the offer of one in this process."""
+    """A kind of pools and who serves it: `plugin` is the entry point that a worker imports, `local` the offer of one in this process.
+
+    `problem`: nobody serves it, because of a plugin that was left out.
+    """
 
     kind: str
     plugin: str
     width: int
     depth: int
     local: BackendType | None = None
+    problem: str = ""
 
 
 class Registry:
@@ -71,7 +80,7 @@ class Registry:
         foreign: list[Found] = []
         for found in loading.find():
             if found.name in self._plugins:
-                self._list(Found(f"{found.name} ({found.value})", found.value, found.version), "broken", problem="the name is taken")
+                self._broken(Found(f"{found.name} ({found.value})", found.value, found.version), f"the name {found.name} is taken")
             elif found.name in blocked:
                 self._list(found, "blocked")
             elif found.name == _IN_PROCESS:
@@ -86,15 +95,15 @@ class Registry:
         for name, plugin in (extra or {}).items():
             self._load(Found(name, "", "in-process"), partial(_itself, plugin))
 
-    def _list(self, found: Found, status: str, *, kinds: tuple[str, ...] = (), problem: str = "") -> None:
-        self._plugins[found.name] = PluginInfo(found.name, found.version, status, kinds, problem)
+    def _list(self, found: Found, status: str, *, kinds: tuple[str, ...] = ()) -> None:
+        self._plugins[found.name] = PluginInfo(found.name, found.version, status, kinds)
 
     def _load(self, found: Found, load: Callable[[], Any]) -> None:
         """Import a plugin into this process."""
         try:
             plugin = load()
+            loading.answered(plugin)
             self._manager.register(plugin, found.name)
-            self._manager.check_pending()
             self._offer(found, [Kind(o.kind, found.value, o.width, o.depth, o) for o in loading.offers(plugin)])
         except Exception as error:  # noqa: BLE001  # a plugin is foreign code: whatever it raises must not stop the others
             if self._manager.has_plugin(found.name):
@@ -133,7 +142,7 @@ class Registry:
 
     def _broken(self, found: Found, problem: str) -> None:
         _log.error("plugin is broken and was left out", plugin=found.name, error=problem)
-        self._list(found, "broken", problem=problem)
+        self._plugins[found.name] = PluginInfo(found.name, found.version, "broken", (), problem, remedy(problem, found.name))
 
     def plugins(self) -> list[PluginInfo]:
         """Every plugin found, loaded or not."""
@@ -146,16 +155,19 @@ class Registry:
         return self.plugins()
 
     def backend_type(self, kind: str) -> Kind:
-        """Who serves a kind. Raises NotFound naming the kinds there are, or why the plugin that would serve it is broken."""
+        """Who serves a kind; if a plugin was left out, perhaps nobody. Raises NotFound naming the kinds there are."""
         if kind in self._unused:
             self._describe([self._unused.pop(kind)])
         if kind in self._kinds:
             return self._kinds[kind]
-        info = self._plugins.get(kind)
-        if info is not None and info.problem:
-            raise NotFound(f"plugin {info.name} is broken: {info.problem}")
         known = sorted({*self._kinds, *self._unused})
-        raise NotFound(f"no plugin offers pools of kind {kind!r}; there are: {', '.join(known) or 'none'}")
+        problem = f"no plugin offers pools of kind {kind!r}; there are: {', '.join(known) or 'none'}"
+        left_out = [info for info in self._plugins.values() if info.status in ("broken", "blocked")]
+        if not left_out:
+            raise NotFound(problem)
+        named = [info for info in left_out if info.name == kind] or left_out
+        told = [f"plugin {info.name} is {info.status}" + (f": {info.problem}" if info.problem else "") for info in named]
+        return Kind(kind, "", 1, 1, problem=f"{problem}; {'; '.join(told)}")
 
     def admit(self, request: AdmitRequest) -> None:
         """Ask every plugin whether a mutation may go on; the first refusal is raised. One that fails or is slow refuses nothing."""
@@ -184,19 +196,19 @@ class Registry:
         except Exception as error:  # noqa: BLE001  # foreign code, told after the fact: it must not change the outcome
             _log.warning("plugin failed in volgate_finished", plugin=hook.plugin_name, operation=record.operation, error=repr(error))
 
-    def secret(self, reference: str) -> Secret:
-        """Resolve a reference to a secret. Raises InvalidRequest if no plugin knows its scheme."""
+    def secret(self, reference: str, pool: str = "") -> Secret:
+        """Resolve a reference to a secret, for a pool or the gateway itself. Raises InvalidRequest if no plugin knows its scheme."""
         if (own := secret_sources.built_in(reference)) is not None:
             return own
         for hook in self._manager.hook.volgate_secrets.get_hookimpls():
-            found = self._ask(hook, "volgate_secrets", reference=reference)
+            found = self._ask(hook, "volgate_secrets", reference=reference, pool=pool)
             if found is not None:
                 return found if isinstance(found, Secret) else Secret(str(found))
         raise InvalidRequest(f"no plugin resolves secrets of scheme {reference.partition(':')[0]!r}", field="secret")
 
-    def start_of(self, kind: Kind) -> Start:
-        """How a worker for pools of this kind is started."""
-        return Start(kind.plugin, self._log_level, secret=self.secret)
+    def start_of(self, kind: Kind, pool: str) -> Start:
+        """How a worker for a pool of this kind is started."""
+        return Start(kind.plugin, self._log_level, secret=partial(self.secret, pool=pool))
 
     def close(self) -> None:
         """End the plugins' processes."""
@@ -239,8 +251,8 @@ def _remote(worker: PluginWorker, names: tuple[str, ...]) -> Any:
     def volgate_finished(record: FinishedRecord) -> None:
         worker.hook("volgate_finished", {"record": record}, timeout=_HOOK_SECONDS)
 
-    def volgate_secrets(reference: str) -> Secret | None:
-        found = worker.hook("volgate_secrets", {"reference": reference}, timeout=_HOOK_SECONDS)
+    def volgate_secrets(reference: str, pool: str) -> Secret | None:
+        found = worker.hook("volgate_secrets", {"reference": reference, "pool": pool}, timeout=_HOOK_SECONDS)
         return None if found is None else Secret(str(found))
 
     known = (volgate_admit, volgate_disk, volgate_finished, volgate_secrets)

@@ -123,7 +123,7 @@ def test_operations_by_id_and_by_request_id(cli):
 def test_plugins_need_no_server(cli):
     names = ["directory", "memory"]
     assert cli("plugins", "--server", "unix:/nowhere").out.split() == [w for name in names for w in (name, "built-in", "loaded", name)]
-    plain = {"version": "built-in", "status": "loaded", "problem": ""}
+    plain = {"version": "built-in", "status": "loaded", "problem": "", "action": ""}
     assert cli.json("plugins") == [{"name": name, "kinds": [name], **plain} for name in names]
 
 

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from tests.labs.third_party import installed
+
 __all__ = ["plugin"]
 
 
@@ -15,11 +17,7 @@ __all__ = ["plugin"]
 def plugin(name: str, code: str) -> Iterator[Path]:
     """Put the folder that is yielded on PYTHONPATH; it goes at the end."""
     folder = Path(tempfile.mkdtemp(prefix="vg-plugin-", dir="/tmp"))
-    (folder / f"{name}.py").write_text(code)
-    facts = folder / f"{name}-1.0.dist-info"
-    facts.mkdir()
-    (facts / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
-    (facts / "entry_points.txt").write_text(f"[volgate.plugins]\n{name} = {name}\n")
+    installed(folder, name, name, source=code)
     try:
         yield folder
     finally:

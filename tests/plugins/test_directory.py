@@ -313,7 +313,7 @@ def test_reflink_on_real_xfs(tmp_path):
         second = rig.snapshot(one, "s2")
         rig.write(one, 3)
         spec = rig.spec("c", 16 * MIB, Format.RAW, source=Source(SourceKind.SNAPSHOT, "a", one.uid, "s1", first))
-        assert not rig.backend.clone_is_copy(spec)
+        assert rig.backend.bytes_to_copy(spec) == 0
         clone = VolumeId("c", rig.backend.create_volume(spec).uid)
         rig.reads(clone, 1)
         rig.reads(clone, 0, 9 * MIB)
@@ -343,12 +343,12 @@ def test_raw_without_reflink_copies_clones_and_refuses_snapshots(rig):
         rig.snapshot(one, "s")
     assert caught.value.reason == "NEEDS_REFLINK" and "qcow2" in caught.value.message
     spec = rig.spec("c", 8 * MIB, Format.RAW, source=Source(SourceKind.VOLUME, "a", one.uid))
-    assert rig.backend.clone_is_copy(spec)
+    assert 0 < rig.backend.bytes_to_copy(spec) < 2 * MIB
     clone = VolumeId("c", rig.backend.create_volume(spec).uid)
     rig.reads(clone, 5)
     assert rig.backend.get_volume("c").allocated < 2 * MIB
     thick = rig.spec("t", 8 * MIB, Format.RAW, source=spec.source, provisioning=Provisioning.THICK)
-    assert rig.backend.clone_is_copy(thick)
+    assert 0 < rig.backend.bytes_to_copy(thick) < 2 * MIB
     assert rig.backend.create_volume(thick).allocated >= 8 * MIB
 
 

@@ -34,8 +34,12 @@ def test_a_broken_plugin_is_isolated_and_listed():
 def test_the_operator_blocks_a_plugin():
     registry = Registry(("directory",))
     assert [info.status for info in registry.plugins() if info.name == "directory"] == ["blocked"]
-    with pytest.raises(NotFound):
-        registry.backend_type("directory")
+    assert "plugin directory is blocked" in registry.backend_type("directory").problem
+
+
+def test_a_kind_that_nobody_can_offer_is_not_found():
+    with pytest.raises(NotFound, match="there are: directory, memory"):
+        Registry().backend_type("direktory")
 
 
 def test_a_failing_finished_hook_changes_nothing():

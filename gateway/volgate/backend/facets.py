@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from volgate.backend.traits import Traits
+from volgate.backend.versions import adapt
 from volgate.connection import Connection
 from volgate.model import Capacity, Format, Health, Labels, Path, Snapshot, Volume, VolumeSpec
 
@@ -76,6 +77,11 @@ class Foreign:
 
 class Backend(ABC):
     """Every pool."""
+
+    def __init_subclass__(cls) -> None:
+        """A class that was written for an older version of a facet gets what it lacks, made of what it has."""
+        super().__init_subclass__()
+        adapt(cls)
 
     @property
     @abstractmethod
@@ -186,8 +192,11 @@ class Clones(Snapshots):
     """`create_volume` accepts a source: a snapshot, or a detached volume, of the same pool."""
 
     @abstractmethod
-    def clone_is_copy(self, spec: VolumeSpec) -> bool:
-        """Say whether this clone must copy all bytes (it may then outlast a deadline) or shares them."""
+    def bytes_to_copy(self, spec: VolumeSpec) -> int:
+        """Say how many bytes this clone copies, which is what it takes at once if it is thin; 0: it shares them all with its source.
+
+        Raises NotFound (source). Since version 2; version 1 had `clone_is_copy(spec) -> bool` in its place.
+        """
 
     @abstractmethod
     def children(self, volume: VolumeId) -> Sequence[str]:

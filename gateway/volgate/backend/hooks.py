@@ -12,7 +12,7 @@ Example of a whole plugin module::
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pluggy
@@ -42,6 +42,8 @@ class BackendType:
     `settings` is a frozen dataclass (or msgspec struct) that `[pools.<name>]` is read into, strictly. `open(settings, context)`
     returns the backend, picking the class by the pool's mode; it raises Unreachable, Precondition or InvalidRequest.
     `width` calls run at once and `depth` wait. `in_threads`: threads of the gateway instead of a worker process (only `directory`).
+    `written_for` names facets and hooks with the versions that the plugin was written for, such as `{"Clones": 2}`: a volgate that is
+    too old or too new for it then says so. What is not named is found out from the methods.
     """
 
     kind: str
@@ -51,6 +53,7 @@ class BackendType:
     in_threads: bool = False
     width: int = 8
     depth: int = 256
+    written_for: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,5 +111,8 @@ def volgate_finished(record: FinishedRecord) -> None:
 
 
 @hookspec(firstresult=True)
-def volgate_secrets(reference: str) -> Secret | None:
-    """Return the secret that `reference` (`scheme:rest`) names, or None if the scheme is not this plugin's."""
+def volgate_secrets(reference: str, pool: str) -> Secret | None:
+    """Return the secret that `reference` (`scheme:rest`) names, or None if the scheme is not this plugin's.
+
+    `pool`: the name of the pool whose settings name it; "" for the gateway's own. Since version 2.
+    """

@@ -16,18 +16,18 @@ _others: list[Callable[[str], Secret]] = []
 
 
 def install(source: Callable[[str], Secret] | None) -> None:
-    """Say who resolves references of other schemes in this process; None forgets it."""
+    """Say who resolves references for this process: a worker's own environment is not the gateway's. None forgets it."""
     _others[:] = [source] if source else []
 
 
 def resolve(reference: str) -> Secret:
     """Return the secret that `reference` names. Raises InvalidRequest naming the reference, never the secret."""
+    if _others:
+        return _others[0](reference)
     found = built_in(reference)
-    if found is not None:
-        return found
-    if not _others:
+    if found is None:
         raise InvalidRequest(f"secret {reference!r}: no plugin knows this scheme; built in are file:, env: and credential:", field="secret")
-    return _others[0](reference)
+    return found
 
 
 def built_in(reference: str) -> Secret | None:

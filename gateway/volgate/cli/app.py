@@ -98,11 +98,11 @@ def restore(
 
 
 @app.command()
-def plugins() -> None:
-    """List the plugins found on this machine: loaded, blocked or broken."""
+def plugins(config: Config = None) -> None:
+    """List the plugins found on this machine: loaded, blocked or broken, and what to do about the broken ones."""
     from volgate.cli.inspect import list_plugins
 
-    list_plugins()
+    list_plugins(config)
 
 
 @app.command()

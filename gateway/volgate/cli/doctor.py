@@ -14,6 +14,7 @@ from volgate.errors import VolgateError as ServerError
 from volgate.model import Feature
 from volgate.settings import load
 from volgate.v1 import host_pb2, operation_pb2, pool_pb2
+from volgate.worker.remedies import remedy
 from volgate_client import Client, VolgateError
 from volgate_client.words import word
 
@@ -42,6 +43,7 @@ class Finding:
 def examine(config: Path | None, state_dir: Path | None) -> int:
     """Look at everything, show it, return the exit status: 0, or 1 if anything is wrong."""
     found = list(_state(config, state_dir)) if config or state_dir else []
+    found += _plugins(config)
     try:
         with SESSION.client() as client:
             found += list(_server(client))
@@ -76,6 +78,25 @@ def _state(config: Path | None, state_dir: Path | None) -> Iterator[Finding]:
     yield Finding(ok=not action, subject=str(folder), seen=seen, action=action)
 
 
+def _plugins(config: Path | None) -> Iterator[Finding]:
+    """The broken plugins of this machine; those that nobody asked for yet are let alone."""
+    from volgate.cli.serve import logs_to_stderr
+    from volgate.registry import Registry
+
+    logs_to_stderr()
+    try:
+        blocked = load(config).plugins.blocked
+    except ServerError:  # told already
+        blocked = ()
+    registry = Registry(blocked)
+    try:
+        for plugin in registry.plugins():
+            if plugin.status == "broken":
+                yield Finding(ok=False, subject=f"plugin {plugin.name} {plugin.version}", seen=plugin.problem, action=plugin.action)
+    finally:
+        registry.close()
+
+
 def _server(client: Client) -> Iterator[Finding]:
     pools = list(client.list_pools())
     yield Finding(ok=True, subject=SESSION.address, seen="answers")
@@ -96,9 +117,8 @@ def _server(client: Client) -> Iterator[Finding]:
 def _pool(pool: pool_pb2.Pool) -> Finding:
     seen = f"{pool.kind}, {word(pool_pb2.PoolHealth, pool.health)}, {human(pool.free_bytes)} free of {human(pool.total_bytes)}"
     if pool.health != pool_pb2.POOL_HEALTH_OK:
-        return Finding(
-            ok=False, subject=pool.name, seen=f"{seen}: {pool.problem}", action="put right what it names; it is looked at again by itself"
-        )
+        action = remedy(pool.problem) or "put right what it names; it is looked at again by itself"
+        return Finding(ok=False, subject=pool.name, seen=f"{seen}: {pool.problem}", action=action)
     if pool.free_bytes < pool.total_bytes * _LITTLE_SPACE:
         return Finding(ok=False, subject=pool.name, seen=seen, action="free or add space: thin volumes stop their guests when it ends")
     notes = "; ".join(pool.notes)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -132,18 +134,20 @@ def cancel_operation(operation: Operation) -> None:
         _show_operation(client.cancel_operation(full("operations", operation)))
 
 
-def list_plugins() -> None:
-    """Show what the registry found."""
+def list_plugins(config: Path | None) -> None:
+    """Show what the registry found, and what is wrong with what it left out. Raises InvalidRequest (the configuration)."""
     from volgate.cli.serve import logs_to_stderr
     from volgate.registry import Registry
+    from volgate.settings import load
 
     logs_to_stderr()
-    registry = Registry()
+    registry = Registry(load(config).plugins.blocked)
     found = registry.try_all()
     registry.close()
     rows = [(p.name, p.version, p.status, ", ".join(p.kinds), p.problem) for p in found]
-    keys = ("name", "version", "status", "kinds", "problem")
     width = [max([len(row[at]) for row in rows] + [0]) for at in range(4)]
-    lines = ["  ".join([*(row[at].ljust(width[at]) for at in range(4)), row[4]]).rstrip() for row in rows]
-    facts = [dict(zip(keys, (p.name, p.version, p.status, list(p.kinds), p.problem), strict=True)) for p in found]
-    object_(facts, "\n".join(lines))
+    lines = list[str]()
+    for row, plugin in zip(rows, found, strict=True):
+        lines.append("  ".join([*(row[at].ljust(width[at]) for at in range(4)), row[4]]).rstrip())
+        lines += [f"{'':{width[0]}}  do: {plugin.action}"] if plugin.action else []
+    object_([{**asdict(plugin), "kinds": list(plugin.kinds)} for plugin in found], "\n".join(lines))

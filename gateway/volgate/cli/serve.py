@@ -69,14 +69,21 @@ def _require_usable(settings: Settings) -> None:
 
 
 def check(settings: Settings) -> int:
-    """Read the configuration as `serve` would and open nothing; return 0. Raises VolgateError naming the key."""
+    """Read the configuration as `serve` would and open nothing; return 0.
+
+    Raises VolgateError naming the key, also for a pool that `serve` would start with, but down, because its plugin is left out.
+    """
     from volgate.pools import Pools
     from volgate.registry import Registry
 
     logs_to_stderr()
     registry = Registry(settings.plugins.blocked, log_level=settings.telemetry.log_level)
     try:
-        Pools(registry, settings.pools, "check", settings.limits.native_timeout).close()
+        pools = Pools(registry, settings.pools, "check", settings.limits.native_timeout)
+        pools.close()
+        for pool in pools:
+            if pool.unserved:
+                raise InvalidRequest(f"configuration: [pools.{pool.name}] kind: {pool.unserved}", field=f"pools.{pool.name}.kind")
     finally:
         registry.close()
     return 0

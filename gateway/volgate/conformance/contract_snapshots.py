@@ -170,6 +170,16 @@ class SnapshotContract:
             assert subject.get(clone) == replace(clone, depth=subject.get(clone).depth)
 
     @proves(Level.CONTRACT, Clones)
+    def test_what_a_clone_copies_is_told(self, subject: Subject) -> None:
+        """`bytes_to_copy` is no more than the origin has, whatever the clone's size, and telling it makes nothing."""
+        made = subject.create()
+        for origin in (subject.origin(made, subject.snapshot(made)), subject.origin(made)):
+            spec = subject.spec(size=subject.size(2), source=origin, format=made.format)
+            assert 0 <= subject.facet(Clones).bytes_to_copy(spec) <= made.size
+            with subject.refused(NotFound):
+                subject.get(spec.name)
+
+    @proves(Level.CONTRACT, Clones)
     def test_a_repeated_clone_clones_nothing(self, subject: Subject) -> None:
         """The same clone again answers with the same volume."""
         made = subject.create()
@@ -211,7 +221,7 @@ class SnapshotContract:
         told = set(subject.facet(Clones).children(subject.id(made)))
         assert told <= {clone.name for clone in clones}
         spec = subject.spec(source=subject.origin(made), format=made.format)
-        if not subject.traits.independent_clones and not subject.facet(Clones).clone_is_copy(spec):
+        if not subject.traits.independent_clones and not subject.facet(Clones).bytes_to_copy(spec):
             assert told == {clone.name for clone in clones}
         for clone in clones:
             subject.delete(clone)

@@ -57,7 +57,7 @@ from volgate.model import (
 from volgate.v1 import attachment_pb2, pool_pb2, snapshot_pb2, volume_pb2
 from volgate_client import Client
 from volgate_client import VolgateError as Refused
-from volgate_client.words import word
+from volgate_client.words import number, word
 
 __all__ = ["Remote", "class_of"]
 
@@ -221,9 +221,17 @@ class Remote(Backend):
         with _told():
             return self._volume(self.client.revert_volume(self._name(volume.name), name, uid=volume.uid, request_id=token))
 
-    def clone_is_copy(self, spec: VolumeSpec) -> bool:
-        """Not told before the clone is made; children then say what they hold."""
-        return bool(spec)
+    def bytes_to_copy(self, spec: VolumeSpec) -> int:
+        """The space that the gateway says a thin clone takes at once."""
+        request = volume_pb2.CreateVolumeRequest(
+            pool=self.pool,
+            volume_id=spec.name,
+            size_bytes=spec.size,
+            format=number(volume_pb2.VolumeFormat, str(spec.format), "format"),
+            source=self._origin(spec.source),
+        )
+        with _told():
+            return self.client.plan(self.client.volumes.CreateVolume, request).space_bytes
 
     def children(self, volume: VolumeId) -> Sequence[str]:
         """The volumes among those that block a deletion."""

@@ -215,10 +215,10 @@ def plan_create(world: World, request: requests.CreateVolume) -> Plan:
     pool.require_accepting()
     spec = specify(world, pool, request, "00000000-0000-0000-0000-000000000000")
     backend = pool.backend()
-    copies = isinstance(backend, Clones) and spec.source is not None and backend.clone_is_copy(spec)
-    space = spec.size if copies or spec.provisioning is Provisioning.THICK else 0
+    copied = pool.call(backend.bytes_to_copy, spec) if isinstance(backend, Clones) and spec.source is not None else 0
+    space = spec.size if spec.provisioning is Provisioning.THICK else copied
     _require_room(pool, spec.size, space)
-    return Plan(("copy the source" if copies else "create",), space)
+    return Plan(("copy the source" if copied else "create",), space)
 
 
 def plan_delete(world: World, request: requests.DeleteVolume) -> Plan:

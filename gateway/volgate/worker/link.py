@@ -32,7 +32,7 @@ _SILENT = 10.0  # seconds without a sign of life, from a thread of the worker th
 _DYING = 5.0  # until a killed process that the kernel does not let go is given up
 _TICK = 0.5
 _STDERR = 2
-_INHERITED = ("PYTHONPATH", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "TMPDIR", "CREDENTIALS_DIRECTORY")
+_INHERITED = ("PYTHONPATH", "VIRTUAL_ENV", "LD_LIBRARY_PATH", "TMPDIR")
 
 
 class Lost(Exception):

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
+import inspect
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, entry_points, version
 from typing import Any
 
-from volgate.backend import BackendType
+from volgate.backend import BackendType, hooks, versions
 from volgate.errors import NotFound
 
-__all__ = ["BUILT_IN", "GROUP", "Found", "find", "load", "offers"]
+__all__ = ["BUILT_IN", "GROUP", "Found", "answered", "find", "load", "offers"]
 
 GROUP = "volgate.plugins"
 BUILT_IN = "built-in"
@@ -40,18 +40,37 @@ def find() -> list[Found]:
 
 def load(value: str) -> Any:
     """Import a plugin. Raises whatever its import raises, and NotFound for a name that is nowhere in its module."""
-    if ":" not in value:
-        return importlib.import_module(value)
     try:
         return EntryPoint("", value, GROUP).load()
     except AttributeError as error:
         raise NotFound(f"entry point {value}: {error}") from error
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] != "volgate":
+            raise
+        told = f"{error.msg}: it was written for another volgate, this is {version('volgate')}: upgrade the older of the two"
+        raise ImportError(told, name=error.name, path=error.path) from error
 
 
 def offers(plugin: Any) -> list[BackendType]:
-    """What a plugin offers. Raises TypeError for anything but offers, and whatever the plugin raises."""
-    found = list(plugin.volgate_backends()) if hasattr(plugin, "volgate_backends") else []
+    """What a plugin offers. Raises TypeError for anything but offers, ValueError (another version), and whatever the plugin raises."""
+    found = list(plugin.volgate_backends()) if "volgate_backends" in answered(plugin) else []
     for offer in found:
         if not isinstance(offer, BackendType):
             raise TypeError(f"volgate_backends returned {offer!r}, not a BackendType")
+        if told := versions.unfit(offer.written_for):
+            raise ValueError(f"kind {offer.kind!r}: {told}")
     return found
+
+
+def answered(plugin: Any) -> tuple[str, ...]:
+    """The hooks that a plugin answers. Raises ValueError for one that there is not, or that wants what is not told."""
+    known = {name: inspect.signature(spec).parameters for name, spec in vars(hooks).items() if hasattr(spec, f"{hooks.PROJECT}_spec")}
+    found = [name for name in dir(plugin) if hasattr(getattr(plugin, name, None), f"{hooks.PROJECT}_impl")]
+    for name in found:
+        if name not in known:
+            raise ValueError(f"it answers {name}, a hook that this volgate does not have; there are: {', '.join(known)}")
+        parameters = inspect.signature(getattr(plugin, name)).parameters.values()
+        wanted = [parameter.name for parameter in parameters if parameter.default is parameter.empty]
+        if told := versions.unfit_arguments(name, wanted, known[name]):
+            raise ValueError(told)
+    return tuple(found)

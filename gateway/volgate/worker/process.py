@@ -28,7 +28,7 @@ from volgate import telemetry
 from volgate.backend import AdmitRequest, Backend, BackendType, DiskContext, FinishedRecord, PoolContext, capabilities
 from volgate.backend import run as commands
 from volgate.backend import secrets as secret_sources
-from volgate.errors import Cancelled, InvalidRequest, NotFound
+from volgate.errors import Cancelled, InvalidRequest, NotFound, Unreachable
 from volgate.lanes import Lane
 from volgate.secret import Secret
 from volgate.settings import convert_strictly
@@ -137,7 +137,7 @@ class Worker:
         """Import the plugin and ask what it offers."""
         plugin = self._imported()
         offers = tuple(Offer(o.kind, o.summary, o.width, o.depth) for o in loading.offers(plugin))
-        return Described(offers, tuple(name for name in HOOKS if hasattr(plugin, name)))
+        return Described(offers, tuple(name for name in loading.answered(plugin) if name in HOOKS))
 
     def validate(self, kind: str, table: Mapping[str, Any], where: str) -> None:
         """Read a pool's table as `open` would. Raises InvalidRequest naming the key."""
@@ -180,6 +180,8 @@ class Worker:
         try:
             self._channel.send(Ask(number, reference))
             return Secret(future.result(_ASK_SECONDS))
+        except TimeoutError:
+            raise Unreachable(f"secret {reference}: the gateway did not get it within {_ASK_SECONDS:g} s", reason="WORKER_LOST") from None
         finally:
             del self._asked[number]
 

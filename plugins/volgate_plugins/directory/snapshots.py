@@ -13,7 +13,7 @@ from volgate.backend.run import run_checked
 from volgate.errors import AlreadyExists, Holder, InUse, NotFound, Precondition
 from volgate.model import Format, Snapshot, Volume, VolumeSpec
 from volgate_plugins.directory.manifest import Cut, Manifest, Merge
-from volgate_plugins.directory.sources import is_copy
+from volgate_plugins.directory.sources import bytes_to_copy
 from volgate_plugins.directory.volumes import Volumes
 
 __all__ = ["Snapshotting"]
@@ -125,9 +125,9 @@ class Snapshotting(Volumes, Overlays, Reverts, Clones):
                 changed = manifest.with_layer(file, cut.layer, active=file, reverts=tokens, promised=cut.size)
             return self._store.volume(stored_as, self._prune(stored_as, changed))
 
-    def clone_is_copy(self, spec: VolumeSpec) -> bool:
-        """Say whether this clone copies all bytes: raw where blocks cannot be shared."""
-        return is_copy(self._store, spec)
+    def bytes_to_copy(self, spec: VolumeSpec) -> int:
+        """The data of the source, for a raw clone whose blocks cannot be shared."""
+        return bytes_to_copy(self._store, spec)
 
     def children(self, volume: VolumeId) -> Sequence[str]:
         """Return the clones that lie on layers of this volume."""

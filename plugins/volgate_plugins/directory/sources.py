@@ -9,7 +9,7 @@ import os
 from dataclasses import dataclass
 
 from volgate.backend import VolumeId
-from volgate.backend.files import copy_sparse, create_file, lock_image, opened, share_blocks, sync_directory
+from volgate.backend.files import allocated_bytes, copy_sparse, create_file, lock_image, opened, share_blocks, sync_directory
 from volgate.backend.qcow2 import CLUSTER, empty_image, empty_length, growth
 from volgate.backend.run import run_checked
 from volgate.errors import NotFound, OutOfRange, Precondition, Unsupported
@@ -17,7 +17,7 @@ from volgate.model import Format, Provisioning, Source, SourceKind, VolumeSpec
 from volgate_plugins.directory.manifest import Child, Layer, Manifest
 from volgate_plugins.directory.store import Store, rounded
 
-__all__ = ["fill", "grow", "is_copy"]
+__all__ = ["bytes_to_copy", "fill", "grow"]
 
 _TOOL_TIMEOUT = 3600.0
 
@@ -32,10 +32,14 @@ class _Origin:
     size: int
 
 
-def is_copy(store: Store, spec: VolumeSpec) -> bool:
-    """Say whether this creation copies all bytes."""
-    cloned = spec.source is not None and spec.source.kind is not SourceKind.EMPTY
-    return cloned and spec.format is Format.RAW and (spec.provisioning is Provisioning.THICK or not store.pool.shares)
+def bytes_to_copy(store: Store, spec: VolumeSpec) -> int:
+    """How much data this creation copies. Raises NotFound (source), Precondition."""
+    if spec.source is None or spec.source.kind is SourceKind.EMPTY or spec.format is not Format.RAW:
+        return 0
+    if spec.provisioning is not Provisioning.THICK and store.pool.shares:
+        return 0
+    origin = _origin(store, spec.source)
+    return min(origin.size, allocated_bytes(f"{store.folder(origin.stored_as)}/{origin.file}"))
 
 
 def fill(store: Store, spec: VolumeSpec, work: str, stored_as: str) -> Layer:

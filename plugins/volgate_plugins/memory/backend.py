@@ -169,9 +169,9 @@ class Memory(Resizes, Reverts, Clones, Measures, DataPath, Adopts, Relabels, Pat
         timeout = self._settings.copy_seconds
         return self._call("revert_volume", Volume, timeout=timeout, volume=volume, snapshot_uid=snapshot_uid, token=token)
 
-    def clone_is_copy(self, spec: VolumeSpec) -> bool:  # noqa: ARG002 - it does not depend on the clone
-        """Say whether files cannot share blocks where the array keeps them."""
-        return not self._opened.shares
+    def bytes_to_copy(self, spec: VolumeSpec) -> int:
+        """The data of the source, where files cannot share blocks."""
+        return self._call("bytes_to_copy", int, spec=spec)
 
     def children(self, volume: VolumeId) -> Sequence[str]:
         """Return the clones that hold the volume or its snapshots."""

@@ -30,6 +30,7 @@ _READING = frozenset(
         "connection",
         "check",
         "list_snapshots",
+        "bytes_to_copy",
         "children",
         "capacity",
         "image",

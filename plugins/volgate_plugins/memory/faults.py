@@ -19,8 +19,8 @@ __all__ = ["VERBS", "Fault", "Faults", "Lose", "Strike"]
 VERBS = (
     "open_pool",
     *("create_volume", "delete_volume", "get_volume", "list_volumes", "connection", "check", "expand_volume", "relabel_volume"),
-    *("create_snapshot", "delete_snapshot", "list_snapshots", "revert_volume", "children", "capacity", "image"),
-    *("fill_from_file", "complete", "list_foreign", "adopt_volume", "paths"),
+    *("create_snapshot", "delete_snapshot", "list_snapshots", "revert_volume", "bytes_to_copy", "children"),
+    *("capacity", "image", "fill_from_file", "complete", "list_foreign", "adopt_volume", "paths"),
 )
 """What can fail: the opening of the pool, and the methods of the facets."""
 

@@ -112,6 +112,13 @@ class Volumes:
         with translate("measure the array"):
             return Capacity(self._table.limits.capacity, self._table.free(), self._table.provisioned(), self._table.limit())
 
+    def bytes_to_copy(self, spec: VolumeSpec) -> int:
+        """How much data a clone copies."""
+        if spec.source is None or spec.source.kind is SourceKind.EMPTY:
+            return 0
+        shared = self._table.media.shares and spec.provisioning is not Provisioning.THICK
+        return 0 if shared else self._origin(spec.source, spec.size)[1]
+
     def _create(self, spec: VolumeSpec) -> Record:
         table, size, stored_as = self._table, rounded(spec.size), object_name(spec.name, spec.uid)
         if spec.format is not Format.RAW:

@@ -450,6 +450,13 @@ class ForgetsItsOrigin(Good):
         return replace(found, source=replace(found.source, volume="somewhere")) if found.source else found
 
 
+class CopiesMoreThanThereIs(Good):
+    rule = "what-a-clone-copies-is-told"
+
+    def bytes_to_copy(self, spec):
+        return spec.size
+
+
 class ClonesTwice(Good):
     rule = "a-repeated-clone-clones-nothing"
 

@@ -102,7 +102,9 @@ class GoodSettings:
     path: str
 
 
-class Good(Reverts, Clones, Resizes, Measures, DataPath, Adopts, Relabels, PathsSeen):
+class AllButClones2(Reverts, Clones, Resizes, Measures, DataPath, Adopts, Relabels, PathsSeen):
+    """Every method, but for the one that version 2 of Clones brought."""
+
     limit = 64 << 20
 
     def __init__(self, settings: GoodSettings, context: PoolContext) -> None:
@@ -386,9 +388,6 @@ class Good(Reverts, Clones, Resizes, Measures, DataPath, Adopts, Relabels, Paths
         (folder / "back.part").rename(folder / DISK)
         sync_directory(str(folder))
 
-    def clone_is_copy(self, spec: VolumeSpec) -> bool:
-        return False
-
     def children(self, volume: VolumeId) -> Sequence[str]:
         return [child.name for child in self.list_volumes() if child.source and child.source.volume_uid == volume.uid]
 
@@ -449,6 +448,11 @@ class Good(Reverts, Clones, Resizes, Measures, DataPath, Adopts, Relabels, Paths
             publish_directory(str(made), str(final))
             source.unlink()
             return self.read(final)
+
+
+class Good(AllButClones2):
+    def bytes_to_copy(self, spec: VolumeSpec) -> int:
+        return allocated_bytes(str(self.origin(spec)))
 
 
 def offer(kind: type[Any], name: str) -> BackendType:
