@@ -15,6 +15,7 @@ from typing import Any, cast
 import pluggy
 import structlog
 
+from volgate.amendment import overstep
 from volgate.backend import hooks
 from volgate.backend import secrets as secret_sources
 from volgate.backend.hooks import PROJECT, AdmitRequest, BackendType, DiskContext, FinishedRecord
@@ -169,15 +170,28 @@ class Registry:
         told = [f"plugin {info.name} is {info.status}" + (f": {info.problem}" if info.problem else "") for info in named]
         return Kind(kind, "", 1, 1, problem=f"{problem}; {'; '.join(told)}")
 
+    @property
+    def admits(self) -> bool:
+        """Whether a plugin wants to be asked by `admit`."""
+        return bool(self._manager.hook.volgate_admit.get_hookimpls())
+
     def admit(self, request: AdmitRequest) -> None:
         """Ask every plugin whether a mutation may go on; the first refusal is raised. One that fails or is slow refuses nothing."""
         for hook in self._manager.hook.volgate_admit.get_hookimpls():
             self._ask(hook, "volgate_admit", request=request)
 
     def amend_disk(self, disk: str, context: DiskContext) -> str:
-        """Let plugins amend a `<disk>`, one after the other in their order; one that fails or is slow leaves it as it is."""
+        """Let plugins amend a `<disk>`, one after the other in their order; one that fails, is slow or oversteps leaves it as it is."""
         for hook in self._manager.hook.volgate_disk.get_hookimpls():
-            disk = self._ask(hook, "volgate_disk", disk=disk, context=context) or disk
+            amended = self._ask(hook, "volgate_disk", disk=disk, context=context)
+            if not amended:
+                continue
+            if told := overstep(disk, str(amended)):
+                _log.warning(
+                    "a plugin's change of a disk is passed over", plugin=hook.plugin_name, attachment=context.attachment, error=told
+                )
+            else:
+                disk = str(amended)
         return disk
 
     def finished(self, record: FinishedRecord) -> None:

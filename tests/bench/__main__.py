@@ -27,6 +27,8 @@ GROUPS = {
     "expand": "mutations",
     "read": "reads",
     "image": "images",
+    "worker": "workers",
+    "isolation": "workers",
     "attach": "attachments",
 }
 """Group to module: each is imported when it runs, for not every machine has what each needs."""

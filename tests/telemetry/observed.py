@@ -18,7 +18,7 @@ from tests.edge.server import Server
 from tests.edge.wire import Wire
 from tests.telemetry.receiver import Receiver, Span
 
-__all__ = ["Observed", "observed", "show", "traceparent"]
+__all__ = ["Observed", "free_port", "observed", "show", "traceparent"]
 
 CONFIG = """
 [limits]
@@ -41,7 +41,7 @@ class Observed(Place):
     def __init__(self, top: Path, receiver: Receiver, uri: str, more: str = "") -> None:
         self.top, self.state, self.pool = top, top / "state", top / "main"
         self.receiver = receiver
-        self.port = _free_port()
+        self.port = free_port()
         config = CONFIG.format(endpoint=receiver.endpoint, port=self.port, uri=uri, top=top) + more
         self.server = Server(self.state, config=config)
         self.wire = Wire(self.server.address)
@@ -94,7 +94,7 @@ def show(spans: list[Span], parent: str, depth: int = 0) -> list[str]:
     return lines
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

@@ -58,7 +58,10 @@ class BackendType:
 
 @dataclass(frozen=True, slots=True)
 class AdmitRequest:
-    """A call that is about to be accepted: method (`CreateVolume`), object name, principal, labels, size in bytes (0: none)."""
+    """A call that is about to be accepted: method (`CreateVolume`), object name, principal, labels, size in bytes.
+
+    `size` is what is asked for: of an expansion the new size; 0 where nothing is said, which for a clone or an import is its source's.
+    """
 
     method: str
     name: str
@@ -102,7 +105,7 @@ def volgate_admit(request: AdmitRequest) -> None:
 
 @hookspec
 def volgate_disk(disk: str, context: DiskContext) -> str | None:
-    """Return an amended `<disk>` XML, or None to leave it; source, alias and target must stay as they are."""
+    """Return an amended `<disk>` XML, or None to leave it: how the disk is driven may change, not what it is (`volgate.amendment`)."""
 
 
 @hookspec

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import libvirt
+import structlog
 
 from volgate.connection import DiskSource
-from volgate.errors import InDoubt, InUse, Precondition, Unreachable, VolgateError
+from volgate.errors import InDoubt, InUse, InvalidRequest, Precondition, Unreachable, Unsupported, VolgateError
 from volgate.hypervisor import domains, repair
 from volgate.hypervisor.devices import Device, Layout, Place, free_place, parse_disk
 from volgate.hypervisor.disk_xml import render, without_slot
@@ -20,6 +21,7 @@ from volgate.model import DiskOptions
 __all__ = ["Request", "attach", "plan"]
 
 _CONTROLLER = "<controller type='scsi' index='{}' model='virtio-scsi'/>"
+_log = structlog.get_logger()
 _NAMES_TRIED = 8  # libvirt takes the next number after a clash of node names
 
 
@@ -70,11 +72,11 @@ def _attach(domain: libvirt.virDomain, wanted: Request, deadline: float) -> tupl
         raise InUse(f"alias {wanted.alias} of {domain.name()} holds {device.source}, not {path}", reason="IDENTITY_MISMATCH")
     flags = (LIVE if now.running and live is None else 0) | (CONFIG if then and config is None else 0)
     if flags:
-        xml = without_slot(device.xml) if device is not None else _prepare(domain, wanted, now, then)
+        xml, plain = (without_slot(device.xml), "") if device is not None else _prepare(domain, wanted, now, then)
         if time.monotonic() > deadline:
             raise Unreachable(f"attach {path} to {domain.name()}: the time was up before anything was done", reason="DOMAIN_BUSY")
         try:
-            _hand_over(domain, xml, flags)
+            xml = _hand_over_amended(domain, xml, plain, flags)
         except VolgateError:
             wanted.clean.clear()  # whatever it left is looked for next time
             raise
@@ -102,12 +104,12 @@ def _clear_orphans(domain: libvirt.virDomain, wanted: Request, deadline: float) 
 def plan(domain: libvirt.virDomain, wanted: Request) -> str:
     """Render the disk for a free place, attaching nothing. Raises InUse, InvalidRequest, Precondition, OutOfSpace."""
     now, then = domains.layouts(domain)
-    xml, place = _planned(domain, wanted, now, then)
+    plain, place = _planned(domain, wanted, now, then)
     if place.controller is not None and any(place.controller not in one.scsi for one in (now, then) if one):
         raise Precondition(
             f"{domain.name()} has no virtio-scsi controller {place.controller}; add it, or use virtio-blk", reason="NO_CONTROLLER"
         )
-    return xml
+    return wanted.amend(plain)
 
 
 def _planned(domain: libvirt.virDomain, wanted: Request, now: Layout, then: Layout | None) -> tuple[str, Place]:
@@ -122,11 +124,11 @@ def _planned(domain: libvirt.virDomain, wanted: Request, now: Layout, then: Layo
         )
     place = free_place(both, [parse_disk(xml) for xml in wanted.beside], wanted.options.bus)
     xml = render(wanted.source, wanted.options, alias=wanted.alias, target=place.target, address=place.address)
-    return wanted.amend(xml), place
+    return xml, place
 
 
-def _prepare(domain: libvirt.virDomain, wanted: Request, now: Layout, then: Layout | None) -> str:
-    """Render the disk, and give the domain the controller that it is planned on wherever it lacks it."""
+def _prepare(domain: libvirt.virDomain, wanted: Request, now: Layout, then: Layout | None) -> tuple[str, str]:
+    """Render the disk, amended and plain, and give the domain the controller that it is planned on wherever it lacks it."""
     xml, place = _planned(domain, wanted, now, then)
     if place.controller is not None:
         flags = LIVE if now.running and place.controller not in now.scsi else 0
@@ -134,6 +136,19 @@ def _prepare(domain: libvirt.virDomain, wanted: Request, now: Layout, then: Layo
         if flags:
             with translated(f"add a virtio-scsi controller to {domain.name()}", mutation=True):
                 domain.attachDeviceFlags(_CONTROLLER.format(place.controller), flags)
+    return wanted.amend(xml), xml
+
+
+def _hand_over_amended(domain: libvirt.virDomain, xml: str, plain: str, flags: int) -> str:
+    """Attach the disk as plugins amended it, or plain where libvirt refuses what they made of it; return which it was."""
+    try:
+        _hand_over(domain, xml, flags)
+    except (InvalidRequest, Precondition, Unsupported) as error:
+        if plain in ("", xml):
+            raise
+        _log.warning("libvirt refuses a disk as plugins changed it; it is attached without", domain=domain.name(), error=error.message)
+        _hand_over(domain, plain, flags)
+        return plain
     return xml
 
 

@@ -23,7 +23,7 @@ from volgate.operations import lookups, paths, requests, transfer
 from volgate.operations.handlers import HANDLERS
 from volgate.operations.recovery import Rebuild, repair_host
 from volgate.operations.requests import Caller, Plan, Request
-from volgate.operations.runner import Runner
+from volgate.operations.runner import Runner, admission
 from volgate.operations.scan import Merges, reconcile_attachments, scan_pool
 from volgate.operations.snapshots import merge_of
 from volgate.operations.sweep import Sweep
@@ -103,7 +103,8 @@ class Gateway:
         return self.runner.submit(self._completed(request), caller)
 
     def plan(self, request: Request) -> Plan:
-        """What a mutation would do."""
+        """What a mutation would do. Refused by a plugin's policy as the mutation would be."""
+        self.world.registry.admit(admission(request, requests.Caller()))
         return HANDLERS[request.method].plan(self.world, self._completed(request))
 
     def _completed(self, request: Request) -> Request:

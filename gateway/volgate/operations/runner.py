@@ -35,7 +35,7 @@ from volgate.store.database import Commit
 from volgate.store.records import OperationRecord, OperationState
 from volgate.tracing import failed, span
 
-__all__ = ["Runner"]
+__all__ = ["Runner", "admission"]
 
 _log = structlog.get_logger()
 _seconds = metrics.get_meter("volgate").create_histogram("volgate.operation.duration", unit="s", description="Time of one operation")
@@ -214,7 +214,8 @@ class Runner:
     def _record(self, job: Job) -> None:
         """Write the first commit; answer from an earlier one where the request id is known."""
         try:
-            self._world.registry.admit(_admission(job))
+            if self._world.registry.admits and not self._known(job):
+                self._world.registry.admit(admission(job.request, job.caller))
             earlier = self._world.database.write(lambda commit: self._begin(commit, job))
         except VolgateError as error:
             self._refuse(job, error)
@@ -226,12 +227,17 @@ class Runner:
             elif job.arrive("recorded"):
                 self._run(job)  # in this thread: a hand-over to the next one costs as much as a read of the database
 
+    def _known(self, job: Job) -> bool:
+        """Whether the call repeats one that was admitted: what it took then must not be counted against it now."""
+        if not job.caller.request_id:
+            return False
+        with self._world.database.read() as connection:
+            return _answering(journal.by_request_id(connection, job.caller.request_id), job) is not None
+
     @staticmethod
     def _begin(commit: Commit, job: Job) -> OperationRecord | None:
-        if job.caller.request_id and (earlier := journal.by_request_id(commit, job.caller.request_id)):
-            _require_same_body(earlier, job.digest)
-            if earlier.state not in (OperationState.FAILED, OperationState.CANCELLED):
-                return earlier
+        if job.caller.request_id and (earlier := _answering(journal.by_request_id(commit, job.caller.request_id), job)):
+            return earlier
         journal.begin(commit, job.record)
         return None
 
@@ -423,6 +429,14 @@ def _is_long(request: Request) -> bool:
     return HANDLERS[request.method].long or bool(getattr(request, "source", ""))
 
 
+def _answering(earlier: OperationRecord | None, job: Job) -> OperationRecord | None:
+    """The earlier operation of the same request id, if it has the answer to this call. Raises InvalidRequest (REQUEST_ID_REUSED)."""
+    if earlier is None:
+        return None
+    _require_same_body(earlier, job.digest)
+    return None if earlier.state in (OperationState.FAILED, OperationState.CANCELLED) else earlier
+
+
 def _require_same_body(record: OperationRecord, digest: str) -> None:
     if record.body_hash != digest:
         raise InvalidRequest(
@@ -432,9 +446,10 @@ def _require_same_body(record: OperationRecord, digest: str) -> None:
         )
 
 
-def _admission(job: Job) -> AdmitRequest:
-    labels = getattr(job.request, "labels", {})
-    return AdmitRequest(job.request.method, job.request.target, job.caller.principal, labels, getattr(job.request, "size", 0))
+def admission(request: Request, caller: Caller) -> AdmitRequest:
+    """What plugins are told of a call before it is accepted."""
+    labels = getattr(request, "labels", None) or {}
+    return AdmitRequest(request.method, request.target, caller.principal, labels, getattr(request, "size", 0))
 
 
 def _bug(job: Job, error: Exception) -> VolgateError:

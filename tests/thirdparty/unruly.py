@@ -1,0 +1,69 @@
+"""A plugin that does what is ordered: `<pool>.orders/<verb>` holds a word and perhaps a path, and is obeyed once, or for as long as it lies
+there if the word ends with `!`."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+from volgate.backend import BackendType, PoolContext, hookimpl
+from volgate_plugins.directory import Directory, DirectorySettings
+
+
+class Unruly(Directory):
+    @classmethod
+    def open(cls, settings: DirectorySettings, context: PoolContext) -> Unruly:
+        obey(Path(f"{settings.path}.orders/open"))
+        made = cls(settings, context)
+        made.orders = Path(f"{settings.path}.orders")
+        return made
+
+    orders: Path
+
+    def create_volume(self, spec: Any) -> Any:
+        obey(self.orders / "create")
+        made = super().create_volume(spec)
+        obey(self.orders / "created")
+        return made
+
+    def relabel_volume(self, volume: Any, labels: Any) -> Any:
+        obey(self.orders / "relabel")
+        return super().relabel_volume(volume, labels)
+
+
+def obey(order: Path) -> None:
+    """Do it; the file that is named is left as it was if nothing is ordered."""
+    try:
+        word, *more = order.read_text(encoding="utf-8").split()
+    except FileNotFoundError:
+        return
+    if not word.endswith("!"):
+        order.unlink()
+    match word.rstrip("!"):
+        case "segfault":
+            ctypes.string_at(0)
+        case "exhaust":
+            resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
+            bytearray(1 << 34)
+        case "killed":  # as by the kernel, out of memory
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "stop":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        case "hang":
+            ctypes.PyDLL(None).sleep(3600)  # with the interpreter's lock: no other thread of the worker runs
+        case "sleep":
+            time.sleep(float(more[0]))
+        case "write":  # where the kernel lets nobody go
+            with open(more[0], "ab", buffering=0) as file:
+                file.write(b"late")
+                os.fsync(file.fileno())
+
+
+@hookimpl
+def volgate_backends() -> list[BackendType]:
+    return [BackendType(kind="unruly", settings=DirectorySettings, open=Unruly.open, summary="does what is ordered")]
