@@ -1,11 +1,14 @@
 import queue
+import time
 import types
 
 import pytest
 
-from volgate.backend import FinishedRecord, hookimpl
+from volgate import registry as registries
+from volgate.backend import AdmitRequest, DiskContext, FinishedRecord, hookimpl
 from volgate.errors import NotFound
 from volgate.registry import Registry
+from volgate.secret import Secret
 
 
 def plugin(**functions):
@@ -56,3 +59,57 @@ def test_a_failing_finished_hook_changes_nothing():
     record = FinishedRecord("operations/1", "CreateVolume", "pools/p/volumes/v", "u", "local", "ok", 0.1)
     registry.finished(record)
     assert told.get(timeout=10) == record
+
+
+def hook(name, function):
+    function.__name__ = name
+    return plugin(**{name: function})
+
+
+def slow(*_):
+    time.sleep(2)
+
+
+def raising(*_):
+    raise RuntimeError("the plugin has a bug")
+
+
+@pytest.mark.parametrize("bad", [slow, raising])
+def test_a_slow_or_raising_hook_of_this_process_is_passed_over(bad, monkeypatch):
+    monkeypatch.setattr(registries, "_HOOK_SECONDS", 0.2)
+
+    def admit(request):
+        bad()
+
+    def amend(disk, context):
+        bad()
+
+    def fetch(reference):
+        bad()
+
+    def good(disk):
+        return disk.replace('cache="none"', 'cache="writeback"')
+
+    def vault(reference, pool):
+        return Secret(f"{pool} opens {reference}")
+
+    registry = Registry(extra={
+        "a": hook("volgate_admit", admit), "b": hook("volgate_disk", amend), "c": hook("volgate_secrets", fetch),
+        "d": hook("volgate_disk", good), "e": hook("volgate_secrets", vault),
+    })  # fmt: skip
+    registry.admit(AdmitRequest("CreateVolume", "pools/p/volumes/v", "local", {}, 1))
+    assert 'cache="writeback"' in registry.amend_disk('<disk><driver cache="none"/></disk>', DiskContext("a", "v", "d", "h"))
+    assert registry.secret("vault:x", "p").reveal() == "p opens vault:x"
+    registry.close()
+
+
+def test_what_a_hook_makes_of_a_disk_is_left_out_where_it_is_another():
+    def other(disk):
+        return disk.replace("/a", "/b")
+
+    def tuned(disk):
+        return disk.replace('cache="none"', 'cache="writeback"')
+
+    registry = Registry(extra={"other": hook("volgate_disk", other), "tuned": hook("volgate_disk", tuned)})
+    amended = registry.amend_disk('<disk><driver cache="none"/><source file="/a"/></disk>', DiskContext("a", "v", "d", "h"))
+    assert amended == '<disk><driver cache="writeback"/><source file="/a"/></disk>'
