@@ -9,7 +9,7 @@ import volgate.backend
 from tests.architecture.sources import ROOT, imports, shipped
 from volgate.backend import facets
 
-API_MODULES = {"facets", "files", "hooks", "image", "owner_tag", "qcow2", "run", "secrets", "traits", "versions"}
+API_MODULES = {"facets", "files", "folders", "hooks", "image", "owner_tag", "qcow2", "run", "secrets", "traits", "versions"}
 API_NAMES = {
     *("Adopts", "Backend", "Clones", "DataPath", "Extent", "Foreign", "Measures", "Overlay", "Overlays", "PathsSeen", "PoolCheck"),
     *("Relabels", "Resizes", "Reverts", "SnapshotSpec", "Snapshots", "VolumeId", "capabilities"),

@@ -15,12 +15,13 @@ import struct
 import tempfile
 from collections.abc import Callable, Iterator
 
-from volgate.errors import InUse
+from volgate.errors import InUse, OutOfRange
 
 __all__ = [
     "allocated_bytes",
     "begin_writeback",
     "can_share",
+    "copy_durably",
     "copy_sparse",
     "create_file",
     "lock_image",
@@ -61,10 +62,17 @@ def write_durably(path: str, data: bytes, mode: int = 0o600) -> None:
 
     One writer per path at a time; what a dead one left is overwritten.
     """
+    with _replacing(path) as scratch:
+        create_file(scratch, ((0, data),), len(data), mode)
+
+
+@contextlib.contextmanager
+def _replacing(path: str) -> Iterator[str]:
+    """Give the path of a file to be made and synced; it is renamed to `path` when the block ends well."""
     folder, name = os.path.split(path)
     scratch = f"{folder}/.{name}.tmp"
     try:
-        create_file(scratch, ((0, data),), len(data), mode)
+        yield scratch
         os.rename(scratch, path)
     except BaseException:  # whatever it was, no scratch file stays behind
         with contextlib.suppress(FileNotFoundError):
@@ -158,6 +166,22 @@ def copy_sparse(source: int, target: int, progress: Callable[[float], None] = la
             at += done
             progress(at / length)
     progress(1.0)
+
+
+def copy_durably(source: str, target: str, length: int = 0, mode: int = 0o600) -> None:
+    """Replace a file atomically by a copy: readers see the old or the whole new one, and after the return the new one survives a power cut.
+
+    Holes stay holes; blocks are shared, or copied by the server, where the file system can. With `length` the copy is grown to so many
+    bytes. One writer per target at a time; what a dead one left is overwritten. Raises OSError, OutOfRange (the source is longer).
+    """
+    with opened(source, os.O_RDONLY) as old:
+        if 0 < length < (least := os.fstat(old).st_size):
+            raise OutOfRange(f"{length} bytes are less than the {least} of what is copied", field="size")
+        with _replacing(target) as scratch, opened(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode) as new:
+            copy_sparse(old, new)
+            if length:
+                os.ftruncate(new, length)
+            os.fsync(new)
 
 
 def _data_runs(descriptor: int, length: int) -> Iterator[tuple[int, int]]:

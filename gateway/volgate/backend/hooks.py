@@ -41,7 +41,7 @@ class BackendType:
 
     `settings` is a frozen dataclass (or msgspec struct) that `[pools.<name>]` is read into, strictly. `open(settings, context)`
     returns the backend, picking the class by the pool's mode; it raises Unreachable, Precondition or InvalidRequest.
-    `width` calls run at once and `depth` wait. `in_threads`: threads of the gateway instead of a worker process (only `directory`).
+    `width` calls run at once and `depth` wait. `in_threads`: threads of the gateway instead of a worker process (`directory` alone).
     `written_for` names facets and hooks with the versions that the plugin was written for, such as `{"Clones": 2}`: a volgate that is
     too old or too new for it then says so. What is not named is found out from the methods.
     """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from volgate.errors import OutOfRange
 from volgate.model import Format
 
 __all__ = ["Traits"]
@@ -30,3 +31,10 @@ class Traits:
     max_depth: int = 0
     carrier: str = "file"
     notes: tuple[str, ...] = ()
+
+    def rounded(self, size: int) -> int:
+        """Return `size` rounded up to the grain, bytes, and at least `minimum`. Raises OutOfRange beyond `maximum`."""
+        found = max(self.minimum, -(-size // self.grain) * self.grain)
+        if found > self.maximum:
+            raise OutOfRange(f"{size} bytes are more than {self.maximum}, the most that this pool makes", field="size")
+        return found

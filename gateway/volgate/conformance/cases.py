@@ -8,16 +8,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
+from types import UnionType
 from typing import Any, TypeVar
 
 import pytest
 
-from volgate.backend import Backend
+from volgate.backend import Backend, Clones, DataPath
 
-__all__ = ["MARK", "Case", "Level", "case", "proves"]
+__all__ = ["MARK", "READABLE", "Case", "Level", "Need", "case", "proves", "words_of"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 MARK = "conformance"
+Need = type[Backend] | UnionType
+"""A facet that a rule means nothing without, or facets of which one is enough."""
+READABLE: Need = DataPath | Clones
+"""How the content of a snapshot is read: as an image, or through a clone of it."""
 
 
 class Level(IntEnum):
@@ -40,12 +45,17 @@ class Case:
     name: str
     words: str
     level: Level
-    needs: tuple[type[Backend], ...]
+    needs: tuple[Need, ...]
     wire: bool
     process: bool
 
 
-def proves(level: Level, *needs: type[Backend], wire: bool = True, process: bool = True) -> Callable[[F], F]:
+def words_of(need: Need) -> str:
+    """Name a need: `Clones`, or `DataPath or Clones`."""
+    return need.__name__ if isinstance(need, type) else " or ".join(facet.__name__ for facet in need.__args__)
+
+
+def proves(level: Level, *needs: Need, wire: bool = True, process: bool = True) -> Callable[[F], F]:
     """Make a method `test_<rule>` the test of a rule."""
 
     def mark(function: F) -> F:

@@ -7,7 +7,7 @@ import uuid
 
 from volgate.backend import Adopts, Clones, DataPath, Measures, Overlays, Relabels, Resizes, Reverts, Snapshots
 from volgate.conformance import picture
-from volgate.conformance.cases import Level, proves
+from volgate.conformance.cases import READABLE, Level, proves
 from volgate.conformance.contract_images import MakeForeign
 from volgate.conformance.in_process import Opened
 from volgate.conformance.picture import PAGE
@@ -88,7 +88,7 @@ class DataIntegrity:
 
     # -- snapshots
 
-    @proves(Level.DATA, Snapshots, wire=False)
+    @proves(Level.DATA, Snapshots, READABLE, wire=False)
     def test_a_snapshot_is_frozen(self, subject: Subject) -> None:
         """What is written after a snapshot is in the volume and not in the snapshot, for each of several."""
         for form in _snapshotted(subject):
@@ -101,7 +101,7 @@ class DataIntegrity:
             subject.write(made, {0: 99})
             _compare(subject, made, {**pages, 0: 99}, expected)
 
-    @proves(Level.DATA, Snapshots, wire=False)
+    @proves(Level.DATA, Snapshots, READABLE, wire=False)
     def test_a_deleted_snapshot_takes_nothing_along(self, subject: Subject) -> None:
         """Whichever snapshot is deleted first, the volume and the other snapshots keep their content."""
         for form in _snapshotted(subject):
@@ -120,7 +120,7 @@ class DataIntegrity:
                         subject.backend.collapse_layers(subject.id(made))
                     _compare(subject, made, pages, expected)
 
-    @proves(Level.DATA, Reverts, wire=False)
+    @proves(Level.DATA, Reverts, READABLE, wire=False)
     def test_a_revert_brings_back_the_content(self, subject: Subject) -> None:
         """A reverted volume reads as its snapshot did; the snapshots keep their content, and what is written later is the volume's own."""
         for form in _snapshotted(subject):

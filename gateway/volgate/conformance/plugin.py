@@ -89,6 +89,8 @@ class _Run:
             items[:] = kept
 
     def _why_not(self, case: Case, item: pytest.Item) -> str:
+        from volgate.conformance.cases import words_of
+
         kind = item.cls  # type: ignore[attr-defined]  # a test of a class is a Function
         if kind.over_the_wire and not case.wire:
             return "it cannot be asked over the wire"
@@ -96,7 +98,7 @@ class _Run:
             return "it is asked over the wire: the gateway sees to it"
         verb = _verb(item)
         needs = (*case.needs, *(verb.needs if verb else ()))
-        if missing := [facet.__name__ for facet in needs if not issubclass(kind.backend_class, facet)]:
+        if missing := [words_of(need) for need in needs if not issubclass(kind.backend_class, need)]:
             return f"the backend has no {missing[0]}"
         if case.level > self.options.level:
             return f"level {int(case.level)} was not asked for"

@@ -29,7 +29,8 @@ class Outcome:
     def of(cls, case: Case, variant: str, outcome: str, seconds: float = 0.0, detail: str = "") -> Outcome:
         """Make one."""
         name = f"{case.name}[{variant}]" if variant else case.name
-        return cls(name, case.words, int(case.level), tuple(facet.__name__ for facet in case.needs), outcome, seconds, detail)
+        facets = tuple(need.__name__ for need in case.needs if isinstance(need, type))  # one of several that suffice proves none of them
+        return cls(name, case.words, int(case.level), facets, outcome, seconds, detail)
 
 
 @dataclass(slots=True)

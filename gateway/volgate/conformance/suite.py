@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -108,10 +107,9 @@ class Conformance(VolumeContract, SnapshotContract, ImageContract, DataIntegrity
         return lambda reference: self.with_secret(table, reference)
 
     @pytest.fixture
-    def own_temporary_files(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """A folder for temporary files that nobody else uses."""
-        folder = tmp_path / "temporary"
-        folder.mkdir()
+    def own_temporary_files(self, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A folder for temporary files that nobody else uses: not the test's own folder, which may be the pool."""
+        folder = tmp_path_factory.mktemp("temporary")
         monkeypatch.setattr(tempfile, "tempdir", str(folder))
         monkeypatch.setenv("TMPDIR", str(folder))
 

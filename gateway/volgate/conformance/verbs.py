@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from volgate.backend import Backend, Clones, DataPath, Overlays, Relabels, Resizes, Reverts, Snapshots, VolumeId
+from volgate.backend import Clones, DataPath, Overlays, Relabels, Resizes, Reverts, Snapshots, VolumeId
+from volgate.conformance.cases import READABLE, Need
 from volgate.conformance.in_process import Opened
 from volgate.conformance.picture import PAGE, Picture
 from volgate.errors import NotFound
@@ -34,7 +35,7 @@ class Verb:
     """A mutation: the facets that it needs, and how one call of it is prepared."""
 
     name: str
-    needs: tuple[type[Backend], ...]
+    needs: tuple[Need, ...]
     prepare: Callable[[Opened], Call]
 
     def __str__(self) -> str:
@@ -208,9 +209,9 @@ VERBS = (
     Verb("delete", (), _delete),
     Verb("expand", (Resizes,), _expand),
     Verb("relabel", (Relabels,), _relabel),
-    Verb("snapshot", (Snapshots, DataPath), _snapshot),
-    Verb("unsnapshot", (Snapshots, DataPath), _unsnapshot),
-    Verb("revert", (Reverts, DataPath), _revert),
+    Verb("snapshot", (Snapshots, READABLE), _snapshot),
+    Verb("unsnapshot", (Snapshots, READABLE), _unsnapshot),
+    Verb("revert", (Reverts, READABLE), _revert),
     Verb("clone-volume", (Clones,), _clone_volume),
     Verb("clone-snapshot", (Clones,), _clone_snapshot),
     Verb("fill", (DataPath,), _fill),

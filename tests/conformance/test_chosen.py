@@ -1,0 +1,22 @@
+"""Which rules are looked at: those that mean something for the facets of a backend."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_snapshots_that_cannot_be_read_are_judged_by_what_is_told_of_them(tmp_path):
+    told = tmp_path / "report.json"
+    argv = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/conformance/judged/unreadable.py"]
+    argv += ["--conformance-level", "2", "--conformance-report", str(told), "--basetemp", str(tmp_path / "judged")]
+    done = subprocess.run(argv, check=False, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout
+    report = json.loads(told.read_text(encoding="utf-8"))
+    cases = {case["rule"]: case for case in report["cases"]}
+    frozen = cases["a-snapshot-is-frozen"]
+    assert (frozen["outcome"], frozen["detail"]) == ("not run", "the backend has no DataPath or Clones")
+    assert cases["a-snapshot-keeps-its-size"]["outcome"] == cases["a-revert-sets-the-size-back"]["outcome"] == "passed"
+    assert report["passed"] and report["facets"]["Reverts"] == "proven"
