@@ -12,7 +12,7 @@ from tests.labs.domain import Guest
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
-EXECUTED = [page for page in PAGES if page.name != "plugin-guide.md" and "```console\n" in page.read_text(encoding="utf-8")]
+EXECUTED = [page for page in PAGES if page.name != "plugins.md" and "```console\n" in page.read_text(encoding="utf-8")]
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.plugins.directory_rig import mounted
 from volgate.backend import PoolContext, Traits, VolumeId
 from volgate.backend.files import copy_durably
 from volgate.backend.folders import Folders
@@ -180,6 +181,16 @@ def test_a_copy_appears_whole_with_holes_as_holes(tmp_path):
     assert target.read_bytes() == source.read_bytes() and target.stat().st_blocks * 512 < 1 << 20
     copy_durably(str(source), str(target), 65 << 20)
     assert target.stat().st_size == 65 << 20
+
+
+def test_where_blocks_can_be_shared_a_copy_takes_no_space(tmp_path):
+    with mounted(tmp_path / "image", "xfs", 400 << 20, tmp_path / "xfs") as folder:
+        (folder / "source").write_bytes(os.urandom(1 << 20) * 64)
+        os.sync()
+        before = os.statvfs(folder).f_bavail
+        copy_durably(f"{folder}/source", f"{folder}/target")
+        assert (folder / "target").stat().st_size == 64 << 20
+        assert (before - os.statvfs(folder).f_bavail) * os.statvfs(folder).f_bsize < 4 << 20
 
 
 def test_a_copy_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):

@@ -144,10 +144,11 @@ class Folders:
     def load(self, volume: VolumeId, content: type[C]) -> tuple[Path, OwnerTag, C]:
         """Return the folder of this uid, its tag, and what the backend put into the tag. Raises NotFound, DataLoss (TAG_DAMAGED)."""
         folder = self.path(volume)
-        try:
-            return folder, *_unsealed(folder, content)
-        except FileNotFoundError:
-            raise NotFound(f"volume {volume.name} of uid {volume.uid} does not exist in {self.root}") from None
+        with contextlib.suppress(FileNotFoundError):
+            tag, own = _unsealed(folder, content)
+            if tag.uid == volume.uid:
+                return folder, tag, own
+        raise NotFound(f"volume {volume.name} of uid {volume.uid} does not exist in {self.root}")
 
     def save(self, folder: Path, tag: OwnerTag, content: Any = None) -> None:
         """Replace the tag, atomically and durably."""

@@ -39,7 +39,7 @@ class Case:
     """One rule: its name, its words, the least level that looks at it, the facets without which it means nothing.
 
     `wire`: it can be asked of a gateway that serves the backend, with a gateway's means alone. `process`: it can be asked of a backend
-    by itself; what cannot is what the gateway sees to.
+    by itself; what cannot is what the gateway sees to. `content`: it looks at bytes, which go by import and export over the wire.
     """
 
     name: str
@@ -48,6 +48,7 @@ class Case:
     needs: tuple[Need, ...]
     wire: bool
     process: bool
+    content: bool
 
 
 def words_of(need: Need) -> str:
@@ -55,13 +56,13 @@ def words_of(need: Need) -> str:
     return need.__name__ if isinstance(need, type) else " or ".join(facet.__name__ for facet in need.__args__)
 
 
-def proves(level: Level, *needs: Need, wire: bool = True, process: bool = True) -> Callable[[F], F]:
+def proves(level: Level, *needs: Need, wire: bool = True, process: bool = True, content: bool = False) -> Callable[[F], F]:
     """Make a method `test_<rule>` the test of a rule."""
 
     def mark(function: F) -> F:
         name = function.__name__.removeprefix("test_").replace("_", "-")
         words = " ".join((function.__doc__ or "").split())
-        marked: F = getattr(pytest.mark, MARK)(Case(name, words, level, needs, wire, process))(function)
+        marked: F = getattr(pytest.mark, MARK)(Case(name, words, level, needs, wire, process, content))(function)
         return marked
 
     return mark

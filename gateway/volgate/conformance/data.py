@@ -23,7 +23,7 @@ LABELS = {"team": "storage", "tier": "gold"}
 class DataIntegrity:
     """What holds for the bytes, the labels and the space of volumes, through every verb."""
 
-    @proves(Level.DATA)
+    @proves(Level.DATA, content=True)
     def test_a_new_volume_reads_as_zeroes(self, subject: Subject) -> None:
         """A new volume holds nothing, also where a deleted one lay before."""
         for form in subject.traits.formats:
@@ -34,7 +34,7 @@ class DataIntegrity:
                     subject.write(made, subject.pages(made))
                 subject.delete(made)
 
-    @proves(Level.DATA)
+    @proves(Level.DATA, content=True)
     def test_what_was_written_stays(self, subject: Subject) -> None:
         """What was written is read, after the pool was opened anew too."""
         pages = {0: 1, PAGE: 2, subject.size() - PAGE: 3}
@@ -74,7 +74,7 @@ class DataIntegrity:
         subject.facet(Relabels).relabel_volume(subject.id(made), {"new": "1"})
         assert {snapshot.uid: snapshot.labels for snapshot in subject.snapshots(made)} == {cut.uid: cut.labels, newest.uid: newest.labels}
 
-    @proves(Level.DATA, Resizes)
+    @proves(Level.DATA, Resizes, content=True)
     def test_growth_keeps_what_is_there(self, subject: Subject) -> None:
         """A grown volume holds what it held, and zeroes behind; the new part can be written to."""
         for form in subject.traits.formats:
@@ -162,7 +162,7 @@ class DataIntegrity:
 
     # -- clones
 
-    @proves(Level.DATA, Clones)
+    @proves(Level.DATA, Clones, content=True)
     def test_a_clone_holds_what_its_origin_held(self, subject: Subject) -> None:
         """A clone of a snapshot reads as the snapshot, one of a volume as the volume, and a larger one as zeroes behind."""
         for form in _cloned(subject):

@@ -89,6 +89,7 @@ class _Run:
             items[:] = kept
 
     def _why_not(self, case: Case, item: pytest.Item) -> str:
+        from volgate.backend import DataPath
         from volgate.conformance.cases import words_of
 
         kind = item.cls  # type: ignore[attr-defined]  # a test of a class is a Function
@@ -98,6 +99,8 @@ class _Run:
             return "it is asked over the wire: the gateway sees to it"
         verb = _verb(item)
         needs = (*case.needs, *(verb.needs if verb else ()))
+        if kind.over_the_wire and case.content and not issubclass(kind.backend_class, DataPath):
+            return "its content goes by import and export over the wire: the backend has no DataPath"
         if missing := [words_of(need) for need in needs if not issubclass(kind.backend_class, need)]:
             return f"the backend has no {missing[0]}"
         if case.level > self.options.level:

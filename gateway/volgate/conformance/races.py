@@ -114,7 +114,7 @@ class Races:
             for size in sizes:
                 subject.facet(Resizes).expand_volume(subject.id(made), size, online=False)
 
-    @proves(Level.CONCURRENCY)
+    @proves(Level.CONCURRENCY, content=True)
     def test_volumes_that_change_at_once_stay_apart(self, subject: Subject) -> None:
         """Lives of different volumes, each with all its verbs, run side by side: each ends as it would alone."""
         assert at_once([partial(_live, subject, number) for number in range(1, 5)]) == [None] * 4

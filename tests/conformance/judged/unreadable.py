@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.conformance.judged.good import Good, offer
+from tests.conformance.judged.good import AllButClones2, offer
 from tests.conformance.judged.judge import Judge
 from volgate.backend import BackendType, Resizes, Reverts, hookimpl
 
-Unreadable: Any = type("Unreadable", (Reverts, Resizes), {**vars(Good), "__module__": __name__})
+Unreadable: Any = type("Unreadable", (Reverts, Resizes), {**vars(AllButClones2), "__module__": __name__})
 
 
 @hookimpl
