@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from collections.abc import Callable, Mapping
@@ -50,8 +51,9 @@ class Child:
         return described.unpack_answer(parts[-1])
 
     def kill(self) -> None:
-        """Kill the worker, without waiting until it is gone."""
-        os.kill(self.pid, signal.SIGKILL)
+        """Kill the worker, without waiting until it is gone; its link may have done so already."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
 
     def end(self) -> None:
         """Kill the worker and wait until it is gone."""
