@@ -11,7 +11,7 @@ from tests.docs import console
 from tests.labs.domain import Guest
 from tests.soak import CONFORMANCE, SECONDS_PER_TEST
 from tests.soaking import SOAK
-from volgate.backend import facets, hooks
+from volgate.backend import facets
 from volgate.conformance import plugin
 
 ROOT = Path(__file__).parents[2]
@@ -61,12 +61,6 @@ def test_the_table_of_facets_is_that_of_the_api():
         for facet in facets._FACETS
     ]
     assert [(name, set(re.findall(r"`(\w+)`", methods))) for name, methods in shown] == added
-
-
-def test_every_hook_is_explained():
-    asked = {name for name in vars(hooks) if name.startswith("volgate_")}
-    assert len(asked) == 5
-    assert asked == set(re.findall(r"volgate_(?:backends|admit|disk|finished|secrets)\b", TEXT))
 
 
 def test_every_option_of_the_suite_is_explained_with_its_default():

@@ -20,10 +20,11 @@ from volgate.model import Format, Health, PathState, Redundancy, Volume
 from volgate.model import Path as IoPath
 from volgate.names import AttachmentName, SnapshotName, VolumeName
 from volgate.operations import lookups, paths, requests, transfer
+from volgate.operations.admission import admit
 from volgate.operations.handlers import HANDLERS
 from volgate.operations.recovery import Rebuild, repair_host
 from volgate.operations.requests import Caller, Plan, Request
-from volgate.operations.runner import Runner, admission
+from volgate.operations.runner import Runner
 from volgate.operations.scan import Merges, reconcile_attachments, scan_pool
 from volgate.operations.snapshots import merge_of
 from volgate.operations.sweep import Sweep
@@ -104,7 +105,7 @@ class Gateway:
 
     def plan(self, request: Request) -> Plan:
         """What a mutation would do. Refused by a plugin's policy as the mutation would be."""
-        self.world.registry.admit(admission(request, requests.Caller()))
+        admit(self.world.registry, request, Caller())
         return HANDLERS[request.method].plan(self.world, self._completed(request))
 
     def _completed(self, request: Request) -> Request:

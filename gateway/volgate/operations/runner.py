@@ -17,15 +17,17 @@ import structlog
 from opentelemetry import metrics
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from volgate.backend.hooks import AdmitRequest, FinishedRecord
-from volgate.errors import Busy, Cancelled, InDoubt, InvalidRequest, Unreachable, VolgateError
+from volgate.backend.hooks import FinishedRecord
+from volgate.errors import Busy, Cancelled, InDoubt, Unreachable, VolgateError
 from volgate.lanes import Lane
 from volgate.operations import codec
+from volgate.operations.admission import admit
 from volgate.operations.alarm import Alarm
 from volgate.operations.context import Context, Parked
 from volgate.operations.handlers import HANDLERS, lock_keys
 from volgate.operations.job import Job
 from volgate.operations.queues import Queues
+from volgate.operations.repeats import answering, require_same_body
 from volgate.operations.requests import Caller, Request
 from volgate.operations.ticket import Ticket
 from volgate.operations.world import World
@@ -35,7 +37,7 @@ from volgate.store.database import Commit
 from volgate.store.records import OperationRecord, OperationState
 from volgate.tracing import failed, span
 
-__all__ = ["Runner", "admission"]
+__all__ = ["Runner"]
 
 _log = structlog.get_logger()
 _seconds = metrics.get_meter("volgate").create_histogram("volgate.operation.duration", unit="s", description="Time of one operation")
@@ -183,7 +185,7 @@ class Runner:
             return self._by_body.get(digest)
         job = self._by_request.get(caller.request_id)
         if job is not None:
-            _require_same_body(job.record, digest)
+            require_same_body(job.record, digest)
         return job
 
     def _register(self, job: Job, *, joins: bool) -> None:
@@ -215,7 +217,7 @@ class Runner:
         """Write the first commit; answer from an earlier one where the request id is known."""
         try:
             if self._world.registry.admits and not self._known(job):
-                self._world.registry.admit(admission(job.request, job.caller))
+                admit(self._world.registry, job.request, job.caller)
             earlier = self._world.database.write(lambda commit: self._begin(commit, job))
         except VolgateError as error:
             self._refuse(job, error)
@@ -232,11 +234,11 @@ class Runner:
         if not job.caller.request_id:
             return False
         with self._world.database.read() as connection:
-            return _answering(journal.by_request_id(connection, job.caller.request_id), job) is not None
+            return answering(journal.by_request_id(connection, job.caller.request_id), job.digest) is not None
 
     @staticmethod
     def _begin(commit: Commit, job: Job) -> OperationRecord | None:
-        if job.caller.request_id and (earlier := _answering(journal.by_request_id(commit, job.caller.request_id), job)):
+        if job.caller.request_id and (earlier := answering(journal.by_request_id(commit, job.caller.request_id), job.digest)):
             return earlier
         journal.begin(commit, job.record)
         return None
@@ -427,29 +429,6 @@ class Runner:
 def _is_long(request: Request) -> bool:
     """Whether the work may outlast any deadline: a clone may be a copy."""
     return HANDLERS[request.method].long or bool(getattr(request, "source", ""))
-
-
-def _answering(earlier: OperationRecord | None, job: Job) -> OperationRecord | None:
-    """The earlier operation of the same request id, if it has the answer to this call. Raises InvalidRequest (REQUEST_ID_REUSED)."""
-    if earlier is None:
-        return None
-    _require_same_body(earlier, job.digest)
-    return None if earlier.state in (OperationState.FAILED, OperationState.CANCELLED) else earlier
-
-
-def _require_same_body(record: OperationRecord, digest: str) -> None:
-    if record.body_hash != digest:
-        raise InvalidRequest(
-            f"request_id {record.request_id!r} was used for {record.method} of {record.target} with another body",
-            reason="REQUEST_ID_REUSED",
-            field="request_id",
-        )
-
-
-def admission(request: Request, caller: Caller) -> AdmitRequest:
-    """What plugins are told of a call before it is accepted."""
-    labels = getattr(request, "labels", None) or {}
-    return AdmitRequest(request.method, request.target, caller.principal, labels, getattr(request, "size", 0))
 
 
 def _bug(job: Job, error: Exception) -> VolgateError:
