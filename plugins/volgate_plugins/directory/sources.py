@@ -121,6 +121,7 @@ def _origin(store: Store, source: Source) -> _Origin:
     if manifest.content.incomplete:
         raise Precondition(f"volume {source.volume} is still being filled", reason="NOT_READY")
     if source.kind is SourceKind.VOLUME:
+        store.require_no_overlay(manifest)
         return _Origin(stored_as, manifest, manifest.content.active, store.size(stored_as, manifest.content.active, manifest.format))
     cut = manifest.snapshot(source.snapshot_uid)
     if cut is None:
