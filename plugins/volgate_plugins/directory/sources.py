@@ -58,13 +58,9 @@ def fill(store: Store, spec: VolumeSpec, work: str, stored_as: str) -> Layer:
 
 
 def grow(path: str, kind: Format, size: int, provisioning: Provisioning) -> None:
-    """Grow a detached layer durably."""
+    """Grow a detached layer durably. Raises OSError, OutOfSpace: then it is as large as before."""
     if kind is Format.RAW:
-        with opened(path, os.O_WRONLY) as descriptor:
-            if provisioning is Provisioning.THICK:
-                os.posix_fallocate(descriptor, 0, size)
-            os.ftruncate(descriptor, size)
-            os.fsync(descriptor)
+        _grow_raw(path, size, provisioning)
         return
     if provisioning is Provisioning.THIN and _grow_header(path, size):
         return
@@ -72,6 +68,19 @@ def grow(path: str, kind: Format, size: int, provisioning: Provisioning) -> None
     command = ["qemu-img", "resize", "-q", "-f", "qcow2", f"--preallocation={preallocation}", path, str(size)]
     run_checked(command, doing="grow the image", timeout=_TOOL_TIMEOUT)
     _sync(path)
+
+
+def _grow_raw(path: str, size: int, provisioning: Provisioning) -> None:
+    with opened(path, os.O_WRONLY) as descriptor:
+        before = os.fstat(descriptor).st_size
+        try:
+            if provisioning is Provisioning.THICK:
+                os.posix_fallocate(descriptor, 0, size)
+            os.ftruncate(descriptor, size)
+            os.fsync(descriptor)
+        except OSError:  # where the space ends in the middle, the file has grown until there
+            os.ftruncate(descriptor, before)
+            raise
 
 
 def _grow_header(path: str, size: int) -> bool:
