@@ -189,13 +189,15 @@ def test_a_clone_that_is_gone_holds_nothing(rig):
 
 def test_a_snapshot_is_held_by_its_own_clones_only(rig):
     one = rig.create("a")
-    first, second = rig.snapshot(one, "s1"), rig.snapshot(one, "s2")
-    clone = rig.clone("c", one, first)
-    rig.backend.delete_snapshot(one, second)
-    with pytest.raises(InUse, match="s1"):
-        rig.backend.delete_snapshot(one, first)
+    for number, uid in enumerate((MIDDLE_UID, *OTHER_UIDS)):
+        rig.backend.create_snapshot(one, SnapshotSpec(f"s{number}", uid))
+    clone = rig.clone("c", one, MIDDLE_UID)
+    for uid in OTHER_UIDS:
+        rig.backend.delete_snapshot(one, uid)
+    with pytest.raises(InUse, match="s0"):
+        rig.backend.delete_snapshot(one, MIDDLE_UID)
     rig.backend.delete_volume(clone)
-    rig.backend.delete_snapshot(one, first)
+    rig.backend.delete_snapshot(one, MIDDLE_UID)
     assert rig.backend.list_snapshots(one) == []
 
 
@@ -266,22 +268,29 @@ def test_the_words_of_a_snapshot_are_kept(rig):
 
 
 @pytest.mark.parametrize("rebased", [True, False])
-def test_a_merge_that_a_dead_process_began_is_finished(rig, rebased):
+@pytest.mark.parametrize("below", ["", "0000.qcow2"])
+def test_a_merge_that_a_dead_process_began_is_finished(rig, rebased, below):
     one = rig.create("a")
     rig.write(one, 1)
+    if below:
+        rig.snapshot(one, "kept")
+        rig.write(one, 1)
     first = rig.snapshot(one, "s1")
     rig.write(one, 2, MIB)
     rig.backend.delete_snapshot(one, first)
     store = rig.backend._store
     stored_as, manifest = store.find(one)
-    store.save(stored_as, manifest.change(merging=Merge("0000.qcow2", "0001.qcow2")))
+    gone, into = ("0001.qcow2", "0002.qcow2") if below else ("0000.qcow2", "0001.qcow2")
+    store.save(stored_as, manifest.change(merging=Merge(gone, into)))
     folder = store.folder(stored_as)
     if rebased:
-        subprocess.run(["qemu-img", "rebase", "-q", "-f", "qcow2", "-b", "", "0001.qcow2"], check=True, cwd=folder)
+        command = ["qemu-img", "rebase", "-q", "-f", "qcow2", "-b", below, *(["-F", "qcow2"] if below else []), into]
+        subprocess.run(command, check=True, cwd=folder)
     rig.reopen()
-    assert len(rig.backend.connection(one, host="h").chain) == (0 if rebased else 1)
+    kept = {below} - {""}
+    assert len(rig.backend.connection(one, host="h").chain) == len(kept) + (0 if rebased else 1)
     assert rig.backend.collapse_layers(one) == (0 if rebased else 1)
-    assert layers(rig, one) == {"volume.json", "0001.qcow2"}
+    assert layers(rig, one) == {"volume.json", into} | kept
     rig.reads(one, 1)
     rig.reads(one, 2, MIB)
 

@@ -11,6 +11,9 @@ from tests.plugins.directory_rig import MIB, Rig, io
 from volgate.backend import SnapshotSpec, VolumeId
 from volgate.errors import AlreadyExists, DataLoss, NotFound, OutOfSpace, Precondition
 from volgate.model import Format
+from volgate.names import object_name
+from volgate_plugins.directory import trash
+from volgate_plugins.directory.manifest import Child
 
 
 @pytest.fixture
@@ -143,6 +146,7 @@ def test_the_time_of_the_deletion_is_told(rig):
 def test_what_cannot_be_read_in_the_trash_is_not_offered(rig):
     rig.backend.delete_volume(rig.create("a"))
     locator = only_deleted(rig).locator
+    assert trash.parent_of(rig.backend._store, locator) == trash.parent_of(rig.backend._store, "trash:nothing.1") == ""
     (entry_of(rig) / "volume.json").write_bytes(b"{}")
     assert not list(rig.backend.list_foreign())
     with pytest.raises(DataLoss):
@@ -196,10 +200,13 @@ def test_a_clone_of_many_layers_is_noted_once_in_its_source(rig):
     rig.backend.delete_volume(clone)
     locator = only_deleted(rig).locator
     assert rig.backend.children(source) == []
+    sibling = rig.clone("sibling", source)
+    assert trash.parent_of(rig.backend._store, locator) == "source"
+    origin, manifest = rig.backend._store.find(source)
+    begun = Child(object_name(spec.name, spec.uid), manifest.content.children[-1].layer)
+    rig.backend._store.save(origin, manifest.change(children=(*manifest.content.children, begun)))  # as an undelete that died here
     for _ in range(2):
         assert rig.backend.adopt_volume(locator, spec).uid == spec.uid
-    assert rig.backend.children(source) == ["other"]
-    sibling = rig.clone("sibling", source)
     assert rig.backend.children(source) == ["other", "sibling"]
     rig.backend.collapse_layers(source)
     back = VolumeId("other", spec.uid)

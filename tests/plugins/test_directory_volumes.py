@@ -181,6 +181,7 @@ def test_a_manifest_that_cannot_be_read_costs_no_other_volume(rig):
         assert found["c"].state is VolumeState.READY and found["c"].uid == two.uid
         bad = found["a.b"]
         assert (bad.state, bad.uid, bad.size, bad.requested_size, bad.object) == (VolumeState.FAILED, "", 0, 0, tag.parent.name)
+        assert (bad.format, bad.provisioning) == (Format.QCOW2, Provisioning.THIN)
         assert bad.problem and rig.backend.capacity().provisioned == 8 * MIB
         with pytest.raises(DataLoss):
             rig.backend.expand_volume(VolumeId("a.b", ""), 9 * MIB, online=False)
@@ -195,6 +196,35 @@ def test_a_name_whose_folder_went_is_not_found(rig):
     assert rig.backend.capacity().provisioned == 8 * MIB
     store.index.put("b.1", Entry("b", "uid", 4096))
     assert [volume.name for volume in rig.backend.list_volumes()] == ["a"]
+
+
+def test_a_volume_that_another_process_made_anew_is_found(rig):
+    one = rig.create("a")
+    other = Rig(rig.path)
+    other.backend.delete_volume(one)
+    two = other.create("a", 4 * MIB)
+    assert (rig.backend.get_volume("a").uid, rig.backend.capacity().provisioned) == (two.uid, 4 * MIB)
+    with pytest.raises(NotFound):
+        rig.backend.connection(one, host="h")
+
+
+def test_the_size_of_a_connection_is_that_of_its_top_layer(rig):
+    one = rig.create("a")
+    cut = rig.snapshot(one, "s")
+    rig.backend.expand_volume(one, 16 * MIB, online=False)
+    assert (rig.backend.connection(one, host="h").size, rig.backend.image(one, cut).size) == (16 * MIB, 8 * MIB)
+
+
+@pytest.mark.parametrize("below", ["0000.qcow", "zzz.qcow2", ""])
+def test_a_layer_that_lies_on_another_than_its_record_says_is_not_opened(rig, below):
+    one = rig.create("a")
+    rig.snapshot(one, "s")
+    top = folder_of(rig, one) / "0001.qcow2"
+    words = ["-b", below, "-F", "qcow2"] if below else ["-b", ""]
+    subprocess.run(["qemu-img", "rebase", "-q", "-u", "-f", "qcow2", *words, top], check=True)
+    with pytest.raises(DataLoss) as caught:
+        rig.backend.connection(one, host="h")
+    assert caught.value.reason == "CHAIN_MISMATCH"
 
 
 def header(path, *options: str) -> None:
@@ -229,7 +259,8 @@ def test_files_that_nothing_names_go_and_others_stay(rig):
     one = rig.create("a")
     cut = rig.snapshot(one, "s")
     before = rig.files()
-    (folder_of(rig, one) / "0007.qcow2").write_bytes(b"x")
+    for name in ("0007.qcow2", "volume.jso", "volume.json.part", "zzz"):
+        (folder_of(rig, one) / name).write_bytes(b"x")
     rig.backend.delete_snapshot(one, "no such snapshot")
     assert rig.files() == before
     (folder_of(rig, one) / "0002.qcow2").write_bytes(b"half")

@@ -192,7 +192,7 @@ def _clean_below(store: Store, origin: _Origin) -> str:
     """Return the layer below the active one if the active one was never written to: a second clone then needs no further layer."""
     layer = origin.manifest.layer(origin.file)
     path = f"{store.folder(origin.stored_as)}/{origin.file}"
-    untouched = os.stat(path).st_size == empty_length(origin.size) and store.header(path).size == origin.size
+    untouched = os.stat(path).st_size == empty_length(origin.size)
     inside = bool(layer.parent) and "/" not in layer.parent
     if inside and untouched and store.size(origin.stored_as, layer.parent, Format.QCOW2) == origin.size:
         return layer.parent
