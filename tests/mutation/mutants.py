@@ -9,6 +9,7 @@ import ast
 import hashlib
 import marshal
 import re
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,7 +112,8 @@ def _unjudged(nodes: list) -> Iterator[tuple[Position, Position]]:
 
 def _compiled(source: str) -> bytes:
     """The byte code, without the places that it came from."""
-    return marshal.dumps(_bare(compile(source, "", "exec", dont_inherit=True)))
+    with warnings.catch_warnings(action="ignore"):  # that `is` has a literal beside it is no matter here
+        return marshal.dumps(_bare(compile(source, "", "exec", dont_inherit=True)))
 
 
 def _bare(code: CodeType) -> CodeType:
