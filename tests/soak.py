@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "build" / "soak.xml"
 REPORT = ROOT / "docs" / "soak-report.md"
 SECONDS_PER_TEST = 3 * 3600
-LINES_PER_TEST = 12
+LINES_PER_TEST = 16
 CONFORMANCE = ["--conformance-points", "0", "--conformance-examples", "100"]
 
 

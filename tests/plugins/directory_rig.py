@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import uuid
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from volgate.backend import PoolContext, SnapshotSpec, VolumeId
@@ -69,3 +70,19 @@ def mounted(image: Path, kind: str, size: int, folder: Path):
         yield folder
     finally:
         subprocess.run(["umount", folder], check=True)
+
+
+@contextmanager
+def filled_up(folder: Path):
+    """Leave no block of a file system."""
+    source = folder / "filler"
+    try:
+        with source.open("wb") as file:
+            for chunk in (65536, 4096, 4096):  # the last blocks go only to small writes, and some come back at a sync
+                with suppress(OSError):
+                    while True:
+                        os.write(file.fileno(), b"x" * chunk)
+                os.fsync(file.fileno())
+        yield
+    finally:
+        source.unlink()

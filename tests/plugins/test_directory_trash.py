@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 
 import pytest
 
 from tests.plugins.directory_rig import MIB, Rig, io
-from volgate.backend import VolumeId
-from volgate.errors import AlreadyExists, DataLoss, NotFound, Precondition
+from volgate.backend import SnapshotSpec, VolumeId
+from volgate.errors import AlreadyExists, DataLoss, NotFound, OutOfSpace, Precondition
 from volgate.model import Format
+from volgate.names import object_name
+from volgate_plugins.directory import trash
+from volgate_plugins.directory.manifest import Child
 
 
 @pytest.fixture
@@ -125,3 +129,116 @@ def test_what_is_in_the_trash_is_read_as_it_was(rig):
     rig.backend.delete_volume(one)
     file = next((rig.path / ".trash").glob("*/0000.raw"))
     io("raw", f"read -P 9 0 {MIB}", str(file), "-r")
+
+
+def entry_of(rig):
+    (entry,) = (rig.path / ".trash").iterdir()
+    return entry
+
+
+def test_the_time_of_the_deletion_is_told(rig):
+    rig.backend.delete_volume(rig.create("a"))
+    entry = entry_of(rig)
+    entry.rename(entry.with_name(f"{entry.name.rpartition('.')[0]}.1700000000000000000"))
+    assert "deleted 2023-11-14 22:13:20Z" in only_deleted(rig).reason
+
+
+def test_what_cannot_be_read_in_the_trash_is_not_offered(rig):
+    rig.backend.delete_volume(rig.create("a"))
+    locator = only_deleted(rig).locator
+    assert trash.parent_of(rig.backend._store, locator) == trash.parent_of(rig.backend._store, "trash:nothing.1") == ""
+    (entry_of(rig) / "volume.json").write_bytes(b"{}")
+    assert not list(rig.backend.list_foreign())
+    with pytest.raises(DataLoss):
+        undelete(rig, locator, "a")
+    (entry_of(rig) / "volume.json").unlink()
+    assert not list(rig.backend.list_foreign())
+
+
+def test_an_undeleted_volume_has_new_labels_if_some_are_given_and_is_a_generation_on(rig):
+    rig.backend.delete_volume(rig.create("a", labels={"k": "v"}))
+    generation = 1
+    for labels in ({"new": "1"}, {}):
+        back = undelete(rig, only_deleted(rig).locator, "a", labels=labels)
+        generation += 1
+        found = rig.backend.get_volume("a")
+        assert (found.labels, found.generation) == ({"new": "1"}, generation)
+        assert rig.backend.capacity().provisioned == found.size == 8 * MIB
+        rig.backend.delete_volume(back)
+        assert rig.backend.capacity().provisioned == 0
+
+
+def test_what_waited_for_a_guest_does_not_come_back(rig):
+    one = rig.create("a")
+    rig.write(one, 1)
+    rig.backend.prepare_overlay(one, SnapshotSpec("s", str(uuid.uuid4())))
+    rig.backend.delete_volume(one)
+    back = undelete(rig, only_deleted(rig).locator, "a")
+    rig.snapshot(back, "s")
+    rig.reads(back, 1)
+
+
+def test_more_than_may_be_promised_stays_in_the_trash(tmp_path):
+    total = os.statvfs(tmp_path).f_blocks * os.statvfs(tmp_path).f_frsize
+    rig = Rig(tmp_path / "pool", trash_seconds=3600, oversubscription=10 * MIB / total)
+    rig.backend.delete_volume(rig.create("a"))
+    other = rig.create("b")
+    with pytest.raises(OutOfSpace):
+        undelete(rig, only_deleted(rig).locator, "a")
+    rig.backend.delete_volume(other)
+    undelete(rig, next(found.locator for found in rig.backend.list_foreign() if "volume a," in found.reason), "a")
+
+
+def test_a_clone_of_many_layers_is_noted_once_in_its_source(rig):
+    source = rig.create("source")
+    rig.write(source, 3)
+    clone = rig.clone("clone", source)
+    cut = rig.snapshot(clone, "s")
+    rig.write(clone, 4, MIB)
+    rig.backend.delete_snapshot(clone, cut)
+    spec = rig.spec("other", 0, Format.QCOW2)
+    rig.backend.delete_volume(clone)
+    locator = only_deleted(rig).locator
+    assert rig.backend.children(source) == []
+    sibling = rig.clone("sibling", source)
+    assert trash.parent_of(rig.backend._store, locator) == "source"
+    origin, manifest = rig.backend._store.find(source)
+    begun = Child(object_name(spec.name, spec.uid), manifest.content.children[-1].layer)
+    rig.backend._store.save(origin, manifest.change(children=(*manifest.content.children, begun)))  # as an undelete that died here
+    for _ in range(2):
+        assert rig.backend.adopt_volume(locator, spec).uid == spec.uid
+    assert rig.backend.children(source) == ["other", "sibling"]
+    rig.backend.collapse_layers(source)
+    back = VolumeId("other", spec.uid)
+    rig.reads(back, 3)
+    rig.reads(back, 4, MIB)
+    rig.reads(sibling, 3)
+
+
+@pytest.mark.parametrize("gone", ["source", "layer"])
+def test_a_clone_whose_layers_are_gone_is_not_undeleted(rig, gone):
+    source = rig.create("source")
+    rig.write(source, 3)
+    clone = rig.clone("clone", source)
+    rig.backend.delete_volume(clone)
+    locator = only_deleted(rig).locator
+    if gone == "source":
+        rig.backend.delete_volume(source)
+        rig.create("source")
+    else:
+        assert rig.backend.collapse_layers(source) == 1
+    before = rig.files()
+    with pytest.raises(DataLoss) as caught:
+        undelete(rig, locator, "clone")
+    assert caught.value.reason == "LAYER_MISSING" and rig.files() == before
+
+
+def test_the_trash_is_emptied_of_what_is_old_alone(rig):
+    for name in ("a", "b"):
+        rig.backend.delete_volume(rig.create(name))
+    (rig.path / ".trash" / "strange").mkdir()
+    (rig.path / ".trash" / "strange.name").mkdir()
+    (old,) = (rig.path / ".trash").glob("a.*")
+    old.rename(old.with_name(f"{old.name.rpartition('.')[0]}.1"))
+    rig.backend.check()
+    assert sorted(path.name.partition(".")[0] for path in (rig.path / ".trash").iterdir()) == ["b", "strange", "strange"]

@@ -105,8 +105,11 @@ def convert(
     staging: str = "",
     maximum: int = MAXIMUM,
     durable: bool = True,
+    thick: bool = False,
 ) -> ImageInfo:
     """Make the file `target`, mode 0600 and (if `durable`) durable, with the content of an image; it appears whole or not at all.
+
+    `thick`: a qcow2 target has the space of every byte that a guest sees.
 
     A `chain` (the layers below, nearest first; empty: there are none) means that the source is a volume of ours: then the gateway itself
     reads exactly these files. None: the source is a stranger's, inspected first and converted in the sandbox.
@@ -123,9 +126,9 @@ def convert(
             found = inspect(source, source_format, maximum=maximum)
             _copy(source, made, told, cancelled)
         elif chain is not None:
-            found = _flatten(source, source_format, chain, made, target_format, options)
+            found = _flatten(source, source_format, chain, made, _command(target_format, thick=thick), options)
         else:
-            found = _convert_inside(box, (source, source_format), target_format, maximum, options)
+            found = _convert_inside(box, (source, source_format), _command(target_format, thick=thick), maximum, options)
         _take_over(made, target, durable=durable)
     told(1.0)
     return found
@@ -142,19 +145,19 @@ def _options(progress: Progress, cancelled: Callable[[], bool] | None, synced: s
     return {"on_line": on_line, "cancelled": cancelled, "timeout": _CONVERT_TIMEOUT, "doing": "convert the image"}
 
 
-def _convert_inside(box: _Sandbox, source: tuple[str, Format], kind: Format, maximum: int, options: dict[str, Any]) -> ImageInfo:
+def _convert_inside(box: _Sandbox, source: tuple[str, Format], begun: list[str], maximum: int, options: dict[str, Any]) -> ImageInfo:
     path, source_format = source
     name, found = box.look(path, source_format, maximum)
     limits = Limits(memory=_MEMORY, file_size=found.virtual_size + found.virtual_size // 64 + (64 << 20))
-    command = [*_command(kind), "-f", str(source_format), f"file:{name}", "file:out"]
+    command = [*begun, "-f", str(source_format), f"file:{name}", "file:out"]
     run_checked(command, cwd=box.folder, user=box.user, limits=limits, **options)
     return found
 
 
-def _flatten(source: str, kind: Format, chain: Chain, made: str, target_format: Format, options: dict[str, Any]) -> ImageInfo:
+def _flatten(source: str, kind: Format, chain: Chain, made: str, begun: list[str], options: dict[str, Any]) -> ImageInfo:
     with opened(source, os.O_RDONLY) as descriptor:
         size = parse_header(os.pread(descriptor, _HEAD, 0)).size if kind is Format.QCOW2 else os.fstat(descriptor).st_size
-    run_checked([*_command(target_format), _described(source, kind, chain), made], **options)
+    run_checked([*begun, _described(source, kind, chain), made], **options)
     return ImageInfo(kind, size)
 
 
@@ -167,9 +170,10 @@ def _described(source: str, kind: Format, chain: Chain) -> str:
     return f"json:{json.dumps(node)}"
 
 
-def _command(target_format: Format) -> list[str]:
+def _command(target_format: Format, *, thick: bool) -> list[str]:
     """Begin the command. A raw file is the same whatever the order of the writes, and any order is several times faster."""
-    return ["qemu-img", "convert", "-p", "-O", str(target_format), *(["-W"] if target_format is Format.RAW else [])]
+    words = ["-W"] if target_format is Format.RAW else ["-o", "preallocation=falloc"] if thick else []
+    return ["qemu-img", "convert", "-p", "-O", str(target_format), *words]
 
 
 def _copy(source: str, made: str, progress: Progress, cancelled: Callable[[], bool] | None) -> None:

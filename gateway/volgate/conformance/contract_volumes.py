@@ -297,6 +297,21 @@ class VolumeContract:
             subject.get(spec.name)
         assert subject.facet(Measures).capacity().provisioned == found.provisioned
 
+    @proves(Level.CONTRACT, Measures, Resizes)
+    def test_no_volume_grows_beyond_the_limit(self, subject: Subject) -> None:
+        """Growth beyond the pool's limit is OutOfSpace, and changes neither the volume nor what is promised."""
+        made, resizes = subject.create(), subject.facet(Resizes)
+        found = subject.facet(Measures).capacity()
+        left = (found.limit - found.provisioned) // subject.traits.grain * subject.traits.grain
+        asked = made.size + left + subject.traits.grain
+        if not found.limit or asked > subject.traits.maximum:
+            assert resizes.expand_volume(subject.id(made), subject.size(2), online=False).size == subject.size(2)
+            return
+        with subject.refused(OutOfSpace, naming=made.name if not subject.wire else ""):
+            resizes.expand_volume(subject.id(made), asked, online=False)
+        assert subject.get(made) == made
+        assert subject.facet(Measures).capacity().provisioned == found.provisioned
+
     # -- paths
 
     @proves(Level.CONTRACT, PathsSeen)

@@ -267,6 +267,22 @@ class DataIntegrity:
                 grown = subject.backend.expand_volume(subject.id(made), subject.size(3), online=False)
                 assert grown.allocated >= grown.size
 
+    @proves(Level.DATA, Measures, DataPath, wire=False)
+    def test_a_thick_volume_that_was_filled_has_its_space(self, subject: Opened) -> None:
+        """A thick volume can be filled from an image, whether that is as large or smaller, and has its space then too."""
+        for form in subject.traits.formats:
+            for size in (subject.size(3), subject.size()):
+                spec = subject.spec(size=subject.size(3), format=form, provisioning=Provisioning.THICK, incomplete=True)
+                try:
+                    made = subject.backend.create_volume(spec)
+                except Unsupported:
+                    break
+                path = subject.image({0: 1, size - PAGE: 2}, size)
+                subject.facet(DataPath).fill_from_file(subject.id(made), path, Format.RAW, lambda _done: None)
+                done = subject.facet(DataPath).complete(subject.id(made))
+                assert done.size == made.size and done.allocated >= done.size
+                assert subject.content(done) == {0: 1, size - PAGE: 2}
+
     @proves(Level.DATA, wire=False)
     def test_a_thin_volume_takes_what_is_written(self, subject: Subject) -> None:
         """A new thin volume takes less than its size, and at least what is written to it afterwards."""

@@ -57,11 +57,20 @@ class Directory(Snapshotting, DataPath, Adopts):
                 raise Precondition(f"volume {volume.name} is complete already", reason="NOT_INCOMPLETE")
             store.sweep(stored_as, manifest)
             size, folder = store.size(stored_as, manifest.content.active, manifest.format), store.folder(stored_as)
-            scratch = f"{folder}/fill.part"
+            scratch, provisioning = f"{folder}/fill.part", manifest.tag.spec.provisioning
             try:
-                found = convert(path, source_format, scratch, manifest.format, progress=progress, staging=store.pool.work, maximum=size)
-                if found.virtual_size < size or manifest.tag.spec.provisioning is Provisioning.THICK:
-                    grow(scratch, manifest.format, size, manifest.tag.spec.provisioning)
+                found = convert(
+                    path,
+                    source_format,
+                    scratch,
+                    manifest.format,
+                    progress=progress,
+                    staging=store.pool.work,
+                    maximum=size,
+                    thick=provisioning is Provisioning.THICK,
+                )
+                if found.virtual_size < size or manifest.format is Format.RAW:  # a raw image comes in thin
+                    grow(scratch, manifest.format, size, provisioning)
                 os.rename(scratch, f"{folder}/{manifest.content.active}")
                 sync_directory(folder)
             except BaseException:  # whatever it was, the half-filled file goes and the empty layer stays

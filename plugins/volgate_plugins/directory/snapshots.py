@@ -29,7 +29,7 @@ class Snapshotting(Volumes, Overlays, Reverts, Clones):
         with self._store.holding(volume, f"snapshot {spec.name}") as (stored_as, manifest):
             if found := self._known(manifest, spec):
                 return _snapshot(manifest, found)
-            self._require_settled(manifest)
+            self._store.require_no_overlay(manifest)
             self._store.sweep(stored_as, manifest)
             self._store.pool.require_free(0, f"snapshot {spec.name}")
             if manifest.format is Format.RAW:
@@ -67,7 +67,7 @@ class Snapshotting(Volumes, Overlays, Reverts, Clones):
                 raise Precondition("an attached raw volume has no snapshots; detach it, or use qcow2", reason="NEEDS_QCOW2")
             pending = manifest.content.pending
             if pending is None or pending.uid != spec.uid:
-                self._require_settled(manifest)
+                self._store.require_no_overlay(manifest)
                 prepared, pending = self._prepare(stored_as, manifest, spec)
             else:
                 prepared = manifest
@@ -114,7 +114,7 @@ class Snapshotting(Volumes, Overlays, Reverts, Clones):
             cut = manifest.snapshot(snapshot_uid)
             if cut is None:
                 raise NotFound(f"snapshot {snapshot_uid} of volume {volume.name} does not exist")
-            self._require_settled(manifest)
+            self._store.require_no_overlay(manifest)
             self._store.sweep(stored_as, manifest)
             tokens = manifest.reverted_by(token)
             if manifest.format is Format.RAW:
@@ -142,14 +142,6 @@ class Snapshotting(Volumes, Overlays, Reverts, Clones):
         if manifest.content.incomplete:
             raise Precondition(f"volume {manifest.tag.name} is still being filled", reason="NOT_READY")
         return None
-
-    def _require_settled(self, manifest: Manifest) -> None:
-        if pending := manifest.content.pending:
-            raise Precondition(
-                f"volume {manifest.tag.name} has an unfinished overlay for snapshot {pending.name}; finish or abandon it",
-                reason="OVERLAY_PENDING",
-                holders=(Holder("snapshot", pending.name, pending.uid),),
-            )
 
     def _cut(self, stored_as: str, manifest: Manifest, spec: SnapshotSpec, layer: str) -> Cut:
         size = self._store.size(stored_as, manifest.content.active, manifest.format)

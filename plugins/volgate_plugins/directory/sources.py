@@ -62,13 +62,9 @@ def fill(store: Store, spec: VolumeSpec, work: str, stored_as: str) -> Layer:
 
 
 def grow(path: str, kind: Format, size: int, provisioning: Provisioning) -> None:
-    """Grow a detached layer durably."""
+    """Grow a detached layer durably. Raises OSError, OutOfSpace: then it is as large as before."""
     if kind is Format.RAW:
-        with opened(path, os.O_WRONLY) as descriptor:
-            if provisioning is Provisioning.THICK:
-                os.posix_fallocate(descriptor, 0, size)
-            os.ftruncate(descriptor, size)
-            os.fsync(descriptor)
+        _grow_raw(path, size, provisioning)
         return
     if provisioning is Provisioning.THIN and _grow_header(path, size):
         return
@@ -76,6 +72,19 @@ def grow(path: str, kind: Format, size: int, provisioning: Provisioning) -> None
     command = ["qemu-img", "resize", "-q", "-f", "qcow2", f"--preallocation={preallocation}", path, str(size)]
     run_checked(command, doing="grow the image", timeout=_TOOL_TIMEOUT)
     _sync(path)
+
+
+def _grow_raw(path: str, size: int, provisioning: Provisioning) -> None:
+    with opened(path, os.O_WRONLY) as descriptor:
+        before = os.fstat(descriptor).st_size
+        try:
+            if provisioning is Provisioning.THICK:
+                os.posix_fallocate(descriptor, 0, size)
+            os.ftruncate(descriptor, size)
+            os.fsync(descriptor)
+        except OSError:  # where the space ends in the middle, the file has grown until there
+            os.ftruncate(descriptor, before)
+            raise
 
 
 def _grow_header(path: str, size: int) -> bool:
@@ -125,6 +134,7 @@ def _origin(store: Store, source: Source) -> _Origin:
     if manifest.content.incomplete:
         raise Precondition(f"volume {source.volume} is still being filled", reason="NOT_READY")
     if source.kind is SourceKind.VOLUME:
+        store.require_no_overlay(manifest)
         return _Origin(stored_as, manifest, manifest.content.active, store.size(stored_as, manifest.content.active, manifest.format))
     cut = manifest.snapshot(source.snapshot_uid)
     if cut is None:
@@ -186,7 +196,7 @@ def _clean_below(store: Store, origin: _Origin) -> str:
     """Return the layer below the active one if the active one was never written to: a second clone then needs no further layer."""
     layer = origin.manifest.layer(origin.file)
     path = f"{store.folder(origin.stored_as)}/{origin.file}"
-    untouched = os.stat(path).st_size == empty_length(origin.size) and store.header(path).size == origin.size
+    untouched = os.stat(path).st_size == empty_length(origin.size)
     inside = bool(layer.parent) and "/" not in layer.parent
     if inside and untouched and store.size(origin.stored_as, layer.parent, Format.QCOW2) == origin.size:
         return layer.parent

@@ -14,7 +14,7 @@ from volgate.backend import PoolContext, Traits, VolumeId, volume_of
 from volgate.backend.files import allocated_bytes, create_file, opened, write_durably
 from volgate.backend.qcow2 import Header, empty_image, empty_length, parse_header
 from volgate.connection import FileIdentity, LocalFile
-from volgate.errors import DataLoss, NotFound, Precondition, translate
+from volgate.errors import DataLoss, Holder, NotFound, Precondition, translate
 from volgate.model import Format, Provisioning, Volume, VolumeState
 from volgate_plugins.directory.index import Entry, Index, Locks
 from volgate_plugins.directory.manifest import Manifest
@@ -156,6 +156,15 @@ class Store:
                 f"volume {manifest.tag.name} has {self.settings.max_depth} layers below it, no more are allowed; "
                 "delete snapshots, or copy the volume",
                 reason="CHAIN_TOO_DEEP",
+            )
+
+    def require_no_overlay(self, manifest: Manifest) -> None:
+        """Raise Precondition if an overlay waits for QEMU: what is made on the active layer now would not lie below it."""
+        if pending := manifest.content.pending:
+            raise Precondition(
+                f"volume {manifest.tag.name} has an unfinished overlay for snapshot {pending.name}; finish or abandon it",
+                reason="OVERLAY_PENDING",
+                holders=(Holder("snapshot", pending.name, pending.uid),),
             )
 
     def connection(self, stored_as: str, manifest: Manifest, file: str = "") -> LocalFile:

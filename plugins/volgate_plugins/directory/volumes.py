@@ -15,7 +15,7 @@ from volgate.backend import Backend, Measures, PathsSeen, PoolCheck, PoolContext
 from volgate.backend.files import create_file, publish_directory, remove_tree
 from volgate.connection import Connection
 from volgate.errors import AlreadyExists, DataLoss, Holder, InUse, NotFound, OutOfRange, Precondition, Unsupported, VolgateError, translate
-from volgate.model import Capacity, Health, Labels, Path, PathState, Volume, VolumeSpec
+from volgate.model import Capacity, Health, Labels, Path, PathState, Provisioning, Volume, VolumeSpec
 from volgate.names import object_name
 from volgate_plugins.directory.index import Entry
 from volgate_plugins.directory.manifest import Content, Manifest
@@ -106,6 +106,8 @@ class Volumes(Resizes, Measures, Relabels, PathsSeen, Backend):
             now = store.size(stored_as, manifest.content.active, manifest.format)
             if wanted <= now:
                 return store.volume(stored_as, manifest)
+            if manifest.tag.spec.provisioning is Provisioning.THICK and not online:
+                store.pool.require_free(wanted - now, f"expand volume {volume.name}")
             entry = Entry(volume.name, volume.uid, max(wanted, manifest.content.promised))
             with store.index.promise(stored_as, entry, store.pool.limit()):
                 noted = store.save(stored_as, manifest.change(promised=entry.promised))  # first: a kill never leaves more than is promised

@@ -284,8 +284,15 @@ class GivesOneGrainMore(Good):
 
     @contextlib.contextmanager
     def promise(self, name, more):
-        with super().promise(name, more - GRAIN if more > self.limit // 2 else more):
+        with super().promise(name, more - GRAIN if more > self.limit // 2 and not self.named(name) else more):
             yield
+
+
+class GrowsBeyondItsLimit(Good):
+    rule = "no-volume-grows-beyond-the-limit"
+
+    def promise(self, name, more):
+        return super().promise(name, 0 if self.named(name) else more)
 
 
 class SeesNoPath(Good):

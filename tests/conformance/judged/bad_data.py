@@ -235,6 +235,13 @@ class PromisesThickness(Good):
         super().grow(folder, msgspec.structs.replace(tag, spec=spec), size)
 
 
+class FillsThinly(Good):
+    rule = "a-thick-volume-that-was-filled-has-its-space"
+
+    def keep_thick(self, path, size):
+        pass
+
+
 class TakesAllAtOnce(Good):
     rule = "a-thin-volume-takes-what-is-written"
 

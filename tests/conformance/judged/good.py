@@ -414,9 +414,17 @@ class AllButClones2(Reverts, Clones, Resizes, Measures, DataPath, Adopts, Relabe
                 (folder / "fill.part").unlink(missing_ok=True)
 
     def take_in(self, source: File, folder: File) -> None:
-        self.copy(source, folder / "fill.part", (folder / DISK).stat().st_size)
+        size = (folder / DISK).stat().st_size
+        self.copy(source, folder / "fill.part", size)
+        if self.read(folder).provisioning is Provisioning.THICK:
+            self.keep_thick(folder / "fill.part", size)
         (folder / "fill.part").rename(folder / DISK)
         sync_directory(str(folder))
+
+    def keep_thick(self, path: File, size: int) -> None:
+        with opened(str(path), os.O_WRONLY) as disk:
+            os.posix_fallocate(disk, 0, size)
+            os.fsync(disk)
 
     def complete(self, volume: VolumeId) -> Volume:
         with translate(f"complete volume {volume.name}"):
