@@ -67,15 +67,20 @@ def test_a_clone_is_as_large_as_its_source_or_larger(rig, kind):
 def test_an_empty_source_is_no_source(rig):
     for kind in (Format.RAW, Format.QCOW2):
         spec = rig.spec(f"v-{kind}", MIB, kind, source=Source(SourceKind.EMPTY, "", ""))
-        assert not rig.backend.clone_is_copy(spec) and not rig.backend.clone_is_copy(rig.spec("x", MIB, kind))
+        assert rig.backend.bytes_to_copy(spec) == rig.backend.bytes_to_copy(rig.spec("x", MIB, kind)) == 0
         assert rig.backend.create_volume(spec).size == MIB
 
 
 def test_only_a_raw_clone_is_ever_a_copy(rig):
-    one = rig.create("a")
-    for provisioning in Provisioning:
-        spec = rig.spec("c", source=Source(SourceKind.VOLUME, "a", one.uid), provisioning=provisioning)
-        assert not rig.backend.clone_is_copy(spec)
+    for kind in (Format.QCOW2, Format.RAW):
+        one = rig.create(f"v-{kind}", 4 * MIB, kind)
+        rig.write(one, 3, 0, 2 * MIB)
+        cut = Source(SourceKind.VOLUME, one.name, one.uid)
+        for size in (4 * MIB, 9 * MIB):
+            told = rig.backend.bytes_to_copy(rig.spec("c", size, kind, source=cut, provisioning=Provisioning.THICK))
+            assert told == 0 if kind is Format.QCOW2 else 2 * MIB <= told <= 4 * MIB
+    rig.write(one, 3, 0, 4 * MIB)
+    assert rig.backend.bytes_to_copy(rig.spec("c", 9 * MIB, kind, source=cut, provisioning=Provisioning.THICK)) == 4 * MIB
 
 
 def test_a_thick_raw_clone_has_all_of_its_space(rig):
