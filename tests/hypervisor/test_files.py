@@ -216,17 +216,20 @@ def test_errors_of_the_guest_are_counted_and_told(bench: Bench, guest: Guest) ->
     assert bench.detach(wanted) is DetachOutcome.GONE
 
 
-def test_corrupt_image_does_not_hold_up_its_neighbours(bench: Bench, guest: Guest) -> None:
-    """QEMU gives up an image whose tables make no sense, and then describes no node at all."""
-    corrupt, sound = (bench.plan(guest.uuid, bench.volume(name), error_policy=ErrorPolicy.REPORT) for name in ("corrupt", "sound"))
+def test_corrupt_image_does_not_hold_up_its_neighbours(bench: Bench, fresh_guest: Guest) -> None:
+    """QEMU gives up an image whose tables make no sense, and then describes no node at all.
+
+    It forgets a timer of such an image: some ten minutes after its disk is gone QEMU 7.2 crashes. No other test may have this guest.
+    """
+    corrupt, sound = (bench.plan(fresh_guest.uuid, bench.volume(name), error_policy=ErrorPolicy.REPORT) for name in ("corrupt", "sound"))
     entry(corrupt.connection.path, 40, 0x8000_0000_0001_2200)
     bench.attach(corrupt)
     bench.attach(sound)
-    guest.wait_disk(sound.options.serial)
+    fresh_guest.wait_disk(sound.options.serial)
     with pytest.raises(RuntimeError, match="is ejected"):
-        guest.qmp("query-named-block-nodes")
-    assert bench.host.repair(guest.uuid, [sound.connection.path], apply=True, timeout=5) == []
+        fresh_guest.qmp("query-named-block-nodes")
+    assert bench.host.repair(fresh_guest.uuid, [sound.connection.path], apply=True, timeout=5) == []
     assert bench.detach(sound) is DetachOutcome.GONE
     assert bench.attach(sound).live and bench.detach(sound) is DetachOutcome.GONE
     assert bench.detach(corrupt) is DetachOutcome.GONE
-    assert guest.qmp("query-named-block-nodes") == [] and guest.disks() == []
+    assert fresh_guest.qmp("query-named-block-nodes") == [] and fresh_guest.disks() == []
