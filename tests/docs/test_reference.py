@@ -16,7 +16,8 @@ from volgate.edge import transfer, validate
 from volgate.edge.server import EdgeServer
 from volgate.errors import InvalidRequest
 from volgate_plugins.directory import DirectorySettings
-from volgate_plugins.directory.store import GRAIN
+from volgate_plugins.directory.pool import MARKER
+from volgate_plugins.directory.store import GRAIN, MANIFEST
 
 GUIDE = (Path(__file__).parents[2] / "docs/operator-guide.md").read_text(encoding="utf-8")
 SECTIONS = {
@@ -79,3 +80,9 @@ def test_the_fixed_limits_are_the_code_s():
     assert validate.labels({f"k{n}": "" for n in range(64)}, "labels") and "64 labels" in said
     with pytest.raises(InvalidRequest):
         validate.labels({f"k{n}": "" for n in range(65)}, "labels")
+
+
+def test_the_files_of_a_pool_are_called_as_the_guide_and_the_runbook_say():
+    runbook = (Path(__file__).parents[2] / "docs/runbook.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`([\w.-]+\.json)`", GUIDE + runbook))
+    assert {MANIFEST, MARKER} == named
