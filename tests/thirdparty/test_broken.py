@@ -163,10 +163,9 @@ def test_a_pool_whose_plugin_is_broken_is_down_and_says_why(place):
     assert (told.code, told.reason) == ("UNAVAILABLE", "POOL_DOWN") and told.retry_after
 
 
-def test_a_check_of_the_configuration_refuses_such_a_pool(place):
-    ran = volgate(place, "serve", "--check", "--config", str(place.server.config), "--output", "json")
-    told = json.loads(ran.stderr.splitlines()[-1])["error"]
-    assert ran.returncode != 0 and "plugin raises is broken" in told["message"] and "pools.raises.kind" in str(told["fields"])
+def test_a_check_of_the_configuration_warns_of_such_a_pool_and_lets_the_service_start(place):
+    ran = volgate(place, "serve", "--check", "--config", str(place.server.config))
+    assert ran.returncode == 0 and "warning: pool raises will be down: " in ran.stderr and "plugin raises is broken" in ran.stderr
 
 
 def test_a_plugin_that_crashes_at_its_first_call_is_named_and_hurts_nobody(place):
