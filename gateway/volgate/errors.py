@@ -30,6 +30,7 @@ __all__ = [
     "OutOfRange",
     "OutOfSpace",
     "Precondition",
+    "Unauthenticated",
     "Unreachable",
     "Unsupported",
     "VolgateError",
@@ -140,6 +141,13 @@ class Denied(VolgateError):
 
     status = "PERMISSION_DENIED"
     default_reason = "DENIED"
+
+
+class Unauthenticated(VolgateError):
+    """The gateway does not know who calls: the certificate says it in no usable way."""
+
+    status = "UNAUTHENTICATED"
+    default_reason = "BAD_CERTIFICATE"
 
 
 class Busy(VolgateError):

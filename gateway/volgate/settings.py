@@ -17,7 +17,7 @@ import msgspec
 
 from volgate.errors import InvalidRequest
 
-__all__ = ["Exports", "Host", "Imports", "Limits", "Plugins", "Server", "Settings", "Telemetry", "convert_strictly", "load"]
+__all__ = ["Exports", "Host", "Imports", "Limits", "Plugins", "Server", "Settings", "Telemetry", "Tls", "convert_strictly", "load"]
 
 T = TypeVar("T")
 
@@ -26,7 +26,8 @@ class Server(msgspec.Struct, frozen=True):
     """Where the server keeps its state and where it listens.
 
     `socket` "" means `<state_dir>/volgate.sock`. `instance` "" means the id kept in `<state_dir>/instance`: set it only to
-    take over pools after the whole state directory was lost. `name` is this host's name in the contract.
+    take over pools after the whole state directory was lost. `name` is this host's name in the contract. `listen` holds
+    host:port of TCP listeners, which need [tls].
     """
 
     state_dir: str = "/var/lib/volgate"
@@ -36,6 +37,15 @@ class Server(msgspec.Struct, frozen=True):
     name: str = ""
     instance: str = ""
     stop_seconds: float = 20.0
+    listen: tuple[str, ...] = ()
+
+
+class Tls(msgspec.Struct, frozen=True):
+    """Files in PEM: the gateway's certificate (with what leads to its authority), its key, and the authorities of clients."""
+
+    certificate: str = ""
+    key: str = ""
+    client_authority: str = ""
 
 
 class Telemetry(msgspec.Struct, frozen=True):
@@ -59,6 +69,10 @@ class Limits(msgspec.Struct, frozen=True):
     scan_seconds: float = 60.0
     check_seconds: float = 10.0
     maximum_volume_bytes: int = 1 << 50
+    client_calls: int = 128
+    client_streams: int = 32
+    connections: int = 4096
+    handshake_seconds: float = 10.0
 
 
 class Imports(msgspec.Struct, frozen=True):
@@ -90,6 +104,7 @@ class Settings(msgspec.Struct, frozen=True):
     """The whole tree. `pools` holds each pool's table as it stands; its plugin gives it a type."""
 
     server: Server = Server()
+    tls: Tls = Tls()
     telemetry: Telemetry = Telemetry()
     limits: Limits = Limits()
     imports: Imports = Imports()

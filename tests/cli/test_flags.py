@@ -20,6 +20,7 @@ COMMANDS = [
     "attachment attach", "attachment detach", "attachment list", "attachment show", "attachment paths",
     "operation list", "operation show", "operation watch", "operation cancel",
     "host list", "host show",
+    "pki init", "pki server", "pki client",
 ]  # fmt: skip
 
 

@@ -16,7 +16,13 @@ from volgate_plugins.directory import DirectorySettings
 
 EXAMPLE = Path(__file__).parents[2] / "deploy/config-examples/volgate.toml"
 TEXT = EXAMPLE.read_text(encoding="utf-8")
-SECTIONS = {"server": settings.Server, "telemetry": settings.Telemetry, "limits": settings.Limits, "imports": settings.Imports}
+SECTIONS = {
+    "server": settings.Server,
+    "tls": settings.Tls,
+    "telemetry": settings.Telemetry,
+    "limits": settings.Limits,
+    "imports": settings.Imports,
+}
 SECTIONS |= {"exports": settings.Exports, "plugins": settings.Plugins, "hosts.node1": settings.Host, "pools.default": DirectorySettings}
 
 

@@ -182,7 +182,12 @@ _REASONS = {
         "UNSUPPORTED",
         "FORMAT_DIFFERS",
     ),
-    "PERMISSION_DENIED": ("DENIED",),
+    "PERMISSION_DENIED": (
+        "DENIED",
+        "ROLE_TOO_SMALL",
+        "OUT_OF_SCOPE",
+    ),
+    "UNAUTHENTICATED": ("BAD_CERTIFICATE",),
     "UNAVAILABLE": (
         "BUSY",
         "UNREACHABLE",
@@ -203,6 +208,7 @@ _REASONS = {
         "COMMAND_KILLED",
         "OVERLAY_TORN",
         "POOL_OCCUPIED",
+        "TOO_MANY_CALLS",
     ),
     "ABORTED": (
         "IN_DOUBT",

@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 import os
+from typing import TypeAlias, TypedDict
 
 from volgate_client.errors import local
 
-__all__ = ["DEFAULT", "OPTIONS", "target"]
+__all__ = ["DEFAULT", "OPTIONS", "File", "Files", "target"]
+
+File: TypeAlias = str | os.PathLike[str]
+
+
+class Files(TypedDict, total=False):
+    """What a connection by TCP needs, in PEM: the client's certificate, its key, the gateway's authority."""
+
+    certificate: File
+    key: File
+    authority: File
+
 
 DEFAULT = "unix:/run/volgate/volgate.sock"
 

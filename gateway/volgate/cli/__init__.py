@@ -1,4 +1,4 @@
-"""The command line: `volgate [--server ADDR] [--output table|json] [--timeout SECONDS] NOUN VERB ...`; flags are accepted anywhere.
+"""The command line: `volgate [--server ADDR] [--output table|json] ... NOUN VERB ...`; the flags of every command are accepted anywhere.
 
 Exit status: 0 success; 2 the command line or the request is wrong; 3 the object does not exist; 4 the object's state or
 another object forbids it; 5 no answer, too busy, in doubt or too late: repeat the same command; 1 anything else.
@@ -10,7 +10,7 @@ import sys
 
 __all__ = ["hoist", "main"]
 
-_FLAGS = ("--server", "--output", "--timeout")
+_FLAGS = ("--server", "--output", "--timeout", "--cert", "--key", "--ca")
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -8,13 +8,13 @@ from typing import Annotated, Optional
 
 import typer
 
-from volgate.cli import attachments, inspect, snapshots, volumes
+from volgate.cli import attachments, inspect, pki, snapshots, volumes
 from volgate.cli.output import object_
 from volgate.cli.session import DEFAULT_SERVER, SESSION
 
 __all__ = ["app"]
 
-_HELP = "Volgate: volumes for virtual machines. --server, --output and --timeout may stand anywhere."
+_HELP = "Volgate: volumes for virtual machines. --server, --output, --timeout, --cert, --key and --ca may stand anywhere."
 _EXITS = (
     "Exit status: 0 success; 2 wrong command or request; 3 not found; 4 conflict or precondition; "
     "5 no answer, busy, in doubt or too late (repeat the same command); 1 anything else."
@@ -27,6 +27,7 @@ app.add_typer(snapshots.app, name="snapshot")
 app.add_typer(attachments.app, name="attachment")
 app.add_typer(inspect.operations, name="operation")
 app.add_typer(inspect.hosts, name="host")
+app.add_typer(pki.app, name="pki")
 
 Config = Annotated[Optional[Path], typer.Option("--config", help="The configuration file.")]  # noqa: UP045  # typer reads this form
 State = Annotated[Optional[Path], typer.Option("--state-dir", help="The state directory.")]  # noqa: UP045  # typer reads this form
@@ -44,9 +45,13 @@ def flags(
     server: Annotated[str, typer.Option(envvar="VOLGATE_SERVER", help="unix:PATH or HOST:PORT.")] = DEFAULT_SERVER,
     output: Annotated[Output, typer.Option(help="For people or for programs.")] = Output.TABLE,
     timeout: Annotated[float, typer.Option(min=0, help="Seconds for the whole command; 0: 60, and a day for transfers and waits.")] = 0,
+    cert: Annotated[str, typer.Option(envvar="VOLGATE_CERT", help="Your certificate, a file in PEM; for HOST:PORT.")] = "",
+    key: Annotated[str, typer.Option(envvar="VOLGATE_KEY", help="Its private key, a file in PEM.")] = "",
+    ca: Annotated[str, typer.Option(envvar="VOLGATE_CA", help="The authority of the gateway's certificate, a file in PEM.")] = "",
 ) -> None:
     """Keep the flags of this run."""
     SESSION.address, SESSION.json, SESSION.timeout = server, output is Output.JSON, timeout
+    SESSION.certificate, SESSION.key, SESSION.authority = cert, key, ca
 
 
 @app.command()

@@ -52,16 +52,18 @@ def operations(incomplete: str) -> list[str]:
 
 def _complete(incomplete: str, names: Callable[[Client], Iterable[str]]) -> list[str]:
     from volgate_client import Client, VolgateError
+    from volgate_client.target import Files
 
     try:
-        with Client(_server(), timeout=_SECONDS) as client:
+        files: Files = {"certificate": _flag("cert"), "key": _flag("key"), "authority": _flag("ca")}
+        with Client(_flag("server") or DEFAULT_SERVER, timeout=_SECONDS, **files) as client:
             return [name for name in islice(names(client), _MOST) if name.startswith(incomplete)]
     except VolgateError:
         return []
 
 
-def _server() -> str:
-    """--server of the line that is being completed, which no parser has read."""
+def _flag(wanted: str) -> str:
+    """A flag of the line that is being completed, which no parser has read; else its environment variable, else ""."""
     line = os.environ.get("COMP_WORDS") or os.environ.get("_TYPER_COMPLETE_ARGS", "")
     try:
         words = shlex.split(line)
@@ -69,6 +71,6 @@ def _server() -> str:
         words = line.split()
     for word, following in zip(words, [*words[1:], ""], strict=True):
         name, equals, value = word.partition("=")
-        if name == "--server" and (value or following):
+        if name == f"--{wanted}" and (value or following):
             return value if equals else following
-    return os.environ.get("VOLGATE_SERVER") or DEFAULT_SERVER
+    return os.environ.get(f"VOLGATE_{wanted.upper()}", "")

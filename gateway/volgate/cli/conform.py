@@ -49,11 +49,12 @@ def conform(pool: str, level: int, seed: int, report: Path | None) -> int:
     except ImportError as error:
         told = f"conform needs {error.name}, which is not installed: pip install 'volgate[conformance]'"
         raise Unsupported(told) from error
-    options.Target.ask(SESSION.address, pool)  # so that what is wrong with it is told as such
+    options.Target.ask(SESSION.address, pool, SESSION.files)  # so that what is wrong with it is told as such
     with tempfile.TemporaryDirectory(prefix="volgate-conform-") as folder:
         written = Path(folder, "report.json")
         words = ["--pyargs", "volgate.conformance.served", "-c", os.devnull, "--rootdir", folder, "-p", "no:cacheprovider", "--no-header"]
         words += ["--conformance-server", SESSION.address, "--conformance-pool", pool, "--conformance-level", str(level)]
+        words += [word for name, path in SESSION.files.items() for word in (f"--conformance-{name}", str(path))]
         words += ["--conformance-seed", str(seed), "--conformance-report", str(written)]
         said = io.StringIO()
         os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # this run is the suite's alone

@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from volgate.cli.output import human, object_, short
@@ -22,6 +23,7 @@ __all__ = ["Finding", "examine"]
 
 _LITTLE_SPACE = 0.05
 _LITTLE_STATE = 64 << 20  # bytes; the database and its log stay far below
+_RENEWAL = timedelta(days=14)
 _WANTED = {"QEMU": (5, 2), "libvirt": (7, 0)}
 _NEEDED = {
     Feature.VIRTIO_BLK: "disks are attached on that bus unless another is asked for",
@@ -43,6 +45,7 @@ class Finding:
 def examine(config: Path | None, state_dir: Path | None) -> int:
     """Look at everything, show it, return the exit status: 0, or 1 if anything is wrong."""
     found = list(_state(config, state_dir)) if config or state_dir else []
+    found += _certificates(config, state_dir)
     found += _plugins(config)
     try:
         with SESSION.client() as client:
@@ -76,6 +79,30 @@ def _state(config: Path | None, state_dir: Path | None) -> Iterator[Finding]:
     if free < _LITTLE_STATE:
         action = "free space: without it no call is accepted"
     yield Finding(ok=not action, subject=str(folder), seen=seen, action=action)
+
+
+def _certificates(config: Path | None, state_dir: Path | None) -> Iterator[Finding]:
+    """The files of [tls], as the gateway would read them now: broken ones are not used, and those in use go on until they expire."""
+    try:
+        tls = load(config, state_dir).tls
+    except ServerError:  # told already
+        return
+    if not (tls.certificate and tls.key and tls.client_authority):
+        return
+    from volgate.edge.certificates import Material
+
+    try:
+        material = Material.read(Path(tls.certificate), Path(tls.key), Path(tls.client_authority))
+    except ServerError as error:
+        action = "put good files there; a gateway that runs goes on with those that it read before, until they expire"
+        yield Finding(ok=False, subject="TLS", seen=error.message, action=action)
+        return
+    left = material.until - datetime.now(UTC)
+    action = "" if left > _RENEWAL else "renew it: new files are used without a restart"
+    yield Finding(ok=not action, subject=tls.certificate, seen=f"serves TLS until {material.until:%Y-%m-%d %H:%M} UTC", action=action)
+    if Path(tls.key).stat().st_mode & 0o077:
+        seen, action = "others than its owner may use this private key", f"chmod 600 {tls.key}"
+        yield Finding(ok=False, subject=tls.key, seen=seen, action=action)
 
 
 def _plugins(config: Path | None) -> Iterator[Finding]:

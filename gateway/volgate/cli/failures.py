@@ -74,6 +74,8 @@ def _hints(facts: dict[str, Any]) -> list[str]:
     if facts["code"] == "UNAVAILABLE" and facts["reason"] == "UNAVAILABLE":
         hints.append(
             f"is `volgate serve` running, and may you use its socket? --server or VOLGATE_SERVER names another (now {SESSION.address})"
+            if SESSION.address.startswith(("unix:", "/"))
+            else f"does a gateway listen at {SESSION.address}, with a certificate for that name and of --ca, and does it take --cert?"
         )
     elif late:
         hints.append("repeat the same command; --timeout SECONDS lets it wait longer")

@@ -69,14 +69,16 @@ def _require_usable(settings: Settings) -> None:
 
 
 def check(settings: Settings) -> int:
-    """Read the configuration as `serve` would and open nothing; return 0. Raises VolgateError naming the key.
+    """Read the configuration and the certificates that it names as `serve` would, open nothing; return 0. Raises VolgateError.
 
     A pool whose plugin is left out is warned of: `serve` starts with it, down, and serves the others.
     """
+    from volgate.edge.network import Network
     from volgate.pools import Pools
     from volgate.registry import Registry
 
     logs_to_stderr()
+    Network.of(settings)
     registry = Registry(settings.plugins.blocked, log_level=settings.telemetry.log_level)
     try:
         pools = Pools(registry, settings.pools, "check", settings.limits.native_timeout)
@@ -178,7 +180,11 @@ def _instance(settings: Settings) -> str:
 
 async def _serve(settings: Settings) -> None:
     from volgate import telemetry
+    from volgate.edge.network import Network, raise_descriptors
     from volgate.edge.server import EdgeServer
+
+    raise_descriptors()  # of this process alone: what the spawner starts keeps the usual limit
+    network = Network.of(settings)
 
     seen = settings.telemetry
     finish = telemetry.configure(
@@ -203,6 +209,7 @@ async def _serve(settings: Settings) -> None:
                 socket_mode=int(settings.server.socket_mode, 8),
                 socket_group=settings.server.socket_group,
                 reader_timeout=settings.limits.reader_timeout,
+                network=network,
             )
             await server.start()  # first: a server that never started must not be held beyond the event loop's life
             telemetry.observe_lanes(lambda: [*gateway.lanes(), *server.lanes])

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from volgate.conformance.cases import Level
+from volgate_client.target import Files
 
 __all__ = ["Options"]
 
@@ -28,16 +29,17 @@ class Target:
     pool: str
     kind: str
     capabilities: tuple[str, ...]
+    files: Files = field(default_factory=Files)
 
     @classmethod
-    def ask(cls, address: str, pool: str) -> Target:
-        """Ask the gateway for the pool. Raises VolgateError of the client."""
+    def ask(cls, address: str, pool: str, files: Files) -> Target:
+        """Ask the gateway for the pool; `files` are the client's `certificate`, `key` and `authority`. Raises its VolgateError."""
         from volgate_client import Client
 
         name = pool if pool.startswith("pools/") else f"pools/{pool}"
-        with Client(address) as client:
+        with Client(address, **files) as client:
             told = client.get_pool(name)
-        return cls(address, name, told.kind, tuple(told.capabilities))
+        return cls(address, name, told.kind, tuple(told.capabilities), files)
 
     @classmethod
     def of_this_run(cls) -> Target:

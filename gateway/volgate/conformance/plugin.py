@@ -9,7 +9,7 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from volgate.conformance.cases import Case
     from volgate.conformance.options import Options
     from volgate.conformance.report import Report
+    from volgate_client.target import Files
 
 _MARK = "conformance"
+_FILES = ("certificate", "key", "authority")
 pytest.register_assert_rewrite("volgate.conformance")
 
 
@@ -31,6 +33,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--conformance-examples", type=int, default=5, help="sequences of verbs that are compared with the model")
     group.addoption("--conformance-seed", type=int, default=0, help="repeat the run that printed this seed; 0: draw one")
     group.addoption("--conformance-server", default="", help="for volgate.conformance.served: the gateway's address")
+    for name in _FILES:
+        group.addoption(f"--conformance-{name}", default="", help="for volgate.conformance.served by TCP: the client's file in PEM")
     group.addoption("--conformance-pool", default="", help="for volgate.conformance.served: the pool")
     group.addoption("--conformance-report", default="", help="write the report to this file, as JSON; an array, if several are judged")
 
@@ -42,7 +46,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if address := config.getoption("--conformance-server"):
         from volgate.conformance.options import Target
 
-        Target.ask(address, config.getoption("--conformance-pool")).choose()
+        files = {name: config.getoption(f"--conformance-{name}") for name in _FILES}
+        Target.ask(address, config.getoption("--conformance-pool"), cast("Files", files)).choose()
 
 
 class _Run:

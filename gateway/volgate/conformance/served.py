@@ -85,7 +85,7 @@ class TestServed(Conformance):
     @pytest.fixture
     def subject(self, conformance_options: Options) -> Iterator[ServedPool]:
         """The pool, behind its gateway."""
-        with Client(self.target.address, timeout=120.0) as client:
+        with Client(self.target.address, timeout=120.0, **self.target.files) as client:
             made = ServedPool(self.backend_class(client, self.target.pool), conformance_options.seed)
             yield made
             made.clear()

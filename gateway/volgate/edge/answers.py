@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Hashable
 from typing import Generic, TypeVar
 
 from google.protobuf.message import Message
@@ -20,11 +20,14 @@ class Answers(Generic[M]):
         self._commits = commits
         self._most = most
         self._as_of = -1
-        self._kept: dict[bytes, M] = {}
+        self._kept: dict[tuple[bytes, Hashable], M] = {}
 
-    async def to(self, request: Message, make: Callable[[], Awaitable[M]]) -> M:
-        """The answer to an equal request if nothing was committed since it was made, else a new one. Raises what `make` raises."""
-        key, now = request.SerializeToString(deterministic=True), self._commits()
+    async def to(self, request: Message, make: Callable[[], Awaitable[M]], scope: Hashable = None) -> M:
+        """The answer to an equal request of the same scope if nothing was committed since it was made, else a new one.
+
+        Raises what `make` raises.
+        """
+        key, now = (request.SerializeToString(deterministic=True), scope), self._commits()
         if now != self._as_of or len(self._kept) >= self._most:
             self._kept, self._as_of = {}, now
         if (found := self._kept.get(key)) is not None:

@@ -7,7 +7,7 @@ from typing import cast
 from volgate.edge import convert, validate
 from volgate.edge.hosts import host_name
 from volgate.edge.types import Context
-from volgate.edge.wait import Calls
+from volgate.edge.wait import Calls, scope
 from volgate.errors import InvalidRequest
 from volgate.names import AttachmentName, VolumeName
 from volgate.operations import requests
@@ -66,7 +66,7 @@ class AttachmentServicer(attachment_pb2_grpc.AttachmentServiceServicer):
         self, request: attachment_pb2.GetAttachmentRequest, _: Context
     ) -> attachment_pb2.GetAttachmentResponse:
         """One attachment."""
-        record = await self._calls.read(self._calls.gateway.get_attachment, AttachmentName.parse(request.name).id)
+        record = await self._calls.read(self._calls.gateway.get_attachment, AttachmentName.parse(request.name).id, scope())
         return attachment_pb2.GetAttachmentResponse(attachment=convert.attachment(record))
 
     async def ListAttachments(  # noqa: N802  # the contract's name
@@ -80,7 +80,7 @@ class AttachmentServicer(attachment_pb2_grpc.AttachmentServiceServicer):
             await self._calls.read(self._calls.gateway.get_volume, volume, refresh=False)  # none: NOT_FOUND, not an empty page
         if host:
             self._calls.gateway.world.host(host)
-        rows = await self._calls.read(self._calls.gateway.list_attachments, str(volume or ""), host, after, size + 1)
+        rows = await self._calls.read(self._calls.gateway.list_attachments, str(volume or ""), host, after, size + 1, scope())
         more = validate.page_token("attachments", request, rows[size - 1].id) if len(rows) > size else ""
         return attachment_pb2.ListAttachmentsResponse(attachments=[convert.attachment(row) for row in rows[:size]], next_page_token=more)
 
@@ -90,7 +90,7 @@ class AttachmentServicer(attachment_pb2_grpc.AttachmentServiceServicer):
         """Every way that the I/O can travel."""
         if request.name.startswith("attachments/"):
             attachment = AttachmentName.parse(request.name)
-            name, pool = str(attachment), (await self._calls.read(self._calls.gateway.get_attachment, attachment.id)).pool
+            name, pool = str(attachment), (await self._calls.read(self._calls.gateway.get_attachment, attachment.id, scope())).pool
         else:
             volume = VolumeName.parse(request.name)
             name, pool = str(volume), volume.pool

@@ -1,4 +1,4 @@
-"""The one interceptor: id, span, metrics, log line, and errors to statuses, for all four kinds of calls."""
+"""The one interceptor: who may call, id, span, metrics, log line, and errors to statuses, for all four kinds of calls."""
 
 from __future__ import annotations
 
@@ -19,9 +19,12 @@ from opentelemetry import metrics
 from opentelemetry.trace import SpanKind
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from volgate.edge.gate import Gate
+from volgate.edge.identity import CALLER, Principal
+from volgate.edge.policy import POLICY, Rule, require_role, require_scope, target_of
 from volgate.edge.status import as_ours, to_status
 from volgate.edge.types import Context
-from volgate.errors import DeadlineExceeded, InvalidRequest, Unreachable
+from volgate.errors import DeadlineExceeded, Denied, InvalidRequest, Unauthenticated, Unreachable, VolgateError
 from volgate.tracing import span
 
 __all__ = ["CALL_ID", "CallInterceptor"]
@@ -45,20 +48,17 @@ class _Call:
     id: str
     code: str = "OK"
     reason: str = ""
-
-
-@dataclass(frozen=True)
-class _Unreadable:
-    """Stands where bytes were no message of the expected type."""
-
-    problem: str
+    principal: str = ""
+    denied: str | None = None
+    """What a call that was denied was about."""
 
 
 class CallInterceptor(aio.ServerInterceptor):
     """Wraps every call."""
 
-    def __init__(self, reader_timeout: float) -> None:
+    def __init__(self, gate: Gate, reader_timeout: float) -> None:
         """`reader_timeout`: how long a stream may stay unread, seconds; then its call ends and lets go of what it holds."""
+        self._gate = gate
         self._reader_timeout = reader_timeout
         self._watches: set[asyncio.Task[Any]] = set()
         self._stopping = False
@@ -84,31 +84,36 @@ class CallInterceptor(aio.ServerInterceptor):
             (True, True): (grpc.stream_stream_rpc_method_handler, "stream_stream"),
         }
         maker, name = makers[handler.request_streaming, handler.response_streaming]
-        inner = getattr(handler, name)
-        if handler.request_streaming:
-            inner = _reading_each(inner)
+        inner, parse = getattr(handler, name), _reading(handler.request_deserializer)
+        stream = handler.request_streaming or handler.response_streaming
         if handler.response_streaming:
             inner = _writing_each(inner, None if details.method.startswith(_WATCHES) else self._reader_timeout)
-        return maker(
-            self._around(details.method, inner if handler.request_streaming or handler.response_streaming else _in_time(inner)),
-            request_deserializer=_tolerant(handler.request_deserializer),
-            response_serializer=handler.response_serializer,
-        )
+        if not stream:
+            inner = _in_time(inner)
+        inner = _reading_each(inner, parse) if handler.request_streaming else _reading_one(inner, parse)
+        # gRPC hands the bytes over as they came: nothing of them is looked at before it is known who sent them
+        return maker(self._around(details.method, inner, parse, stream=stream), response_serializer=handler.response_serializer)
 
-    def _around(self, method: str, inner: Any) -> Any:
-        """Observe the call and turn its failure into a status."""
+    def _around(self, method: str, inner: Any, parse: Any, *, stream: bool) -> Any:
+        """Observe the call, let its caller in, and turn its failure into a status."""
         watch = method.startswith(_WATCHES)
 
         async def handle(request: Any, context: Context) -> Any:
             self.begun += 1
             with _observed(method, context) as call:
                 try:
-                    if watch:
-                        return await self._watched(inner(_readable(request), context))
-                    return await inner(_readable(request), context)
+                    caller = self._gate.identify(context)
+                    call.principal = str(caller)
+                    rule = require_role(method, caller)
+                    CALLER.set(caller)  # a call is a task of its own
+                    with self._gate.admitted(caller, stream=stream):
+                        work = inner(request, context, rule, caller)
+                        return await (self._watched(work) if watch else work)
                 except aio.AbortError:
                     raise
                 except Exception as error:  # noqa: BLE001  # every failure leaves as a status: ours as they are, the rest as a bug
+                    if isinstance(error, Denied | Unauthenticated):
+                        call.denied = _about(method, request, parse)
                     await _abort(context, error, call)
 
         return handle
@@ -127,30 +132,43 @@ class CallInterceptor(aio.ServerInterceptor):
             self._watches.discard(task)
 
 
-def _tolerant(deserialize: Any) -> Any:
+def _reading(deserialize: Any) -> Any:
     """Bytes that are no message are the caller's fault; gRPC would call it INTERNAL."""
 
     def read(data: bytes) -> Any:
         try:
             return deserialize(data)
         except DecodeError as error:
-            return _Unreadable(str(error))
+            raise InvalidRequest(f"request: the bytes are not a message of this call: {error}", field="request") from error
 
-    return read if deserialize else None
-
-
-def _readable(request: Any) -> Any:
-    if isinstance(request, _Unreadable):
-        raise InvalidRequest(f"request: the bytes are not a message of this call: {request.problem}", field="request")
-    return request
+    return read
 
 
-def _reading_each(inner: Any) -> Any:
-    async def read(stream: AsyncIterator[Any]) -> AsyncIterator[Any]:
-        async for message in stream:
-            yield _readable(message)
+def _reading_one(inner: Any, parse: Any) -> Any:
+    async def read(data: bytes, context: Context, rule: Rule, caller: Principal) -> Any:
+        message = parse(data)
+        require_scope(rule, caller, message)
+        return await inner(message, context)
 
-    return lambda stream, context: inner(read(stream), context)
+    return read
+
+
+def _reading_each(inner: Any, parse: Any) -> Any:
+    async def read(stream: AsyncIterator[bytes], rule: Rule, caller: Principal) -> AsyncIterator[Any]:
+        async for data in stream:
+            message = parse(data)
+            require_scope(rule, caller, message)
+            yield message
+
+    return lambda stream, context, rule, caller: inner(read(stream, rule, caller), context)
+
+
+def _about(method: str, request: Any, parse: Any) -> str:
+    """What a denied call was about, for the log alone; "" of a stream, which is not read, and of what is no message."""
+    try:
+        return target_of(POLICY[method], parse(request)) if isinstance(request, bytes) else ""
+    except (KeyError, VolgateError):
+        return ""
 
 
 def _in_time(inner: Any) -> Any:
@@ -229,6 +247,7 @@ def _observed(method: str, context: Context) -> Iterator[_Call]:
             seconds = time.monotonic() - began
             current.set_attribute("rpc.grpc.status_code", call.code)
             _seconds.record(seconds, {"rpc.method": name, "rpc.grpc.status_code": call.code})
-            if not method.startswith(_QUIET):
+            if not method.startswith(_QUIET) or call.denied is not None:
                 level = _log.info if call.code == "OK" else _log.warning
-                level("call", method=name, code=call.code, reason=call.reason, seconds=round(seconds, 4))
+                about = {} if call.denied is None else {"denied": True, "target": call.denied}
+                level("call", method=name, principal=call.principal, code=call.code, reason=call.reason, seconds=round(seconds, 4), **about)

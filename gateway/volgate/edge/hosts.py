@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from volgate.edge import convert, validate
 from volgate.edge.types import Context
-from volgate.edge.wait import Calls
+from volgate.edge.wait import Calls, scope
 from volgate.errors import InvalidRequest
 from volgate.names import check_identifier
 from volgate.v1 import host_pb2, host_pb2_grpc
@@ -32,7 +32,7 @@ class HostServicer(host_pb2_grpc.HostServiceServicer):
     async def ListHosts(self, request: host_pb2.ListHostsRequest, _: Context) -> host_pb2.ListHostsResponse:  # noqa: N802  # the contract's name
         """Every host by name."""
         size, after = validate.page_size(request.page_size), validate.read_token("hosts", request, request.page_token)
-        found = [info for info in await self._calls.ask("hosts", self._calls.gateway.list_hosts) if info.name > after]
+        found = [info for info in await self._calls.ask("hosts", self._calls.gateway.list_hosts, scope()) if info.name > after]
         more = validate.page_token("hosts", request, found[size - 1].name) if len(found) > size else ""
         return host_pb2.ListHostsResponse(hosts=[convert.host(info, []) for info in found[:size]], next_page_token=more)
 

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 
 from volgate.edge import convert, validate
 from volgate.edge.types import Context
-from volgate.edge.wait import Calls
+from volgate.edge.wait import Calls, caller, scope
 from volgate.errors import InvalidRequest
 from volgate.store.records import OperationRecord
 from volgate.v1 import operation_pb2, operation_pb2_grpc
@@ -43,7 +43,7 @@ class OperationServicer(operation_pb2_grpc.OperationServiceServicer):
         self, request: operation_pb2.GetOperationRequest, _: Context
     ) -> operation_pb2.GetOperationResponse:
         """One operation."""
-        record = await self._calls.read(self._calls.gateway.get_operation, _identifier(request.name))
+        record = await self._calls.read(self._calls.gateway.get_operation, _identifier(request.name), scope())
         return operation_pb2.GetOperationResponse(operation=convert.operation(record))
 
     async def ListOperations(  # noqa: N802  # the contract's name
@@ -51,7 +51,7 @@ class OperationServicer(operation_pb2_grpc.OperationServiceServicer):
     ) -> operation_pb2.ListOperationsResponse:
         """A page, newest first."""
         size, after = validate.page_size(request.page_size), _cursor(validate.read_token("operations", request, request.page_token))
-        found = await self._calls.read(self._calls.gateway.list_operations, after, size + 1, unfinished=request.unfinished_only)
+        found = await self._calls.read(self._calls.gateway.list_operations, after, size + 1, scope(), unfinished=request.unfinished_only)
         last = found[size - 1] if len(found) > size else None
         more = validate.page_token("operations", request, f"{last.created_at!r}:{last.id}") if last else ""
         return operation_pb2.ListOperationsResponse(operations=[convert.operation(r) for r in found[:size]], next_page_token=more)
@@ -68,7 +68,7 @@ class OperationServicer(operation_pb2_grpc.OperationServiceServicer):
             loop.call_soon_threadsafe(changed.set)
 
         identifier = _identifier(request.name)
-        stop = await self._calls.acquire("", lambda release: release(), self._calls.gateway.watch_operation, identifier, tell)
+        stop = await self._calls.acquire("", lambda release: release(), self._calls.gateway.watch_operation, identifier, tell, scope())
         try:
             while True:
                 await changed.wait()
@@ -84,5 +84,5 @@ class OperationServicer(operation_pb2_grpc.OperationServiceServicer):
         self, request: operation_pb2.CancelOperationRequest, _: Context
     ) -> operation_pb2.CancelOperationResponse:
         """Ask it to stop and undo."""
-        record = await self._calls.read(self._calls.gateway.cancel_operation, _identifier(request.name))
+        record = await self._calls.read(self._calls.gateway.cancel_operation, _identifier(request.name), caller())
         return operation_pb2.CancelOperationResponse(operation=convert.operation(record))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from volgate.edge import convert, validate
 from volgate.edge.types import Context
-from volgate.edge.wait import Calls
+from volgate.edge.wait import Calls, caller, scope
 from volgate.names import PoolName
 from volgate.v1 import pool_pb2, pool_pb2_grpc
 
@@ -21,7 +21,7 @@ class PoolServicer(pool_pb2_grpc.PoolServiceServicer):
     async def ListPools(self, request: pool_pb2.ListPoolsRequest, _: Context) -> pool_pb2.ListPoolsResponse:  # noqa: N802  # the contract's name
         """Every pool by name."""
         size, after = validate.page_size(request.page_size), validate.read_token("pools", request, request.page_token)
-        found = [pool for pool in await self._calls.ask("pools", self._calls.gateway.list_pools) if pool.name > after]
+        found = [pool for pool in await self._calls.ask("pools", self._calls.gateway.list_pools, scope()) if pool.name > after]
         more = validate.page_token("pools", request, found[size - 1].name) if len(found) > size else ""
         return pool_pb2.ListPoolsResponse(pools=[convert.pool(pool) for pool in found[:size]], next_page_token=more)
 
@@ -35,5 +35,5 @@ class PoolServicer(pool_pb2_grpc.PoolServiceServicer):
     async def DrainPool(self, request: pool_pb2.DrainPoolRequest, _: Context) -> pool_pb2.DrainPoolResponse:  # noqa: N802  # the contract's name
         """Refuse or accept new volumes."""
         name = PoolName.parse(request.name)
-        status = await self._calls.ask(str(name), self._calls.gateway.drain_pool, name.pool, resume=request.resume)
+        status = await self._calls.ask(str(name), self._calls.gateway.drain_pool, name.pool, caller(), resume=request.resume)
         return pool_pb2.DrainPoolResponse(pool=convert.pool(status))

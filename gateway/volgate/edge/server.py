@@ -1,4 +1,4 @@
-"""The server: a unix socket, the services, health, reflection, a graceful stop."""
+"""The server: a unix socket and TCP with mutual TLS, the services, health, reflection, a graceful stop."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from grpc_reflection.v1alpha import reflection
 
 from volgate.edge.attachments import AttachmentServicer
 from volgate.edge.call import CallInterceptor
+from volgate.edge.gate import LocalGate
 from volgate.edge.hosts import HostServicer
+from volgate.edge.network import Network
 from volgate.edge.operations import OperationServicer
 from volgate.edge.pools import PoolServicer
 from volgate.edge.snapshots import SnapshotServicer
@@ -50,7 +52,7 @@ _FILES = (pool_pb2, volume_pb2, snapshot_pb2, attachment_pb2, host_pb2, operatio
 
 
 class EdgeServer:
-    """Serves one gateway on one unix socket."""
+    """Serves one gateway on one unix socket and, by a gRPC server with bounds of its own, to the network."""
 
     def __init__(
         self,
@@ -61,6 +63,7 @@ class EdgeServer:
         socket_group: str = "",
         reader_timeout: float = 120.0,
         max_message: int = 4 << 20,
+        network: Network | None = None,
     ) -> None:
         """`socket_mode` and `socket_group` say who may connect; `max_message` is in bytes; `reader_timeout`: see `CallInterceptor`."""
         self._path = path
@@ -69,8 +72,13 @@ class EdgeServer:
         self._calls = Calls(gateway)
         self._health = health.aio.HealthServicer()
         options = [("grpc.max_receive_message_length", max_message), ("grpc.max_send_message_length", 16 << 20), ("grpc.so_reuseport", 0)]
-        self._interceptor = CallInterceptor(reader_timeout)
-        self._server = aio.server(interceptors=(self._interceptor,), options=options)
+        self._network = network
+        self._interceptors = [CallInterceptor(LocalGate(), reader_timeout)]
+        self._local = aio.server(interceptors=self._interceptors, options=options)
+        self._servers = [self._local]
+        if network:
+            self._interceptors.append(CallInterceptor(network.gate(), reader_timeout))
+            self._servers.append(aio.server(interceptors=self._interceptors[1:], options=[*options, *network.options()]))
         self._register()
 
     @property
@@ -79,39 +87,42 @@ class EdgeServer:
         return self._calls.lanes
 
     def _register(self) -> None:
-        server, calls = self._server, self._calls
-        pool_pb2_grpc.add_PoolServiceServicer_to_server(PoolServicer(calls), server)
-        volume_pb2_grpc.add_VolumeServiceServicer_to_server(VolumeServicer(calls), server)
-        snapshot_pb2_grpc.add_SnapshotServiceServicer_to_server(SnapshotServicer(calls), server)
-        attachment_pb2_grpc.add_AttachmentServiceServicer_to_server(AttachmentServicer(calls), server)
-        host_pb2_grpc.add_HostServiceServicer_to_server(HostServicer(calls), server)
-        operation_pb2_grpc.add_OperationServiceServicer_to_server(OperationServicer(calls), server)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        names = [*_services()]
-        names += [health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME]
-        reflection.enable_server_reflection(names, server)
+        calls = self._calls
+        volumes = VolumeServicer(calls)  # one for all: it keeps answers
+        names = [*_services(), health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME]
+        for server in self._servers:
+            pool_pb2_grpc.add_PoolServiceServicer_to_server(PoolServicer(calls), server)
+            volume_pb2_grpc.add_VolumeServiceServicer_to_server(volumes, server)
+            snapshot_pb2_grpc.add_SnapshotServiceServicer_to_server(SnapshotServicer(calls), server)
+            attachment_pb2_grpc.add_AttachmentServiceServicer_to_server(AttachmentServicer(calls), server)
+            host_pb2_grpc.add_HostServiceServicer_to_server(HostServicer(calls), server)
+            operation_pb2_grpc.add_OperationServiceServicer_to_server(OperationServicer(calls), server)
+            health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+            reflection.enable_server_reflection(names, server)
 
     async def start(self) -> None:
-        """Listen. Raises Precondition if somebody else listens there."""
+        """Listen. Raises Precondition if somebody else listens there, or there is no such address."""
         _clear_stale(self._path)
         self._path.parent.mkdir(parents=True, exist_ok=True)
         # born writable, and so open, to its owner alone: the process's umask sees to it. A umask for this moment would hit other threads
-        self._server.add_insecure_port(f"unix:{self._path}")
-        await self._server.start()
+        self._local.add_insecure_port(f"unix:{self._path}")
+        bound = self._network.listen(self._servers[1]) if self._network else []
+        await asyncio.gather(*(server.start() for server in self._servers))
         if self._group:
             os.chown(self._path, -1, grp.getgrnam(self._group).gr_gid)
         self._path.chmod(self._mode)
         for name in ("", *_services()):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
-        _log.info("listening", socket=str(self._path))
+        _log.info("listening", socket=str(self._path), listen=bound)
 
     async def stop(self, grace: float) -> None:
         """Tell health, refuse new calls, end what only watches, let the others end within `grace` seconds."""
         await self._health.enter_graceful_shutdown()
         await asyncio.sleep(_TELL_SECONDS)
-        self._interceptor.end_watches()
+        for interceptor in self._interceptors:
+            interceptor.end_watches()
         await self._quiet(min(grace, _QUIET_SECONDS))
-        await self._server.stop(grace)
+        await asyncio.gather(*(server.stop(grace) for server in self._servers))
         self._calls.close()
         with contextlib.suppress(FileNotFoundError):
             self._path.unlink()
@@ -119,10 +130,13 @@ class EdgeServer:
     async def _quiet(self, longest: float) -> None:
         """Wait until no call has come in for a moment: one on its way gets an answer of ours, not a closing server's CANCELLED."""
         for _ in range(max(1, int(longest / _TELL_SECONDS))):
-            before = self._interceptor.begun
+            before = self._begun()
             await asyncio.sleep(_TELL_SECONDS)
-            if self._interceptor.begun == before:
+            if self._begun() == before:
                 return
+
+    def _begun(self) -> int:
+        return sum(interceptor.begun for interceptor in self._interceptors)
 
 
 def _services() -> list[str]:

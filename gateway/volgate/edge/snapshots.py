@@ -6,7 +6,7 @@ from typing import cast
 
 from volgate.edge import convert, validate
 from volgate.edge.types import Context
-from volgate.edge.wait import Calls
+from volgate.edge.wait import Calls, scope
 from volgate.names import PoolName, SnapshotName, VolumeName, check_identifier
 from volgate.operations import requests
 from volgate.store.records import IndexedSnapshot
@@ -70,7 +70,7 @@ class SnapshotServicer(snapshot_pb2_grpc.SnapshotServiceServicer):
         elif request.parent:
             pool = PoolName.parse(request.parent, "parent").pool
         size, after = validate.page_size(request.page_size), validate.read_token("snapshots", request, request.page_token)
-        rows = await self._calls.read(self._calls.gateway.list_snapshots, pool, volume, after, size + 1)
+        rows = await self._calls.read(self._calls.gateway.list_snapshots, pool, volume, after, size + 1, scope())
         last = rows[size - 1] if len(rows) > size else None
         key = f"{last.pool}/{last.snapshot.volume}/{last.snapshot.name}" if last else ""
         more = validate.page_token("snapshots", request, key) if last else ""

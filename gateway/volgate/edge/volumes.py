@@ -8,7 +8,7 @@ from volgate.edge import convert, validate
 from volgate.edge.answers import Answers
 from volgate.edge.transfer import Transfers
 from volgate.edge.types import Context
-from volgate.edge.wait import Calls
+from volgate.edge.wait import Calls, scope
 from volgate.errors import InvalidRequest
 from volgate.names import PoolName, SnapshotName, VolumeName, check_identifier
 from volgate.operations import requests
@@ -75,12 +75,12 @@ class VolumeServicer(Transfers, volume_pb2_grpc.VolumeServiceServicer):
 
     async def ListVolumes(self, request: volume_pb2.ListVolumesRequest, _: Context) -> volume_pb2.ListVolumesResponse:  # noqa: N802  # the contract's name
         """A page by name."""
-        return await self._pages.to(request, lambda: self._page(request))
+        return await self._pages.to(request, lambda: self._page(request), scope())
 
     async def _page(self, request: volume_pb2.ListVolumesRequest) -> volume_pb2.ListVolumesResponse:
         pool = PoolName.parse(request.pool, "pool").pool if request.pool else ""
         size, after = validate.page_size(request.page_size), validate.read_token("volumes", request, request.page_token)
-        rows = await self._calls.read(self._calls.gateway.list_volumes, pool, after, size + 1)
+        rows = await self._calls.read(self._calls.gateway.list_volumes, pool, after, size + 1, scope())
         last = rows[size - 1] if len(rows) > size else None
         more = validate.page_token("volumes", request, f"{last.pool}/{last.name}") if last else ""
         return convert.volumes(rows[:size], more)

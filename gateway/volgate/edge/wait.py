@@ -9,15 +9,17 @@ from typing import ParamSpec, TypeVar
 
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from volgate.edge.identity import CALLER
 from volgate.edge.types import Context
 from volgate.errors import DeadlineExceeded
 from volgate.lanes import Lane
 from volgate.operations.gateway import Gateway
 from volgate.operations.requests import Caller, Plan, Request
+from volgate.operations.scope import Scope
 from volgate.operations.ticket import Ticket
 from volgate.store.records import OperationRecord
 
-__all__ = ["Calls"]
+__all__ = ["Calls", "caller", "scope"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -61,7 +63,7 @@ class Calls:
 
     async def plan(self, request: Request) -> Plan:
         """What a mutation would do."""
-        return await self.ask("/".join(request.target.split("/")[:2]), self.gateway.plan, request)
+        return await self.ask("/".join(request.target.split("/")[:2]), self.gateway.plan, request, caller())
 
     async def acquire(self, place: str, release: Callable[[T], object], function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """As `ask`, for what must be let go of: `release` gets it if the caller went away before it was there."""
@@ -81,7 +83,7 @@ class Calls:
 
     async def submit(self, request: Request, request_id: str) -> Ticket:
         """Begin or join a mutation."""
-        return await self.read(self.gateway.submit, request, Caller(request_id=request_id, trace=_traceparent()))
+        return await self.read(self.gateway.submit, request, caller(request_id))
 
     async def run(self, request: Request, request_id: str, context: Context) -> tuple[Ticket, bool]:
         """Submit a mutation and wait for its end; False if it still runs and the answer is the running operation.
@@ -143,6 +145,17 @@ def _watch(future: Future[T]) -> asyncio.Future[object]:
 
     future.add_done_callback(done)
     return seen
+
+
+def caller(request_id: str = "") -> Caller:
+    """Who makes the call that runs now. Raises LookupError outside of a call."""
+    principal = CALLER.get()
+    return Caller(request_id=request_id, principal=str(principal), trace=_traceparent(), scope=principal.scope)
+
+
+def scope() -> Scope:
+    """What the call that runs now may see. Raises LookupError outside of a call."""
+    return CALLER.get().scope
 
 
 def _traceparent() -> str:

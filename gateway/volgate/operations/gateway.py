@@ -12,7 +12,7 @@ from pathlib import Path
 
 import structlog
 
-from volgate.backend import Adopts, Foreign, PathsSeen
+from volgate.backend import Adopts, FinishedRecord, Foreign, PathsSeen
 from volgate.errors import NotFound, VolgateError
 from volgate.hosts.interface import Domain, EventKind, HostEvent, HostInfo
 from volgate.lanes import Lane
@@ -21,11 +21,13 @@ from volgate.model import Path as IoPath
 from volgate.names import AttachmentName, SnapshotName, VolumeName
 from volgate.operations import lookups, paths, requests, transfer
 from volgate.operations.admission import admit
+from volgate.operations.audit import tell_ended
 from volgate.operations.handlers import HANDLERS
 from volgate.operations.recovery import Rebuild, repair_host
 from volgate.operations.requests import Caller, Plan, Request
 from volgate.operations.runner import Runner
 from volgate.operations.scan import Merges, reconcile_attachments, scan_pool
+from volgate.operations.scope import EVERYTHING, Scope
 from volgate.operations.snapshots import merge_of
 from volgate.operations.sweep import Sweep
 from volgate.operations.ticket import Ticket
@@ -101,19 +103,23 @@ class Gateway:
 
     def submit(self, request: Request, caller: Caller) -> Ticket:
         """Join or begin an operation; returns at once."""
-        return self.runner.submit(self._completed(request), caller)
+        return self.runner.submit(self._completed(request, caller.scope), caller)
 
-    def plan(self, request: Request) -> Plan:
+    def plan(self, request: Request, caller: Caller) -> Plan:
         """What a mutation would do. Refused by a plugin's policy as the mutation would be."""
-        admit(self.world.registry, request, Caller())
-        return HANDLERS[request.method].plan(self.world, self._completed(request))
+        completed = self._completed(request, caller.scope)
+        admit(self.world.registry, request, caller)
+        return HANDLERS[request.method].plan(self.world, completed)
 
-    def _completed(self, request: Request) -> Request:
-        """Fill in which volume a detach is about: that is what it locks."""
+    def _completed(self, request: Request, scope: Scope) -> Request:
+        """Fill in which volume a detach is about: that is what it locks. Raises Denied, NotFound for what lies outside of the scope."""
+        if isinstance(request, requests.AttachVolume) and scope.hosts is not None:
+            scope.require_host(self.world.host(request.host)[0])
         if isinstance(request, requests.DetachVolume):
             with self.world.database.read() as connection:
                 record = attachments.find(connection, request.attachment)
             if record is not None:
+                _require_attachment(record, scope)
                 return replace(request, volume=str(VolumeName(record.pool, record.volume)))
         return request
 
@@ -174,13 +180,13 @@ class Gateway:
                 release()
         return volume
 
-    def list_volumes(self, pool: str, after: str, limit: int) -> list[VolumeRow]:
+    def list_volumes(self, pool: str, after: str, limit: int, scope: Scope = EVERYTHING) -> list[VolumeRow]:
         """A page of the index; `after` is `pool/volume` of the last row seen."""
         if pool:
             self.world.pools.get(pool)
         head, _, tail = after.partition("/")
         with self.world.database.read() as connection:
-            return index.page_volumes(connection, pool, (head, tail), limit)
+            return index.page_volumes(connection, pool, (head, tail), limit, scope.pools)
 
     def get_snapshot(self, name: SnapshotName) -> IndexedSnapshot:
         """A snapshot from the index. Raises NotFound."""
@@ -191,27 +197,29 @@ class Gateway:
             raise NotFound(f"{name} does not exist")
         return found
 
-    def list_snapshots(self, pool: str, volume: str, after: str, limit: int) -> list[IndexedSnapshot]:
+    def list_snapshots(self, pool: str, volume: str, after: str, limit: int, scope: Scope = EVERYTHING) -> list[IndexedSnapshot]:
         """A page of the index; `after` is `pool/volume/snapshot` of the last row seen."""
         if pool:
             self.world.pools.get(pool)
         parts = (*after.split("/"), "", "")[:3] if after else ("", "", "")
         with self.world.database.read() as connection:
-            return index.page_snapshots(connection, pool, volume, parts, limit)
+            return index.page_snapshots(connection, pool, volume, parts, limit, scope.pools)
 
-    def get_attachment(self, identifier: str) -> AttachmentRecord:
-        """An attachment. Raises NotFound."""
+    def get_attachment(self, identifier: str, scope: Scope = EVERYTHING) -> AttachmentRecord:
+        """An attachment. Raises NotFound, also for one outside of the scope."""
         with self.world.database.read() as connection:
             found = attachments.find(connection, identifier)
         if found is None:
             raise NotFound(f"attachments/{identifier} does not exist")
+        _require_attachment(found, scope)
         return found
 
-    def list_attachments(self, volume: str, host: str, after: str, limit: int) -> list[AttachmentRecord]:
+    def list_attachments(self, volume: str, host: str, after: str, limit: int, scope: Scope = EVERYTHING) -> list[AttachmentRecord]:
         """A page of attachments by id; `volume` is a full name or ""."""
         name = VolumeName.parse(volume) if volume else VolumeName("", "")
+        within = (scope.pools, scope.hosts)
         with self.world.database.read() as connection:
-            return attachments.page(connection, pool=name.pool, volume=name.volume, host=host, after=after, limit=limit)
+            return attachments.page(connection, pool=name.pool, volume=name.volume, host=host, after=after, limit=limit, within=within)
 
     def list_paths(self, name: str) -> tuple[list[IoPath], Redundancy]:
         """Every way and station of an attachment or a volume, and what they come to."""
@@ -234,9 +242,9 @@ class Gateway:
             found += host.paths(record.domain, record.alias, timeout=timeout)
         return found, _redundancy(found)
 
-    def list_pools(self) -> list[PoolStatus]:
+    def list_pools(self, scope: Scope = EVERYTHING) -> list[PoolStatus]:
         """Every pool, also those that are down; within 10 seconds, however many hang."""
-        return self.world.pools.statuses()
+        return [status for status in self.world.pools.statuses() if scope.has_pool(status.name)]
 
     def get_pool(self, name: str) -> PoolStatus:
         """One pool, checked and measured now."""
@@ -252,16 +260,18 @@ class Gateway:
         backend = pool.backend()
         return pool.call(_first_foreign, backend) if isinstance(backend, Adopts) else []
 
-    def drain_pool(self, name: str, *, resume: bool) -> PoolStatus:
+    def drain_pool(self, name: str, caller: Caller, *, resume: bool) -> PoolStatus:
         """Make a pool refuse or accept new volumes, also after a restart."""
-        pool = self.world.pools.get(name)
+        pool, began = self.world.pools.get(name), time.monotonic()
         self.world.database.write(lambda commit: drains.put(commit, name, drains=not resume))
         pool.draining = not resume
+        ended = FinishedRecord("", "DrainPool", f"pools/{name}", "", caller.principal, "ok", time.monotonic() - began)
+        tell_ended(self.world.registry, ended)
         return pool.status()
 
-    def list_hosts(self) -> list[HostInfo]:
+    def list_hosts(self, scope: Scope = EVERYTHING) -> list[HostInfo]:
         """Every host."""
-        return [host.info() for _, host in sorted(self.world.hosts.items())]
+        return [host.info() for name, host in sorted(self.world.hosts.items()) if scope.has_host(name)]
 
     def get_host(self, name: str) -> tuple[HostInfo, list[Domain]]:
         """One host with its domains; no domains while libvirt is down."""
@@ -271,36 +281,45 @@ class Gateway:
 
     # -- operations
 
-    def get_operation(self, identifier: str) -> OperationRecord:
-        """One operation. Raises NotFound."""
+    def get_operation(self, identifier: str, scope: Scope = EVERYTHING) -> OperationRecord:
+        """One operation. Raises NotFound, also for one outside of the scope."""
         if job := self.runner.find(identifier):
-            return job.record
-        with self.world.database.read() as connection:
-            found = journal.find(connection, identifier)
-        if found is None:
+            found: OperationRecord | None = job.record
+        else:
+            with self.world.database.read() as connection:
+                found = journal.find(connection, identifier)
+        if found is None or not scope.has_operation(found.principal):
             raise NotFound(f"operations/{identifier} does not exist, or ended longer ago than operations are kept")
         return found
 
-    def list_operations(self, after: str, limit: int, *, unfinished: bool) -> list[OperationRecord]:
+    def list_operations(self, after: str, limit: int, scope: Scope = EVERYTHING, *, unfinished: bool) -> list[OperationRecord]:
         """A page, newest first; `after` is `created_at:id` of the last row seen."""
         at, _, identifier = after.partition(":")
+        before = (float(at), identifier) if after else None
         with self.world.database.read() as connection:
-            found = journal.page(connection, (float(at), identifier) if after else None, limit, only_unfinished=unfinished)
+            found = journal.page(connection, before, limit, only_unfinished=unfinished, principal=scope.owner)
         return [job.record if (job := self.runner.find(record.id)) else record for record in found]
 
-    def watch_operation(self, identifier: str, listener: Callable[[OperationRecord], None]) -> Callable[[], None]:
+    def watch_operation(
+        self, identifier: str, listener: Callable[[OperationRecord], None], scope: Scope = EVERYTHING
+    ) -> Callable[[], None]:
         """Call `listener` now and at each change until it ends; return what stops that. Raises NotFound."""
-        job = self.runner.find(identifier)
+        job, now = self.runner.find(identifier), self.get_operation(identifier, scope)
         if job is None:
-            listener(self.get_operation(identifier))
+            listener(now)
             return lambda: None
         job.listeners.append(listener)
         listener(job.record)
         return lambda: job.listeners.remove(listener) if listener in job.listeners else None
 
-    def cancel_operation(self, identifier: str) -> OperationRecord:
-        """Ask an operation to stop and undo."""
-        self.runner.cancel(identifier)
+    def cancel_operation(self, identifier: str, caller: Caller) -> OperationRecord:
+        """Ask an operation to stop and undo. Raises NotFound."""
+        record, began = self.get_operation(identifier, caller.scope), time.monotonic()
+        if not record.state.final:
+            self.runner.cancel(identifier)
+            seconds, name = time.monotonic() - began, f"operations/{identifier}"
+            ended = FinishedRecord(name, "CancelOperation", record.target, record.uid, caller.principal, "ok", seconds)
+            tell_ended(self.world.registry, ended)
         return self.get_operation(identifier)
 
     # -- background
@@ -363,6 +382,11 @@ class Gateway:
                 shutil.rmtree(path)  # a sandbox of a dead process
             elif path.name.encode() not in needed:
                 path.unlink()
+
+
+def _require_attachment(record: AttachmentRecord, scope: Scope) -> None:
+    if not (scope.has_pool(record.pool) and scope.has_host(record.host)):
+        raise NotFound(f"attachments/{record.id} does not exist")
 
 
 def _first_foreign(backend: Adopts) -> list[Foreign]:

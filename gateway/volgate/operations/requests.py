@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from volgate.model import DiskOptions, Format, Labels, Provisioning, Qos
 from volgate.names import SnapshotName, VolumeName
+from volgate.operations.scope import EVERYTHING, Scope
 
 __all__ = [
     "AdoptVolume",
@@ -30,11 +31,12 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who calls: an id of the request for repeats, a principal for the audit, the W3C trace context of the caller."""
+    """Who calls: an id of the request for its own repeats, a principal for these and the audit, the W3C trace context, its scope."""
 
     request_id: str = ""
     principal: str = "local"
     trace: str = ""
+    scope: Scope = EVERYTHING
 
 
 @dataclass(frozen=True, slots=True)

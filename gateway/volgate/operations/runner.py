@@ -23,6 +23,7 @@ from volgate.lanes import Lane
 from volgate.operations import codec
 from volgate.operations.admission import admit
 from volgate.operations.alarm import Alarm
+from volgate.operations.audit import tell_ended
 from volgate.operations.context import Context, Parked
 from volgate.operations.handlers import HANDLERS, lock_keys
 from volgate.operations.job import Job
@@ -61,8 +62,8 @@ class Runner:
         self._queues = Queues()
         self._lock = threading.Lock()
         self._jobs: dict[str, Job] = {}
-        self._by_request: dict[str, Job] = {}
-        self._by_body: dict[str, Job] = {}
+        self._by_request: dict[tuple[str, str], Job] = {}  # by principal and request id: nobody joins or learns of another's
+        self._by_body: dict[tuple[str, str], Job] = {}  # by principal and body
         self._stopping = False
         self._empty = threading.Condition(self._lock)
 
@@ -182,8 +183,8 @@ class Runner:
         not answer a late repeat.
         """
         if not caller.request_id:
-            return self._by_body.get(digest)
-        job = self._by_request.get(caller.request_id)
+            return self._by_body.get((caller.principal, digest))
+        job = self._by_request.get((caller.principal, caller.request_id))
         if job is not None:
             require_same_body(job.record, digest)
         return job
@@ -191,9 +192,9 @@ class Runner:
     def _register(self, job: Job, *, joins: bool) -> None:
         self._jobs[job.id] = job
         if job.caller.request_id:
-            self._by_request[job.caller.request_id] = job
+            self._by_request[job.caller.principal, job.caller.request_id] = job
         if joins:
-            self._by_body.setdefault(job.digest, job)
+            self._by_body.setdefault((job.caller.principal, job.digest), job)
 
     def _enter(self, job: Job) -> None:
         self._queues.enter(job.id, lock_keys(job.request), lambda: self._start_if_ready(job, "first"))
@@ -206,8 +207,8 @@ class Runner:
         with self._lock:
             self._jobs.pop(job.id, None)
             for index, key in ((self._by_request, job.caller.request_id), (self._by_body, job.digest)):
-                if index.get(key) is job:
-                    del index[key]
+                if index.get((job.caller.principal, key)) is job:
+                    del index[job.caller.principal, key]
             self._empty.notify_all()
         self._queues.leave(job.id)
 
@@ -234,11 +235,12 @@ class Runner:
         if not job.caller.request_id:
             return False
         with self._world.database.read() as connection:
-            return answering(journal.by_request_id(connection, job.caller.request_id), job.digest) is not None
+            return answering(journal.by_request_id(connection, job.caller.principal, job.caller.request_id), job.digest) is not None
 
     @staticmethod
     def _begin(commit: Commit, job: Job) -> OperationRecord | None:
-        if job.caller.request_id and (earlier := answering(journal.by_request_id(commit, job.caller.request_id), job.digest)):
+        caller = job.caller
+        if caller.request_id and (earlier := answering(journal.by_request_id(commit, caller.principal, caller.request_id), job.digest)):
             return earlier
         journal.begin(commit, job.record)
         return None
@@ -413,11 +415,8 @@ class Runner:
         seconds = time.monotonic() - job.began
         outcome = error.reason if error else "ok"
         _seconds.record(seconds, {"method": record.method, "outcome": outcome})
-        _log.info("operation ended", operation=job.id, method=record.method, target=record.target, uid=record.uid,
-                  principal=record.principal, outcome=outcome, seconds=round(seconds, 4))  # fmt: skip
-        self._world.registry.finished(
-            FinishedRecord(f"operations/{job.id}", record.method, record.target, record.uid, record.principal, outcome, seconds)
-        )
+        ended = FinishedRecord(f"operations/{job.id}", record.method, record.target, record.uid, record.principal, outcome, seconds)
+        tell_ended(self._world.registry, ended)
         self._forget(job)
         if error is None:
             job.ticket.resolve(value)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import msgspec
 from sqlalchemy import Connection, bindparam, delete, select
 from sqlalchemy.dialects.sqlite import insert
@@ -97,11 +99,21 @@ def of_domain(connection: Connection, host: str, domain: str) -> list[Attachment
 
 
 def page(
-    connection: Connection, *, pool: str = "", volume: str = "", host: str = "", after: str = "", limit: int = 1000
+    connection: Connection,
+    *,
+    pool: str = "",
+    volume: str = "",
+    host: str = "",
+    after: str = "",
+    limit: int = 1000,
+    within: tuple[Collection[str] | None, Collection[str] | None] = (None, None),
 ) -> list[AttachmentRecord]:
-    """A page by id, filtered."""
+    """A page by id, filtered; `within`: the pools and the hosts of which there may be any, None: all."""
     query = select(attachment.c.record).where(attachment.c.id > after).order_by(attachment.c.id).limit(limit)
     for column, value in ((attachment.c.pool, pool), (attachment.c.volume, volume), (attachment.c.host, host)):
         if value:
             query = query.where(column == value)
+    for column, names in zip((attachment.c.pool, attachment.c.host), within, strict=True):
+        if names is not None:
+            query = query.where(column.in_(sorted(names)))
     return [_decoder.decode(found) for found in connection.scalars(query)]

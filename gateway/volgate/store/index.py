@@ -5,7 +5,7 @@ Decisions are never taken from it. Each function runs inside a commit or a read.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import msgspec
 from sqlalchemy import Connection, bindparam, delete, select, tuple_, update
@@ -85,9 +85,14 @@ def find_volume(connection: Connection, pool: str, name: str) -> IndexedVolume |
     return IndexedVolume(pool, _volumes.decode(rows[0].record), rows[0].observed_at, tuple(row.id for row in rows if row.id))
 
 
-def page_volumes(connection: Connection, pool: str, after: tuple[str, str], limit: int) -> list[VolumeRow]:
-    """A page by pool and name; `after` is the pool and name of the last row seen."""
-    if pool:
+def page_volumes(
+    connection: Connection, pool: str, after: tuple[str, str], limit: int, pools: Collection[str] | None = None
+) -> list[VolumeRow]:
+    """A page by pool and name, of `pools` alone if given; `after` is the pool and name of the last row seen."""
+    if pools is not None:
+        within = volume.c.pool.in_([name for name in sorted(pools) if pool in ("", name)])
+        found = connection.execute(_PAGED.where(within, _key > tuple_(*after)).limit(limit))
+    elif pool:
         found = connection.execute(_PAGE_OF_POOL, {"of_pool": pool, "after": after[1] if after[0] == pool else "", "most": limit})
     else:
         found = connection.execute(_PAGE, {"after_pool": after[0], "after_name": after[1], "most": limit})
@@ -157,8 +162,10 @@ def find_snapshot(connection: Connection, pool: str, of: str, name: str) -> Inde
     return IndexedSnapshot(pool, _snapshots.decode(row.record), row.observed_at) if row else None
 
 
-def page_snapshots(connection: Connection, pool: str, of: str, after: Sequence[str], limit: int) -> list[IndexedSnapshot]:
-    """A page by pool, volume and name; `after` holds these three of the last row seen."""
+def page_snapshots(
+    connection: Connection, pool: str, of: str, after: Sequence[str], limit: int, pools: Collection[str] | None = None
+) -> list[IndexedSnapshot]:
+    """A page by pool, volume and name, of `pools` alone if given; `after` holds these three of the last row seen."""
     key = tuple_(snapshot.c.pool, snapshot.c.volume, snapshot.c.name)
     query = select(snapshot.c.pool, snapshot.c.record, snapshot.c.observed_at).where(key > tuple_(*after))
     query = query.order_by(snapshot.c.pool, snapshot.c.volume, snapshot.c.name).limit(limit)
@@ -166,4 +173,6 @@ def page_snapshots(connection: Connection, pool: str, of: str, after: Sequence[s
         query = query.where(snapshot.c.pool == pool)
     if of:
         query = query.where(snapshot.c.volume == of)
+    if pools is not None:
+        query = query.where(snapshot.c.pool.in_(sorted(pools)))
     return [IndexedSnapshot(owner, _snapshots.decode(record), at) for owner, record, at in connection.execute(query)]

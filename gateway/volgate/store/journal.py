@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select, update
+from sqlalchemy import Connection, Row, bindparam, delete, func, insert, literal_column, select, update
 
 from volgate.store.records import OperationRecord, OperationState, StepRecord
 from volgate.store.tables import operation
@@ -19,7 +19,13 @@ _COLUMNS = tuple(operation.c.keys())
 # statements of every mutation are built once: building one costs as much as running it
 _BEGIN = insert(operation)
 _SETTLE = update(operation).where(operation.c.id == bindparam("of"))
-_BY_REQUEST = select(operation).where(operation.c.request_id == bindparam("of")).order_by(operation.c.created_at.desc()).limit(1)
+_BY_REQUEST = (
+    select(operation)
+    .where(operation.c.request_id == bindparam("of"), operation.c.principal == bindparam("by"))
+    .where(operation.c.request_id != literal_column("''"))  # or the index, which has no others, is not used
+    .order_by(operation.c.created_at.desc())
+    .limit(1)
+)
 
 
 def begin(connection: Connection, record: OperationRecord) -> None:
@@ -45,9 +51,9 @@ def find(connection: Connection, identifier: str) -> OperationRecord | None:
     return _record(row) if row else None
 
 
-def by_request_id(connection: Connection, request_id: str) -> OperationRecord | None:
-    """The newest operation of a caller's request id."""
-    row = connection.execute(_BY_REQUEST, {"of": request_id}).first()
+def by_request_id(connection: Connection, principal: str, request_id: str) -> OperationRecord | None:
+    """The newest operation of a caller's request id; the same id of another caller is another one."""
+    row = connection.execute(_BY_REQUEST, {"of": request_id, "by": principal}).first()
     return _record(row) if row else None
 
 
@@ -57,14 +63,18 @@ def unfinished(connection: Connection) -> list[OperationRecord]:
     return [_record(row) for row in rows]
 
 
-def page(connection: Connection, before: tuple[float, str] | None, limit: int, *, only_unfinished: bool) -> list[OperationRecord]:
-    """A page, newest first; `before` is the created_at and id of the last row seen."""
+def page(
+    connection: Connection, before: tuple[float, str] | None, limit: int, *, only_unfinished: bool, principal: str = ""
+) -> list[OperationRecord]:
+    """A page, newest first, of one principal if named; `before` is the created_at and id of the last row seen."""
     query = select(operation).order_by(operation.c.created_at.desc(), operation.c.id.desc()).limit(limit)
     if before:
         at, identifier = before
         query = query.where((operation.c.created_at < at) | ((operation.c.created_at == at) & (operation.c.id < identifier)))
     if only_unfinished:
         query = query.where(operation.c.state.not_in(_FINAL))
+    if principal:
+        query = query.where(operation.c.principal == principal)
     return [_record(row) for row in connection.execute(query)]
 
 

@@ -28,7 +28,13 @@ def _index_domains(connection: Connection) -> None:
     run("DELETE FROM meta WHERE key = 'attachments/trusted'")
 
 
-STEPS: dict[int, Callable[[Connection], None]] = {1: _index_domains}
+def _index_callers(connection: Connection) -> None:
+    """A request id is found by its caller."""
+    connection.exec_driver_sql("DROP INDEX operation_by_request")
+    connection.exec_driver_sql("CREATE INDEX operation_by_request ON operation (principal, request_id) WHERE request_id != ''")
+
+
+STEPS: dict[int, Callable[[Connection], None]] = {1: _index_domains, 2: _index_callers}
 """From version N to N + 1, keyed by N; each is kept for ever, in words of its own: the tables go on changing."""
 
 

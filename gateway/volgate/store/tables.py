@@ -6,7 +6,7 @@ from sqlalchemy import Column, Float, Index, LargeBinary, MetaData, String, Tabl
 
 __all__ = ["SCHEMA_VERSION", "attachment", "meta", "metadata", "operation", "snapshot", "volume"]
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 metadata = MetaData()
 
 meta = Table("meta", metadata, Column("key", String, primary_key=True), Column("value", String, nullable=False))
@@ -33,7 +33,7 @@ operation = Table(
     Column("steps", LargeBinary, nullable=False),
     Column("progress", Float, nullable=False),
 )
-Index("operation_by_request", operation.c.request_id, sqlite_where=operation.c.request_id != "")
+Index("operation_by_request", operation.c.principal, operation.c.request_id, sqlite_where=operation.c.request_id != "")  # since 3
 Index("operation_by_time", operation.c.created_at)
 Index("operation_by_state", operation.c.state)
 

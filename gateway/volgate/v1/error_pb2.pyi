@@ -243,6 +243,18 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """A process that an earlier gateway left still works on the pool; the pool is not touched before it is gone
     (UNAVAILABLE; retry: same call).
     """
+    REASON_BAD_CERTIFICATE: _Reason.ValueType  # 81
+    """The client's certificate does not say who calls: it names no role of Volgate, or several, or has expired since it
+    connected (UNAUTHENTICATED; retry: after the cause is gone).
+    """
+    REASON_ROLE_TOO_SMALL: _Reason.ValueType  # 82
+    """The role of the caller's certificate may not make this call (PERMISSION_DENIED; retry: after the cause is gone)."""
+    REASON_OUT_OF_SCOPE: _Reason.ValueType  # 83
+    """The request names a pool, a host or a path that the caller's certificate does not (PERMISSION_DENIED; retry: after
+    the cause is gone).
+    """
+    REASON_TOO_MANY_CALLS: _Reason.ValueType  # 84
+    """The client has as many calls or streams at once as one may have (UNAVAILABLE; retry: same call)."""
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Reason names what went wrong in a word that programs compare; ErrorInfo.reason holds the part after REASON_."""
@@ -463,4 +475,16 @@ REASON_POOL_OCCUPIED: Reason.ValueType  # 80
 """A process that an earlier gateway left still works on the pool; the pool is not touched before it is gone
 (UNAVAILABLE; retry: same call).
 """
+REASON_BAD_CERTIFICATE: Reason.ValueType  # 81
+"""The client's certificate does not say who calls: it names no role of Volgate, or several, or has expired since it
+connected (UNAUTHENTICATED; retry: after the cause is gone).
+"""
+REASON_ROLE_TOO_SMALL: Reason.ValueType  # 82
+"""The role of the caller's certificate may not make this call (PERMISSION_DENIED; retry: after the cause is gone)."""
+REASON_OUT_OF_SCOPE: Reason.ValueType  # 83
+"""The request names a pool, a host or a path that the caller's certificate does not (PERMISSION_DENIED; retry: after
+the cause is gone).
+"""
+REASON_TOO_MANY_CALLS: Reason.ValueType  # 84
+"""The client has as many calls or streams at once as one may have (UNAVAILABLE; retry: same call)."""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015

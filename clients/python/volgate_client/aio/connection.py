@@ -21,11 +21,11 @@ from volgate.v1 import (
     volume_pb2,
     volume_pb2_grpc,
 )
-from volgate_client import trace
+from volgate_client import tls, trace
 from volgate_client.aio import seam
 from volgate_client.attempts import Attempts
 from volgate_client.errors import Cancelled, DeadlineExceeded, VolgateError, from_operation, from_rpc
-from volgate_client.target import DEFAULT, OPTIONS, target
+from volgate_client.target import DEFAULT, OPTIONS, File, target
 
 __all__ = ["Connection"]
 
@@ -47,11 +47,16 @@ class Connection:
         *,
         timeout: float = 60.0,
         long_timeout: float = 86400.0,
+        certificate: File = "",
+        key: File = "",
+        authority: File = "",
         credentials: grpc.ChannelCredentials | None = None,
         retrying: Callable[[VolgateError], None] | None = None,
     ) -> None:
-        """`address` is unix:PATH, the absolute PATH of a socket, or HOST:PORT (with `credentials`).
+        """`address` is unix:PATH, the absolute PATH of a socket, or HOST:PORT.
 
+        HOST:PORT needs the client's `certificate`, its `key` and the `authority` of the gateway, files in PEM that are read
+        once, or `credentials` instead of the three. Raises InvalidRequest naming the one that is missing or of no use.
         `timeout` bounds a call with its repeats, `long_timeout` an image's transfer or the wait for an operation; seconds.
         `retrying` is told each failure before the call is repeated.
         """
@@ -60,7 +65,8 @@ class Connection:
         self.long_timeout = long_timeout
         self.retrying = retrying
         self.closed = False
-        self.channel = seam.open_channel(self.address, OPTIONS, credentials)
+        found = credentials or tls.credentials(self.address, certificate, key, authority)
+        self.channel = seam.open_channel(self.address, OPTIONS, found)
         self.pools = pool_pb2_grpc.PoolServiceStub(self.channel)
         self.volumes = volume_pb2_grpc.VolumeServiceStub(self.channel)
         self.snapshots = snapshot_pb2_grpc.SnapshotServiceStub(self.channel)

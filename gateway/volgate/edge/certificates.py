@@ -1,0 +1,120 @@
+"""The gateway's certificate, its key and the authority of its clients: read from files, and again whenever these change."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import cast
+
+import grpc
+import structlog
+from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+from volgate.errors import InvalidRequest, VolgateError
+
+__all__ = ["Certificates", "Material"]
+
+_log = structlog.get_logger()
+_Signature = tuple[tuple[int, int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """What the three files hold, and when the certificate expires."""
+
+    certificate: bytes
+    key: bytes
+    authority: bytes
+    until: datetime
+
+    def __repr__(self) -> str:
+        return f"Material(until={self.until})"  # never the key
+
+    @classmethod
+    def read(cls, certificate: Path, key: Path, authority: Path) -> Material:
+        """Read and check the files. Raises InvalidRequest naming the setting: unreadable, no PEM, no pair, expired."""
+        held = {name: _bytes(name, path) for name, path in (("certificate", certificate), ("key", key), ("client_authority", authority))}
+        ours = _certificate("certificate", certificate, held["certificate"])
+        _certificate("client_authority", authority, held["client_authority"])
+        try:
+            public = load_pem_private_key(held["key"], None).public_key()
+        except (ValueError, TypeError, UnsupportedAlgorithm):  # its words could hold parts of the file
+            raise _wrong("key", key, "holds no private key in PEM that can be read without a password") from None
+        if public != ours.public_key():
+            raise _wrong("key", key, f"is not the key of {certificate}; replace both")
+        until = ours.not_valid_after_utc
+        if until < datetime.now(UTC):
+            raise _wrong("certificate", certificate, f"expired at {until:%Y-%m-%d %H:%M} UTC; issue another")
+        return cls(held["certificate"], held["key"], held["client_authority"], until)
+
+
+class Certificates:
+    """Gives gRPC what to serve with; it asks before each handshake, on threads of its own."""
+
+    def __init__(self, certificate: Path, key: Path, authority: Path) -> None:
+        """Read the files. Raises InvalidRequest naming the setting."""
+        self._paths = (certificate, key, authority)
+        self._lock = threading.Lock()
+        self._seen = self._signature()
+        self._material = Material.read(*self._paths)
+
+    def credentials(self) -> grpc.ServerCredentials:
+        """Credentials that require a certificate of every client."""
+        fetch = cast("Callable[[], grpc.ServerCertificateConfiguration]", self.renewed)  # None is its word for no change
+        return grpc.dynamic_ssl_server_credentials(_configuration(self._material), fetch, require_client_authentication=True)
+
+    def renewed(self) -> grpc.ServerCertificateConfiguration | None:
+        """What the files hold if they changed since they were read last, else None. Broken ones are logged, and the old ones go on."""
+        with self._lock:
+            now = self._signature()
+            if now == self._seen:
+                return None
+            self._seen = now
+            try:
+                found = Material.read(*self._paths)
+            except VolgateError as error:
+                _log.error("new certificate is not used", error=error.message, until=f"{self._material.until:%Y-%m-%d %H:%M} UTC")
+                return None
+            if found == self._material:
+                return None
+            self._material = found
+        _log.info("new certificate is used", certificate=str(self._paths[0]), until=f"{found.until:%Y-%m-%d %H:%M} UTC")
+        return _configuration(found)
+
+    def _signature(self) -> _Signature:
+        return tuple(_stamp(path) for path in self._paths)
+
+
+def _stamp(path: Path) -> tuple[int, int, int]:
+    try:
+        facts = path.stat()
+    except OSError:
+        return (0, 0, 0)
+    return (facts.st_mtime_ns, facts.st_size, facts.st_ino)
+
+
+def _bytes(name: str, path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise _wrong(name, path, str(error.strerror)) from None
+
+
+def _wrong(name: str, path: Path, why: str) -> InvalidRequest:
+    return InvalidRequest(f"configuration: tls.{name}: {path}: {why}", field=f"tls.{name}")
+
+
+def _certificate(name: str, path: Path, held: bytes) -> x509.Certificate:
+    try:
+        return x509.load_pem_x509_certificates(held)[0]
+    except ValueError:
+        raise _wrong(name, path, "holds no certificate in PEM") from None
+
+
+def _configuration(material: Material) -> grpc.ServerCertificateConfiguration:
+    return grpc.ssl_server_certificate_configuration([(material.key, material.certificate)], root_certificates=material.authority)
