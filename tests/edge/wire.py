@@ -9,6 +9,7 @@ from typing import Any, Self
 import grpc
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2_grpc
 from grpc_status import rpc_status
 
 from volgate.v1 import attachment_pb2_grpc, host_pb2_grpc, operation_pb2_grpc, pool_pb2_grpc, snapshot_pb2_grpc, volume_pb2_grpc
@@ -19,8 +20,9 @@ __all__ = ["Refusal", "Wire", "refusal", "refused"]
 class Wire:
     """One channel with the stubs of every service."""
 
-    def __init__(self, address: str) -> None:
-        self.channel = grpc.insecure_channel(address, options=[("grpc.max_receive_message_length", 16 << 20)])
+    def __init__(self, address: str, credentials: grpc.ChannelCredentials | None = None) -> None:
+        options = [("grpc.max_receive_message_length", 16 << 20), ("grpc.use_local_subchannel_pool", 1)]  # a connection of its own
+        self.channel = grpc.secure_channel(address, credentials, options) if credentials else grpc.insecure_channel(address, options)
         self.pools = pool_pb2_grpc.PoolServiceStub(self.channel)
         self.volumes = volume_pb2_grpc.VolumeServiceStub(self.channel)
         self.snapshots = snapshot_pb2_grpc.SnapshotServiceStub(self.channel)
@@ -28,6 +30,7 @@ class Wire:
         self.hosts = host_pb2_grpc.HostServiceStub(self.channel)
         self.operations = operation_pb2_grpc.OperationServiceStub(self.channel)
         self.health = health_pb2_grpc.HealthStub(self.channel)
+        self.reflection = reflection_pb2_grpc.ServerReflectionStub(self.channel)
 
     def __enter__(self) -> Self:
         return self

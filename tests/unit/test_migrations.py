@@ -3,16 +3,17 @@
 import contextlib
 import sqlite3
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from volgate.model import DiskOptions
-from volgate.store import attachments
+from volgate.store import attachments, journal
 from volgate.store.backup import disarm
 from volgate.store.database import Database
-from volgate.store.records import AttachmentRecord, AttachmentState
+from volgate.store.records import AttachmentRecord, AttachmentState, OperationRecord, OperationState
 from volgate.store.tables import SCHEMA_VERSION
 
 ONE = """
@@ -136,6 +137,25 @@ def test_the_attachments_of_a_domain_are_found_by_an_index(tmp_path: Path):
     database.close()
     plan = asked(path, f"EXPLAIN QUERY PLAN {written}", "h", "d")
     assert "USING INDEX attachment_by_domain (host=? AND domain=?)" in plan[0][3]
+
+
+def test_a_request_id_is_found_by_an_index_and_by_its_caller_alone(tmp_path: Path):
+    path = tmp_path / "new.db"
+    database = Database(path)
+    with database.read() as connection:
+        written = str(journal._BY_REQUEST.compile(connection))
+    plan = asked(path, f"EXPLAIN QUERY PLAN {written}", "r", "p", "1", "0")
+    assert "USING INDEX operation_by_request (principal=? AND request_id=?)" in plan[0][3]
+    blank = {"body_hash": "", "state": OperationState.DONE, "request": b"{}", "facts": b"{}"}
+    for number, principal in enumerate(("operator:a", "operator:b", "operator:a")):
+        record = OperationRecord(id=str(number), method="M", target="t", request_id="r", principal=principal, created_at=number, **blank)
+        database.write(partial(journal.begin, record=record))
+    with database.read() as connection:
+        for principal, expected in (("operator:a", "2"), ("operator:b", "1")):
+            found = journal.by_request_id(connection, principal, "r")
+            assert found is not None and found.id == expected
+        assert journal.by_request_id(connection, "viewer:a", "r") is None
+    database.close()
 
 
 def test_a_record_that_moves_is_found_by_its_new_domain_only(tmp_path: Path):

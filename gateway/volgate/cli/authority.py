@@ -70,8 +70,7 @@ class Authority:
 
     def client(self, role: str, name: str, pools: Sequence[str], hosts: Sequence[str], days: int) -> tuple[Path, Path]:
         """A certificate that says who calls; return its two files. Raises InvalidRequest for what the gateway would not take."""
-        words = "&".join([*(f"pool={pool}" for pool in pools), *(f"host={host}" for host in hosts)])
-        caller = Principal.parse(f"volgate:{role}:{name}" + (f"?{words}" if words else ""))
+        caller = Principal.made(role, name, pools, hosts)
         uri = x509.UniformResourceIdentifier(caller.uri)
         return self._issue(f"{role}-{name}", str(caller), [uri], ExtendedKeyUsageOID.CLIENT_AUTH, days)
 

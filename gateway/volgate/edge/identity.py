@@ -58,19 +58,26 @@ class Principal:
     def parse(cls, uri: str) -> Principal:
         """Read a URI. Raises InvalidRequest: another form, an unknown role or word, no name, a scope that the role has not or lacks."""
         found = _URI.fullmatch(uri)
-        if not found or found[1] not in list(Role):
-            known = "|".join(Role)
-            raise InvalidRequest(f"role: {uri[:200]!r} is not volgate:({known}):NAME, for orchestrator with ?pool=NAME&host=NAME")
-        role = Role(found[1])
-        scope: dict[str, set[str]] = {"pool": set(), "host": set()}
+        if not found:
+            raise InvalidRequest(f"role: {uri[:200]!r} is not volgate:ROLE:NAME, for an orchestrator with ?pool=NAME&host=NAME")
+        scope: dict[str, list[str]] = {"pool": [], "host": []}
         for word in found[3].split("&") if found[3] else ():
             kind, _, name = word.partition("=")
             if kind not in scope:
                 raise InvalidRequest(f"role: {word[:80]!r} is neither pool=NAME nor host=NAME")
-            scope[kind].add(check_identifier(name, kind))
-        if (role is Role.ORCHESTRATOR) != bool(scope["pool"]) or (scope["host"] and role is not Role.ORCHESTRATOR):
-            raise InvalidRequest("role: an orchestrator has at least one pool, and nobody else has pools or hosts")
-        return cls(role, check_identifier(found[2], "name"), frozenset(scope["pool"]), frozenset(scope["host"]))
+            scope[kind].append(name)
+        return cls.made(found[1], found[2], scope["pool"], scope["host"])
+
+    @classmethod
+    def made(cls, role: str, name: str, pools: Iterable[str], hosts: Iterable[str]) -> Principal:
+        """Check the parts. Raises InvalidRequest as `parse` does."""
+        if role not in list(Role):
+            raise InvalidRequest(f"role: {role[:80]!r} is none of {', '.join(Role)}", field="role")
+        within = [frozenset(check_identifier(item, kind) for item in items) for kind, items in (("pool", pools), ("host", hosts))]
+        orchestrator = role == Role.ORCHESTRATOR
+        if orchestrator != bool(within[0]) or (within[1] and not orchestrator):
+            raise InvalidRequest("role: an orchestrator has at least one pool, and nobody else has pools or hosts", field="role")
+        return cls(Role(role), check_identifier(name, "name"), *within)
 
 
 LOCAL = Principal(Role.ADMIN, "")

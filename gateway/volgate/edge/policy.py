@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from volgate.edge.identity import Principal, Role
-from volgate.errors import Denied
+from volgate.errors import Denied, Unsupported
 
 __all__ = ["POLICY", "Rule", "require_role", "require_scope", "target_of"]
 
@@ -62,15 +62,17 @@ POLICY: dict[str, Rule] = {
     f"{_V1}OperationService/WatchOperation": Rule(_READ, ("name",)),
     f"{_V1}OperationService/CancelOperation": Rule(_CHANGE, ("name",)),
     "/grpc.health.v1.Health/Check": Rule(_ALL),
-    "/grpc.health.v1.Health/List": Rule(_ALL),
+    "/grpc.health.v1.Health/List": Rule(frozenset()),  # gRPC's library registers it and does not implement it
     "/grpc.health.v1.Health/Watch": Rule(_ALL),
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": Rule(_READ),
 }
 
 
 def require_role(method: str, caller: Principal) -> Rule:
-    """The rule of a method that the caller may call. Raises Denied (ROLE_TOO_SMALL); nothing of the request is looked at."""
+    """The rule of a method that the caller may call. Raises Denied (ROLE_TOO_SMALL), Unsupported (nobody may)."""
     rule = POLICY.get(method)
+    if rule is not None and not rule.roles:
+        raise Unsupported(f"{method} is not served")
     if rule is None or caller.role not in rule.roles:
         whose = ", ".join(sorted(rule.roles)) if rule else "nobody"
         told = f"{caller} may not call {method}: it is for {whose}; use a certificate with such a role"

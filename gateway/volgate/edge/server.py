@@ -102,11 +102,11 @@ class EdgeServer:
 
     async def start(self) -> None:
         """Listen. Raises Precondition if somebody else listens there, or there is no such address."""
+        bound = self._network.listen(self._servers[1]) if self._network else []  # first: what fails must leave no socket behind
         _clear_stale(self._path)
         self._path.parent.mkdir(parents=True, exist_ok=True)
         # born writable, and so open, to its owner alone: the process's umask sees to it. A umask for this moment would hit other threads
         self._local.add_insecure_port(f"unix:{self._path}")
-        bound = self._network.listen(self._servers[1]) if self._network else []
         await asyncio.gather(*(server.start() for server in self._servers))
         if self._group:
             os.chown(self._path, -1, grp.getgrnam(self._group).gr_gid)
