@@ -49,7 +49,7 @@ class Tls(msgspec.Struct, frozen=True):
 
 
 class Telemetry(msgspec.Struct, frozen=True):
-    """Where spans and metrics go; empty means nowhere. `prometheus_listen` is host:port."""
+    """Where spans and metrics go; empty means nowhere. `prometheus_listen` is host:port of the loopback."""
 
     otlp_endpoint: str = ""
     prometheus_listen: str = ""

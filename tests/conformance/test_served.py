@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.edge.secured import secured
 from tests.edge.server import Server
 from tests.labs.third_party import installed
 from volgate.backend.facets import FACET_NAMES
@@ -47,6 +48,17 @@ def conform(server: Server, *words: str, output: str = "json") -> subprocess.Com
     """The command as its user gives it, in a process of its own."""
     command = [sys.executable, "-m", "volgate.cli", "--server", server.address, "--output", output, "conform", *words]
     return subprocess.run(command, check=False, capture_output=True, text=True, timeout=240, env={**os.environ, "NO_COLOR": "1"})
+
+
+def test_a_pool_is_judged_by_tls_too():
+    with secured() as place:
+        alice = place.pki.client("orchestrator", "judge", ("main",))
+        words = ["--cert", str(alice.certificate), "--key", str(alice.key), "--ca", str(place.pki.root), "--server", place.address]
+        command = [sys.executable, "-m", "volgate.cli", "conform", "--pool", "main", "--level", "1", "--output", "json", *words]
+        ran = subprocess.run(command, check=False, capture_output=True, text=True, timeout=240)
+        assert ran.returncode == 0, ran.stdout + ran.stderr
+        assert json.loads(ran.stdout)["passed"]
+        assert place.line("operation ended", method="CreateVolume", principal="orchestrator:judge")
 
 
 def names(server: Server, pool: str) -> set[str]:

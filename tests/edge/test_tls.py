@@ -269,6 +269,13 @@ def test_no_key_is_ever_logged(place):
     assert "PRIVATE KEY" not in text
 
 
+@pytest.mark.parametrize("listen", ["0.0.0.0:9464", "10.0.0.5:9464", "[::]:9464", "127.0.0.1", "host.example:1"])
+def test_metrics_in_the_clear_stay_on_this_machine(tmp_path, listen):
+    config = tmp_path / "volgate.toml"
+    config.write_text(f'[telemetry]\nprometheus_listen = "{listen}"\n')
+    assert "telemetry.prometheus_listen" in process("serve", "--check", "--config", str(config), status=2).err
+
+
 BASE = '[server]\nlisten = {listen}\n[tls]\ncertificate = "{pki}/gateway.crt"\nkey = "{pki}/gateway.key"\nclient_authority = "{pki}/authority.crt"\n'
 
 

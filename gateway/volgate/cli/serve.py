@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _LONGEST_SOCKET = 107
 _QUICK_STOP = 1.0
+_LOOPBACK = re.compile(r"(127(\.[0-9]{1,3}){3}|localhost|):[0-9]{1,5}")
 __all__ = ["check", "logs_to_stderr", "rescan", "run"]
 
 
@@ -63,6 +64,12 @@ def _require_usable(settings: Settings) -> None:
         except KeyError:
             told = f"configuration: server.socket_group: there is no group {server.socket_group!r} on this machine"
             raise InvalidRequest(told, field="server.socket_group") from None
+    if settings.telemetry.prometheus_listen and not _LOOPBACK.fullmatch(settings.telemetry.prometheus_listen):
+        told = (
+            f"configuration: telemetry.prometheus_listen: {settings.telemetry.prometheus_listen!r} is no port of a loopback address, such "
+            "as 127.0.0.1:9464: metrics are in the clear and stay on this machine; send them away by otlp_endpoint, or through a proxy"
+        )
+        raise InvalidRequest(told, field="telemetry.prometheus_listen")
     if settings.telemetry.log_level.upper() not in logging.getLevelNamesMapping():
         told = f"configuration: telemetry.log_level: {settings.telemetry.log_level!r} is not debug, info, warning or error"
         raise InvalidRequest(told, field="telemetry.log_level")
@@ -179,6 +186,7 @@ def _instance(settings: Settings) -> str:
 
 
 async def _serve(settings: Settings) -> None:
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # or its library has a line, not of JSON, for each handshake of a stranger
     from volgate import telemetry
     from volgate.edge.network import Network, raise_descriptors
     from volgate.edge.server import EdgeServer

@@ -47,9 +47,11 @@ class Material:
             raise _wrong("key", key, "holds no private key in PEM that can be read without a password") from None
         if public != ours.public_key():
             raise _wrong("key", key, f"is not the key of {certificate}; replace both")
-        until = ours.not_valid_after_utc
-        if until < datetime.now(UTC):
-            raise _wrong("certificate", certificate, f"expired at {until:%Y-%m-%d %H:%M} UTC; issue another")
+        since, until = ours.not_valid_before_utc, ours.not_valid_after_utc
+        if not since <= datetime.now(UTC) <= until:
+            what = "expired at" if since < datetime.now(UTC) else "is not valid before"
+            moment = until if since < datetime.now(UTC) else since
+            raise _wrong("certificate", certificate, f"{what} {moment:%Y-%m-%d %H:%M} UTC; issue another")
         return cls(held["certificate"], held["key"], held["client_authority"], until)
 
 

@@ -65,8 +65,7 @@ class TlsGate:
         """Read a certificate once: a client makes many calls with it."""
         found = self._read.get(certificate)
         if found is None:
-            until = x509.load_pem_x509_certificate(certificate).not_valid_after_utc.timestamp()
-            found = self._read[certificate] = of_uris(uris), until
+            found = self._read[certificate] = of_uris(uris), _end(certificate)
             if len(self._read) > _KEPT:
                 self._read.popitem(last=False)
         self._read.move_to_end(certificate)
@@ -86,3 +85,11 @@ class TlsGate:
             running[who] -= 1
             if not running[who]:
                 del running[who]
+
+
+def _end(certificate: bytes) -> float:
+    """When a certificate expires, UTC seconds."""
+    try:
+        return x509.load_pem_x509_certificate(certificate).not_valid_after_utc.timestamp()
+    except ValueError as error:  # the two libraries differ in what they take
+        raise Unauthenticated(f"the client's certificate cannot be read: {error}; issue another") from None
