@@ -104,10 +104,10 @@ class Pki:
 class Secured(Place):
     """A place with a TCP listener; `wire` is still the unix socket's."""
 
-    def __init__(self, top: Path, limits: str = "") -> None:
+    def __init__(self, top: Path, limits: str = "", config: str = CONFIG) -> None:
         self.pki = Pki(top / "pki")
         self.pki.gateway()
-        super().__init__(top, CONFIG.replace("{limits}", limits))
+        super().__init__(top, config.replace("{limits}", limits))
         self._wires: dict[Pair | None, Wire] = {}
 
     @property
@@ -163,10 +163,10 @@ class Secured(Place):
 
 
 @contextmanager
-def secured(limits: str = "") -> Iterator[Secured]:
+def secured(limits: str = "", config: str = CONFIG) -> Iterator[Secured]:
     """A gateway and its folders, removed afterwards."""
     with tempfile.TemporaryDirectory(prefix="vg-tls-", dir="/tmp") as folder:
-        made = Secured(Path(folder), limits)
+        made = Secured(Path(folder), limits, config)
         made.start()
         try:
             yield made

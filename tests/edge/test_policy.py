@@ -4,6 +4,7 @@ import itertools
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import pytest
@@ -12,11 +13,12 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
 from tests.edge.place import MIB, parts
-from tests.edge.secured import Secured, secured
+from tests.edge.secured import CONFIG, Secured, secured
 from tests.edge.wire import Wire, refusal, refused
 from volgate.edge.identity import Role
 from volgate.edge.policy import POLICY
 from volgate.v1 import attachment_pb2, host_pb2, operation_pb2, pool_pb2, snapshot_pb2, volume_pb2
+from volgate_client import Client
 
 RAW = volume_pb2.VOLUME_FORMAT_RAW
 DENIED = ("PERMISSION_DENIED", "UNAUTHENTICATED")
@@ -332,6 +334,19 @@ def test_an_orchestrator_does_its_work_in_its_pool(place, nova):
     assert {made.operation.name, cut.operation.name} <= {operation.name for operation in listed}
 
 
+def test_the_only_host_is_not_had_by_leaving_its_name_out():
+    one = CONFIG.replace('[hosts.deaf]\nuri = "qemu+unix:///system?socket={top}/nobody"\n', "")
+    assert one != CONFIG
+    with secured(config=one) as place:
+        made = place.volume()
+        for plan in (True, False):
+            request = attachment_pb2.AttachVolumeRequest(volume=made.name, domain="test", prepare_only=True, validate_only=plan)
+            for hosts, reason in (((), "OUT_OF_SCOPE"), (("deaf",), "OUT_OF_SCOPE")):
+                wire = place.by("orchestrator", f"with{len(hosts)}", ("main",), hosts)
+                assert refused(wire.attachments.AttachVolume, request).reason == reason
+            assert place.by("orchestrator", "nova", ("main",), ("lab",)).attachments.AttachVolume(request, timeout=30)
+
+
 def test_operations_of_others_are_not_found_nor_listed_nor_cancelled(place, nova):
     held, stream = place.held()
     theirs = _begun(place, place.by("operator", "olga"), held.name)
@@ -491,6 +506,9 @@ def test_a_client_has_so_many_calls_and_streams_at_once_and_others_are_served():
             thread.join(20)
         assert [end.code for end in ends] == ["DEADLINE_EXCEEDED"] * 3
         assert olga.pools.ListPools(pool_pb2.ListPoolsRequest(), timeout=5).pools, "places come back"
+        with Client(place.address, **place.pki.files(place.pki.client("operator", "olga"))) as client, ThreadPoolExecutor(12) as threads:
+            names = list(threads.map(lambda n: client.create_volume("pools/main", f"many{n}", size_bytes=MIB).name, range(24)))
+        assert len(set(names)) == 24, "the client comes back by itself"
         streams[0].cancel()
         assert next(patient(olga, watch)).operation.name == waiting
         stream.cancel()

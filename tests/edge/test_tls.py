@@ -11,7 +11,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from grpc_health.v1 import health_pb2
 
 from tests.cli.conftest import Cli, process
-from tests.edge.secured import URI, Pair, Pki, Secured, secured
+from tests.edge.secured import CONFIG, URI, Pair, Pki, Secured, secured
 from tests.edge.wire import Wire, refused
 from volgate.v1 import pool_pb2, volume_pb2
 from volgate_client import AsyncClient, Client, errors
@@ -39,13 +39,13 @@ def shut_out(place: Secured, pair: Pair | None) -> None:
             assert (found.code, found.reason) == ("UNAVAILABLE", ""), found
 
 
-def handshake(place: Secured, pair: Pair | None, **more) -> x509.Certificate:
+def handshake(place: Secured, pair: Pair | None, address: str = "") -> x509.Certificate:
     """The certificate that the gateway shows to a new connection. Raises ssl.SSLError, OSError."""
     context = ssl.create_default_context(cafile=str(place.pki.root))
     context.set_alpn_protocols(["h2"])
     if pair:
         context.load_cert_chain(pair.certificate, pair.key)
-    host, _, port = place.address.rpartition(":")
+    host, _, port = (address or place.address).rpartition(":")
     with socket.create_connection((host, int(port)), timeout=5) as raw, context.wrap_socket(raw, server_hostname="localhost") as made:
         made.settimeout(2)
         assert made.recv(9), "the gateway's first HTTP/2 frame: it let the client in"
@@ -258,6 +258,21 @@ def test_another_authority_of_clients_holds_from_the_next_connection_on(place, t
         root.write_bytes(old)
     with place.connect(alice) as wire:
         assert wire.pools.ListPools(POOLS, timeout=5).pools
+
+
+def test_every_listener_asks_for_a_certificate_and_gets_the_renewed_one():
+    with secured(config=CONFIG.replace('["127.0.0.1:0"]', '["127.0.0.1:0", "localhost:0"]')) as place:
+        addresses = place.lines("listening")[-1]["listen"]
+        assert len(set(addresses)) == 2 and not [address for address in addresses if address.endswith(":0")]
+        for address in addresses:
+            with Wire(address, place.pki.credentials(place.pki.client("admin", "alice"))) as wire:
+                assert wire.pools.ListPools(POOLS, timeout=5).pools
+            with Wire(address, place.pki.credentials(None)) as wire:
+                assert refused(wire.pools.ListPools, POOLS, timeout=5).code == "UNAVAILABLE"
+        place.pki.gateway()
+        served = {handshake(place, place.pki.client("admin", "alice"), address).serial_number for address in addresses}
+        assert served == {x509.load_pem_x509_certificate((place.pki.folder / "gateway.crt").read_bytes()).serial_number}
+        assert len(place.lines("new certificate is used")) == 1
 
 
 def test_no_key_is_ever_logged(place):

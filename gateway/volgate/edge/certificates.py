@@ -66,27 +66,36 @@ class Certificates:
         self._material = Material.read(*self._paths)
 
     def credentials(self) -> grpc.ServerCredentials:
-        """Credentials that require a certificate of every client."""
-        fetch = cast("Callable[[], grpc.ServerCertificateConfiguration]", self.renewed)  # None is its word for no change
-        return grpc.dynamic_ssl_server_credentials(_configuration(self._material), fetch, require_client_authentication=True)
+        """Credentials for one address, which require a certificate of every client: gRPC keeps for each what it was given last."""
+        given = self._material
 
-    def renewed(self) -> grpc.ServerCertificateConfiguration | None:
-        """What the files hold if they changed since they were read last, else None. Broken ones are logged, and the old ones go on."""
+        def fetch() -> grpc.ServerCertificateConfiguration | None:
+            nonlocal given
+            newest = self.newest()
+            if newest is given:
+                return None
+            given = newest
+            return _configuration(newest)
+
+        told = cast("Callable[[], grpc.ServerCertificateConfiguration]", fetch)  # None is its word for no change
+        return grpc.dynamic_ssl_server_credentials(_configuration(given), told, require_client_authentication=True)
+
+    def newest(self) -> Material:
+        """What the files hold, read again if they changed since the last time. Broken ones are logged, and the old ones go on."""
         with self._lock:
             now = self._signature()
             if now == self._seen:
-                return None
+                return self._material
             self._seen = now
             try:
                 found = Material.read(*self._paths)
             except VolgateError as error:
                 _log.error("new certificate is not used", error=error.message, until=f"{self._material.until:%Y-%m-%d %H:%M} UTC")
-                return None
-            if found == self._material:
-                return None
-            self._material = found
-        _log.info("new certificate is used", certificate=str(self._paths[0]), until=f"{found.until:%Y-%m-%d %H:%M} UTC")
-        return _configuration(found)
+                return self._material
+            if found != self._material:
+                self._material = found
+                _log.info("new certificate is used", certificate=str(self._paths[0]), until=f"{found.until:%Y-%m-%d %H:%M} UTC")
+            return self._material
 
     def _signature(self) -> _Signature:
         return tuple(_stamp(path) for path in self._paths)

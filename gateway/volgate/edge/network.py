@@ -72,12 +72,11 @@ class Network:
 
     def listen(self, server: aio.Server) -> list[str]:
         """Bind every address; return them with the ports that they got. Raises Precondition."""
-        credentials = self.certificates.credentials()
         bound = []
         for address in self.addresses:
             host, _, _ = address.rpartition(":")
             try:
-                bound.append(f"{host}:{server.add_secure_port(address, credentials)}")
+                bound.append(f"{host}:{server.add_secure_port(address, self.certificates.credentials())}")
             except RuntimeError as error:
                 told = f"cannot listen on {address} of [server] listen: another program has it, or this machine has no such address"
                 raise Precondition(told) from error
