@@ -19,12 +19,14 @@ from volgate.spawner import Spawner
 
 if TYPE_CHECKING:
     # imported where they are used: `volgate --help` stays quick
+    from volgate.edge.network import Network
     from volgate.hosts.interface import AttachPlan
     from volgate.operations.gateway import Gateway
     from volgate.registry import Registry
 
 _LONGEST_SOCKET = 107
 _QUICK_STOP = 1.0
+_DESCRIPTORS = 1 << 20  # some systems allow a thousand times that, which only costs
 _LOOPBACK = re.compile(r"(127(\.[0-9]{1,3}){3}|localhost|):[0-9]{1,5}")
 __all__ = ["check", "logs_to_stderr", "rescan", "run"]
 
@@ -80,12 +82,11 @@ def check(settings: Settings) -> int:
 
     A pool whose plugin is left out is warned of: `serve` starts with it, down, and serves the others.
     """
-    from volgate.edge.network import Network
     from volgate.pools import Pools
     from volgate.registry import Registry
 
     logs_to_stderr()
-    Network.of(settings)
+    _network(settings)
     registry = Registry(settings.plugins.blocked, log_level=settings.telemetry.log_level)
     try:
         pools = Pools(registry, settings.pools, "check", settings.limits.native_timeout)
@@ -185,14 +186,32 @@ def _instance(settings: Settings) -> str:
     return drawn
 
 
+def _network(settings: Settings) -> Network | None:
+    """The TCP listeners that the settings ask for. Raises InvalidRequest naming the key."""
+    if not settings.server.listen:
+        return None
+    from volgate.edge.network import Network
+
+    return Network.of(settings)
+
+
+def _raise_descriptors() -> None:
+    """Let this process open as many files as the system allows it, and no more than make sense."""
+    import resource
+
+    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _DESCRIPTORS if most == resource.RLIM_INFINITY else min(most, _DESCRIPTORS)
+    if now != resource.RLIM_INFINITY and now < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
+
+
 async def _serve(settings: Settings) -> None:
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # or its library has a line, not of JSON, for each handshake of a stranger
     from volgate import telemetry
-    from volgate.edge.network import Network, raise_descriptors
     from volgate.edge.server import EdgeServer
 
-    raise_descriptors()  # of this process alone: what the spawner starts keeps the usual limit
-    network = Network.of(settings)
+    _raise_descriptors()  # of this process alone: what the spawner starts keeps the usual limit
+    network = _network(settings)
 
     seen = settings.telemetry
     finish = telemetry.configure(

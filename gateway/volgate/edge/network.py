@@ -11,18 +11,18 @@ import structlog
 from grpc import aio
 
 from volgate.edge.certificates import Certificates
-from volgate.edge.gate import TlsGate
+from volgate.edge.clients import TlsGate
 from volgate.errors import InvalidRequest, Precondition
 from volgate.settings import Settings
 
-__all__ = ["Network", "raise_descriptors"]
+__all__ = ["Network"]
 
 _log = structlog.get_logger()
 _ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})")
 _PORT_MOST = 65535
 _OTHERS = 512  # descriptors that are not connections
-_SENSIBLE = 1 << 20  # of descriptors; some systems allow a thousand times that, which only costs
 _ALIVE_MS = {"grpc.keepalive_time_ms": 60_000, "grpc.keepalive_timeout_ms": 20_000}  # a peer that is gone is noticed
+_IDLE_MS = 300_000  # a connection without calls gives up its place; its client connects again with the next call
 _AGE_MS = 3_600_000  # then a client connects again, by the certificates and authorities of that day; calls that run go on
 
 
@@ -38,10 +38,8 @@ class Network:
     handshake_seconds: float
 
     @classmethod
-    def of(cls, settings: Settings) -> Network | None:
-        """What the settings ask for, None: nothing. Raises InvalidRequest naming the key, also for files that are of no use."""
-        if not settings.server.listen:
-            return None
+    def of(cls, settings: Settings) -> Network:
+        """What the settings ask for. Raises InvalidRequest naming the key, also for files that are of no use."""
         for address in settings.server.listen:
             _require_address(address)
         tls, limits = settings.tls, settings.limits
@@ -66,6 +64,7 @@ class Network:
             ("grpc.server_handshake_timeout_ms", int(self.handshake_seconds * 1000)),
             ("grpc.max_allowed_incoming_connections", self._connections()),
             ("grpc.max_concurrent_streams", self.client_calls + self.client_streams),
+            ("grpc.max_connection_idle_ms", _IDLE_MS),
             ("grpc.max_connection_age_ms", _AGE_MS),
             *_ALIVE_MS.items(),
         ]
@@ -89,16 +88,6 @@ class Network:
         if self.connections > most:
             _log.warning("fewer connections than limits.connections: raise LimitNOFILE", connections=most, descriptors=free + _OTHERS)
         return min(self.connections, most)
-
-
-def raise_descriptors() -> int:
-    """Let this process open as many files as the system allows it; return how many."""
-    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _SENSIBLE if most == resource.RLIM_INFINITY else min(most, _SENSIBLE)
-    if now != resource.RLIM_INFINITY and now < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
-        return wanted
-    return now
 
 
 def _require_address(address: str) -> None:

@@ -9,6 +9,7 @@ import os
 import socket
 import stat
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import structlog
 from grpc import aio
@@ -19,7 +20,6 @@ from volgate.edge.attachments import AttachmentServicer
 from volgate.edge.call import CallInterceptor
 from volgate.edge.gate import LocalGate
 from volgate.edge.hosts import HostServicer
-from volgate.edge.network import Network
 from volgate.edge.operations import OperationServicer
 from volgate.edge.pools import PoolServicer
 from volgate.edge.snapshots import SnapshotServicer
@@ -42,6 +42,10 @@ from volgate.v1 import (
     volume_pb2,
     volume_pb2_grpc,
 )
+
+if TYPE_CHECKING:
+    # imported where it is asked for: what reads certificates is not small
+    from volgate.edge.network import Network
 
 __all__ = ["EdgeServer"]
 
