@@ -68,7 +68,9 @@ class Pool:
         timeout: float,
         occupancy: Occupancy | None = None,
     ) -> None:
-        """`start` is how a worker for it begins, `timeout` bounds each native call, seconds. A plugin of this process reads its table now.
+        """`table` is what the configuration says; `leaving`, once set, is why the pool takes no new volumes any more.
+
+        `start` is how a worker for it begins, `timeout` bounds each native call, seconds. A plugin of this process reads its table now.
 
         A pool whose plugin was left out is down, with its problem in `unserved`. Nothing is done to the pool before `occupancy` is ours.
         Raises InvalidRequest.
@@ -82,6 +84,8 @@ class Pool:
         self._probe = Lane(f"{name}-check", 1, 1)
         self._occupancy = occupancy
         own, where = {k: v for k, v in table.items() if k != "kind"}, f"pools.{name}"
+        self.table = dict(table)
+        self.leaving = ""
         self.unserved = kind.problem
         self.workers: Supervisor | None = None
         if kind.problem:
@@ -180,7 +184,7 @@ class Pool:
 
     def describe(self, begun: Future[Capacity] | VolgateError | None) -> PoolStatus:
         """Describe the pool with what became of its measurement; without a new one it is degraded, with what was known before."""
-        problems = [self.problem] if self.problem else []
+        problems = [problem for problem in (self.problem, self.leaving) if problem]
         if isinstance(begun, VolgateError):
             problems.append(begun.message)
         elif begun is not None and not begun.done():
@@ -209,6 +213,8 @@ class Pool:
 
     def require_accepting(self) -> None:
         """Raise Precondition while the pool is draining."""
+        if self.leaving:
+            raise Precondition(f"pool {self.name} takes no new volumes: {self.leaving}")
         if self.draining:
             raise Precondition(f"pool {self.name} is draining: it takes no new volumes; resume it with DrainPool")
 
@@ -232,26 +238,47 @@ class Pools:
         self, registry: Registry, tables: Mapping[str, Mapping[str, Any]], instance: str, timeout: float, locks: Path | None = None
     ) -> None:
         """Read every table; nothing is opened yet. `locks`: the folder of the pools' lock files. Raises InvalidRequest naming the key."""
-        self._pools: dict[str, Pool] = {}
-        for name, table in sorted(tables.items()):
-            kind = table.get("kind")
-            if not isinstance(kind, str):
-                raise InvalidRequest(f'configuration: [pools.{name}] needs a kind, such as kind = "directory"', field=f"pools.{name}.kind")
-            try:
-                offered = registry.backend_type(kind)
-            except NotFound as error:
-                raise InvalidRequest(f"configuration: [pools.{name}] kind: {error.message}", field=f"pools.{name}.kind") from error
-            check_identifier(name, f"pools.{name}")
-            occupancy = Occupancy(locks / f"{name}.lock") if locks else None
-            self._pools[name] = Pool(name, offered, registry.start_of(offered, name), table, instance, timeout, occupancy)
-        self._validate()
+        self._registry, self._instance, self._timeout, self._locks = registry, instance, timeout, locks
+        self._pools: dict[str, Pool] = {}  # replaced when pools come and go: whoever goes through it keeps the one that he has
+        self._pools = {name: self.make(name, table) for name, table in sorted(tables.items())}
+        _validate(list(self._pools.values()))
 
-    def _validate(self) -> None:
-        """Let workers read the tables of their pools, side by side. One that cannot is a pool that is down, no wrong configuration."""
-        workers = [pool.workers for pool in self._pools.values() if pool.workers]
-        if workers:
-            with ThreadPoolExecutor(len(workers)) as threads:
-                list(threads.map(Supervisor.validate, workers))
+    def make(self, name: str, table: Mapping[str, Any]) -> Pool:
+        """Read a table; nothing is opened, and nobody knows of the pool yet. Raises InvalidRequest naming the key."""
+        kind = table.get("kind")
+        if not isinstance(kind, str):
+            raise InvalidRequest(f'configuration: [pools.{name}] needs a kind, such as kind = "directory"', field=f"pools.{name}.kind")
+        try:
+            offered = self._registry.backend_type(kind)
+        except NotFound as error:
+            raise InvalidRequest(f"configuration: [pools.{name}] kind: {error.message}", field=f"pools.{name}.kind") from error
+        check_identifier(name, f"pools.{name}")
+        occupancy = Occupancy(self._locks / f"{name}.lock") if self._locks else None
+        start = self._registry.start_of(offered, name)
+        return Pool(name, offered, start, table, self._instance, self._timeout, occupancy)
+
+    def add(self, name: str, table: Mapping[str, Any]) -> Pool:
+        """Serve one more pool, or one in the place of another; it is opened by its first check. Raises InvalidRequest naming the key."""
+        pool, old = self.make(name, table), self._pools.get(name)
+        try:
+            _validate([pool])
+        except InvalidRequest:
+            pool.close()
+            raise
+        self._pools = dict(sorted({**self._pools, name: pool}.items()))
+        if old is not None:
+            old.close()
+        return pool
+
+    def remove(self, name: str) -> None:
+        """Serve a pool no more, and close it. What is on its storage stays."""
+        pool = self._pools[name]
+        self._pools = {other: kept for other, kept in self._pools.items() if other != name}
+        pool.close()
+
+    def __contains__(self, name: str) -> bool:
+        """Whether a pool of that name is served."""
+        return name in self._pools
 
     def __iter__(self) -> Iterator[Pool]:
         """Yield the pools by name."""
@@ -276,6 +303,14 @@ class Pools:
         """Close every pool."""
         for pool in self._pools.values():
             pool.close()
+
+
+def _validate(pools: Sequence[Pool]) -> None:
+    """Let workers read the tables of their pools, side by side. One that cannot is a pool that is down, no wrong configuration."""
+    workers = [pool.workers for pool in pools if pool.workers]
+    if workers:
+        with ThreadPoolExecutor(len(workers)) as threads:
+            list(threads.map(Supervisor.validate, workers))
 
 
 def _measured(pools: Sequence[Pool]) -> list[PoolStatus]:

@@ -109,7 +109,7 @@ def test_what_fails_after_an_operation_does_not_undo_it(world, error):
         ticket = runner.submit(creation("v"), Caller())
         assert ticket.future.result(30).volume.name == "v"
         deadline = time.monotonic() + 10
-        while (not asked or any(lane.running for lane in runner.lanes)) and time.monotonic() < deadline:
+        while (not asked or any(lane.running for lane in runner.lanes.all)) and time.monotonic() < deadline:
             time.sleep(0.01)
     assert asked
     record = recorded(world, ticket.operation)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from volgate.backend import run as commands
-from volgate.errors import InvalidRequest, Unreachable
+from volgate.errors import InvalidRequest, Unreachable, VolgateError
 from volgate.settings import Settings, load
 from volgate.spawner import Spawner
 
@@ -41,7 +41,7 @@ def run(config: Path | None, state_dir: Path | None, *, check_only: bool = False
     spawner = Spawner.start()  # older than every thread and than gRPC: nothing forks from this process afterwards
     commands.install(spawner)
     try:
-        asyncio.run(_serve(settings))
+        asyncio.run(_serve(settings, lambda: load(config, state_dir)))
     finally:
         spawner.close()
     return 0
@@ -205,7 +205,8 @@ def _raise_descriptors() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 
-async def _serve(settings: Settings) -> None:
+async def _serve(settings: Settings, again: Callable[[], Settings]) -> None:
+    """`again` reads the configuration as it is now."""
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # or its library has a line, not of JSON, for each handshake of a stranger
     from volgate import telemetry
     from volgate.edge.server import EdgeServer
@@ -226,6 +227,8 @@ async def _serve(settings: Settings) -> None:
     loop = asyncio.get_running_loop()
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, stop.set)
+    changed = asyncio.Event()
+    loop.add_signal_handler(signal.SIGHUP, changed.set)
     with _opened(settings) as gateway:
         until = loop.time() + _QUICK_STOP
         try:
@@ -241,10 +244,28 @@ async def _serve(settings: Settings) -> None:
             await server.start()  # first: a server that never started must not be held beyond the event loop's life
             telemetry.observe_lanes(lambda: [*gateway.lanes(), *server.lanes])
             telemetry.observe_operations(gateway.runner.unfinished)
+            reloading = loop.create_task(_reload(gateway, again, changed))
             await stop.wait()
+            reloading.cancel()
             until = loop.time() + settings.server.stop_seconds
             gateway.begin_stop()
             await server.stop(settings.server.stop_seconds)
         finally:
             await asyncio.to_thread(gateway.close, max(_QUICK_STOP, until - loop.time()))
     await asyncio.to_thread(finish)
+
+
+async def _reload(gateway: Gateway, again: Callable[[], Settings], changed: asyncio.Event) -> None:
+    """Read the configuration again whenever it is said to have changed; one that makes no sense changes nothing."""
+    import structlog
+
+    log = structlog.get_logger()
+    while True:
+        await changed.wait()
+        changed.clear()
+        try:
+            later = await asyncio.to_thread(lambda: gateway.reload(again()))
+        except VolgateError as error:
+            log.warning("the configuration is not taken over", error=error.message)
+        else:
+            log.info("configuration reloaded", pools=[pool.name for pool in gateway.world.pools], at_the_next_start=later)

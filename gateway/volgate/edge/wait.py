@@ -40,18 +40,21 @@ class Calls:
         """Take the gateway."""
         self.gateway = gateway
         self._index = Lane("reads", 16, 4096)
-        places = [
-            "pools",
-            *(f"pools/{pool.name}" for pool in gateway.world.pools),
-            "hosts",
-            *(f"hosts/{name}" for name in gateway.world.hosts),
-        ]
-        self._native = {place: Lane(f"reads {place}", 16, 256) for place in (*places, _SPOOL)}
+        self._native: dict[str, Lane] = {}
+        for place in ("pools", "hosts", *(f"hosts/{name}" for name in gateway.world.hosts), _SPOOL):
+            self._native[place] = _lane(place)
 
     @property
     def lanes(self) -> list[Lane]:
-        """Every lane."""
+        """Every lane; those of pools that are gone are forgotten."""
+        for place in [place for place in self._native if place.startswith("pools/") and not self._serves(place)]:
+            self._native.pop(place).close()
+        for pool in self.gateway.world.pools:
+            self._lane(f"pools/{pool.name}")
         return [self._index, *self._native.values()]
+
+    def _serves(self, place: str) -> bool:
+        return place.removeprefix("pools/") in self.gateway.world.pools
 
     async def read(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a blocking read of the database off the event loop. Raises Busy and what the read raises."""
@@ -79,7 +82,10 @@ class Calls:
         return await self.ask(_SPOOL, function, *args, **kwargs)
 
     def _lane(self, place: str) -> Lane:
-        return self._native.get(place, self._index)  # what is not known is refused without asking anybody
+        found = self._native.get(place)
+        if found is None and place.startswith("pools/") and self._serves(place):
+            found = self._native.setdefault(place, _lane(place))  # pools come while the gateway runs
+        return found or self._index  # what is not known is refused without asking anybody
 
     async def submit(self, request: Request, request_id: str) -> Ticket:
         """Begin or join a mutation."""
@@ -162,3 +168,7 @@ def _traceparent() -> str:
     carrier: dict[str, str] = {}
     TraceContextTextMapPropagator().inject(carrier)
     return carrier.get("traceparent", "")
+
+
+def _lane(place: str) -> Lane:
+    return Lane(f"reads {place}", 16, 256)

@@ -7,13 +7,15 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from dataclasses import replace
 from pathlib import Path
+from queue import SimpleQueue
 
 import structlog
 
 from volgate.backend import Adopts, FinishedRecord, Foreign, PathsSeen
-from volgate.errors import NotFound, VolgateError
+from volgate.errors import NotFound, Unreachable, VolgateError
 from volgate.hosts.interface import Domain, EventKind, HostEvent, HostInfo
 from volgate.lanes import Lane
 from volgate.model import Format, Health, PathState, Redundancy, Volume
@@ -24,6 +26,7 @@ from volgate.operations.admission import admit
 from volgate.operations.audit import tell_ended
 from volgate.operations.handlers import HANDLERS
 from volgate.operations.recovery import Rebuild, repair_host
+from volgate.operations.reload import Reload
 from volgate.operations.requests import Caller, Plan, Request
 from volgate.operations.runner import Runner
 from volgate.operations.scan import Merges, reconcile_attachments, scan_pool
@@ -33,6 +36,7 @@ from volgate.operations.sweep import Sweep
 from volgate.operations.ticket import Ticket
 from volgate.operations.world import World
 from volgate.pools import Pool, PoolStatus
+from volgate.settings import Settings
 from volgate.store import attachments, drains, index, journal
 from volgate.store.records import AttachmentRecord, IndexedSnapshot, IndexedVolume, OperationRecord, VolumeRow
 
@@ -40,6 +44,7 @@ __all__ = ["Gateway"]
 
 _MOST_FOREIGN = 1000
 _SCAN_SECONDS = 5.0  # the keeper has other things to do than to wait for a storage that hangs
+_LOOK_SECONDS = 0.5
 _EVENT_SECONDS = 0.3  # events come in bursts, and the operation that one belongs to goes first
 _log = structlog.get_logger()
 
@@ -53,7 +58,9 @@ class Gateway:
         self.runner = Runner(world, self._follow)
         self._rebuild = Rebuild(world, self.runner)
         self._merges = Merges(world, self.runner)
-        self._scans: Sweep[int | None] = Sweep("scan", len(list(world.pools)))
+        self._scans: Sweep[int | None] = Sweep("scan")
+        self._reload = Reload(world, self.runner)
+        self._changes: SimpleQueue[tuple[Settings, Future[None]]] = SimpleQueue()
         self._unrepaired: set[str] = set()
         self._stop = threading.Event()
         self._wake = threading.Event()
@@ -79,7 +86,22 @@ class Gateway:
 
     def lanes(self) -> list[Lane]:
         """Every lane of fixed width: of the pools, and of the operations."""
-        return [*(pool.lane for pool in self.world.pools), *self.runner.lanes]
+        return [*(pool.lane for pool in self.world.pools), *self.runner.lanes.all]
+
+    def reload(self, settings: Settings) -> list[str]:
+        """Serve the pools of these settings; return the names of the sections that differ and take effect at the next start only.
+
+        Raises InvalidRequest naming the key: then nothing changed; Unreachable (stopping).
+        """
+        done: Future[None] = Future()
+        self._changes.put((settings, done))
+        self._wake.set()
+        while not wait((done,), _LOOK_SECONDS).done:
+            if self._stop.is_set():
+                raise Unreachable("the gateway is stopping", reason="STOPPING")
+        done.result()
+        now = self.world.settings
+        return [name for name in type(now).__struct_fields__ if name != "pools" and getattr(now, name) != getattr(settings, name)]
 
     def begin_stop(self) -> None:
         """Accept no new mutation."""
@@ -335,7 +357,9 @@ class Gateway:
         scanned = 0.0
         while not self._stop.is_set():
             try:
+                self._change()
                 self.world.pools.check()
+                self._reload.settle()
                 self._unrepaired = {name for name in self._unrepaired if not repair_host(self.world, name)}
                 if not self._rebuild.done:
                     self._rebuild.run()
@@ -352,6 +376,17 @@ class Gateway:
             if self._wake.wait(limits.check_seconds):
                 self._stop.wait(_EVENT_SECONDS)
             self._wake.clear()
+
+    def _change(self) -> None:
+        """Take over what the configuration says now; the disks that hosts have of new pools are looked for before anybody is told."""
+        while not self._changes.empty():
+            settings, done = self._changes.get()
+            try:
+                self._reload.want(settings.pools)
+                self._rebuild.run()
+                done.set_result(None)
+            except BaseException as error:  # noqa: BLE001  # whatever it was, whoever waits is told
+                done.set_exception(error)
 
     def rescan(self, seconds: float | None = None) -> dict[str, int]:
         """Bring every pool's rows up to date; return how many changed in each pool that is up. Attachments without a record get one.

@@ -76,7 +76,7 @@ class Rebuild:
         """Nothing is looked at yet."""
         self._world = world
         self._runner = runner
-        self._sweep: Sweep[None] = Sweep("rebuild", len(list(world.pools)))
+        self._sweep: Sweep[None] = Sweep("rebuild")
 
     @property
     def done(self) -> bool:

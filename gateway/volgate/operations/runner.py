@@ -19,7 +19,6 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from volgate.backend.hooks import FinishedRecord
 from volgate.errors import Busy, Cancelled, InDoubt, Unreachable, VolgateError
-from volgate.lanes import Lane
 from volgate.operations import codec
 from volgate.operations.admission import admit
 from volgate.operations.alarm import Alarm
@@ -27,6 +26,7 @@ from volgate.operations.audit import tell_ended
 from volgate.operations.context import Context, Parked
 from volgate.operations.handlers import HANDLERS, lock_keys
 from volgate.operations.job import Job
+from volgate.operations.pool_lanes import PoolLanes
 from volgate.operations.queues import Queues
 from volgate.operations.repeats import answering, require_same_body
 from volgate.operations.requests import Caller, Request
@@ -51,13 +51,10 @@ class Runner:
 
     def __init__(self, world: World, after: Callable[[Request], Request | None] | None = None) -> None:
         """`after` names the internal request that follows a finished one, if any."""
-        limits = world.settings.limits
         self._world = world
         self._after = after
-        self._most = limits.queued_operations
-        depth = limits.queued_operations * 3
-        self._lane = Lane("operations", limits.operation_threads, depth)  # of those that belong to no pool
-        self._lanes = {pool.name: Lane(f"operations {pool.name}", limits.operation_threads, depth) for pool in world.pools}
+        self._most = world.settings.limits.queued_operations
+        self.lanes = PoolLanes(world)
         self._alarm = Alarm("operations-alarm")
         self._queues = Queues()
         self._lock = threading.Lock()
@@ -85,9 +82,9 @@ class Runner:
             again = not fresh and (job.parked or job.record.state is OperationState.IN_DOUBT) and job.reopen()
             ticket = job.ticket
         if fresh:
-            self._lane_of(job).submit(self._record, job)
+            self.lanes.of(job.request.target).submit(self._record, job)
         elif again:
-            self._lane_of(job).submit(self._run, job)
+            self.lanes.of(job.request.target).submit(self._run, job)
         return ticket
 
     def recover(self) -> int:
@@ -161,18 +158,15 @@ class Runner:
                 self._empty.wait(min(left, 0.5))
             remaining = len(self._jobs)
         self._alarm.close()
-        for lane in self.lanes:
+        for lane in self.lanes.all:
             lane.close()
         return remaining
 
-    @property
-    def lanes(self) -> list[Lane]:
-        """Where operations run: each pool has threads of its own, so that one that hangs takes nobody else's."""
-        return [self._lane, *self._lanes.values()]
-
-    def _lane_of(self, job: Job) -> Lane:
-        head, _, rest = job.request.target.partition("/")
-        return self._lanes.get(rest.partition("/")[0], self._lane) if head == "pools" else self._lane
+    def at_pool(self, name: str) -> list[str]:
+        """The operations on a pool, and on what is in it, that have not ended."""
+        with self._lock:
+            jobs = list(self._jobs.values())
+        return [f"operations/{job.id}" for job in jobs if any(f"{key}/".startswith(f"pools/{name}/") for key in lock_keys(job.request))]
 
     # -- joining and queueing
 
@@ -201,7 +195,7 @@ class Runner:
 
     def _start_if_ready(self, job: Job, condition: str) -> None:
         if job.arrive(condition):
-            self._lane_of(job).submit(self._run, job)
+            self.lanes.of(job.request.target).submit(self._run, job)
 
     def _forget(self, job: Job) -> None:
         with self._lock:
@@ -408,7 +402,7 @@ class Runner:
         with self._lock:
             run = not self._stopping and job.id in self._jobs and job.reopen()
         if run:
-            self._lane_of(job).submit(self._run, job)
+            self.lanes.of(job.request.target).submit(self._run, job)
 
     def _end(self, job: Job, record: OperationRecord, value: object, error: VolgateError | None) -> None:
         job.record = record

@@ -12,15 +12,15 @@ from volgate.pools import Pool
 __all__ = ["Sweep"]
 
 T = TypeVar("T")
+_MOST_POOLS = 4096
 
 
 class Sweep(Generic[T]):
     """One thread for each pool whose work has not ended; used by one thread at a time."""
 
-    def __init__(self, name: str, pools: int) -> None:
-        """`pools` is how many there are at most."""
-        width = max(1, pools)
-        self._lane = Lane(name, width, width)  # a slot is given back shortly after the answer
+    def __init__(self, name: str) -> None:
+        """Pools may come and go."""
+        self._lane = Lane(name, _MOST_POOLS, _MOST_POOLS)  # a thread is started for each that is needed
         self._running: dict[str, Future[T]] = {}
 
     def run(self, pools: Iterable[Pool], work: Callable[[Pool], T], seconds: float | None = None) -> dict[str, T]:

@@ -11,7 +11,7 @@ from sqlalchemy.dialects.sqlite import insert
 from volgate.store.records import AttachmentRecord
 from volgate.store.tables import attachment, meta
 
-__all__ = ["add", "find", "forget", "of_domain", "of_volume", "page", "put", "replace", "trust", "trusted"]
+__all__ = ["add", "distrust", "find", "forget", "of_domain", "of_volume", "page", "put", "replace", "trust", "trusted"]
 
 _TRUSTED = "attachments/trusted/"  # and the pool
 _decoder = msgspec.json.Decoder(AttachmentRecord)
@@ -51,6 +51,11 @@ def put(connection: Connection, record: AttachmentRecord) -> None:
 def trust(connection: Connection, pool: str) -> None:
     """Note that every disk that a host has of a pool's volumes is on record: true from the first complete look on."""
     connection.execute(insert(meta).values(key=_TRUSTED + pool, value="1").on_conflict_do_nothing())
+
+
+def distrust(connection: Connection, pool: str) -> None:
+    """Take that back: the pool is gone, and what comes back under its name may be another."""
+    connection.execute(delete(meta).where(meta.c.key == _TRUSTED + pool))
 
 
 def trusted(connection: Connection) -> set[str]:

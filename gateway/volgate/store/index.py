@@ -18,12 +18,14 @@ from volgate.store.tables import attachment, snapshot, volume
 __all__ = [
     "find_snapshot",
     "find_volume",
+    "forget_pool",
     "forget_snapshot",
     "forget_volume",
     "observed",
     "page_snapshots",
     "page_volumes",
     "pool_rows",
+    "pools",
     "put_snapshot",
     "put_volume",
     "replace_snapshots",
@@ -106,6 +108,11 @@ def page_volumes(
     return [VolumeRow(owner, name, record, at, held.get((owner, name), ())) for owner, name, record, at in rows]
 
 
+def pools(connection: Connection) -> set[str]:
+    """The pools that have rows."""
+    return set(connection.scalars(select(volume.c.pool).distinct().union(select(snapshot.c.pool).distinct())))
+
+
 def pool_rows(connection: Connection, pool: str) -> dict[str, Row]:
     """Every volume of a pool by name, as :func:`row_of` makes it: for a scan to compare with."""
     cut: dict[str, list[bytes]] = {}
@@ -139,6 +146,12 @@ def put_snapshot(connection: Connection, pool: str, found: Snapshot, now: float)
         "observed_at": now,
     }
     connection.execute(insert(snapshot).values(values).on_conflict_do_update(index_elements=["pool", "volume", "name"], set_=values))
+
+
+def forget_pool(connection: Connection, pool: str) -> None:
+    """Remove every row of a pool."""
+    for table in (volume, snapshot):
+        connection.execute(delete(table).where(table.c.pool == pool))
 
 
 def forget_snapshot(connection: Connection, pool: str, of: str, name: str) -> None:
