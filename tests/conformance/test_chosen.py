@@ -1,9 +1,12 @@
 """Which rules are looked at: those that mean something for the facets of a backend."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[2]
 
@@ -20,3 +23,16 @@ def test_snapshots_that_cannot_be_read_are_judged_by_what_is_told_of_them(tmp_pa
     assert (frozen["outcome"], frozen["detail"]) == ("not run", "the backend has no DataPath or Clones")
     assert cases["a-snapshot-keeps-its-size"]["outcome"] == cases["a-revert-sets-the-size-back"]["outcome"] == "passed"
     assert report["passed"] and report["facets"]["Reverts"] == "proven"
+
+
+def test_a_class_that_no_plugin_offers_is_told_as_such(tmp_path):
+    text = "from tests.conformance.judged.good import Good\nfrom tests.conformance.judged.judge import Judge\n\n\n"
+    text += "class Unmarked(Good):\n    pass\n\n\ndef volgate_backends():\n    return []\n\n\nclass TestIt(Judge):\n    backend_class = Unmarked\n"
+    (tmp_path / "test_it.py").write_text(text)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", os.devnull, "--rootdir", str(tmp_path), str(tmp_path)]
+    ran = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True, timeout=60)
+    told = ran.stdout + ran.stderr
+    assert (
+        ran.returncode == pytest.ExitCode.USAGE_ERROR and "TestIt: neither test_it nor a package around it" in told and "@hookimpl" in told
+    )
+    assert "Traceback" not in told

@@ -40,7 +40,8 @@ def find_offer(backend_class: type[Backend], plugin: str = "", kind: str = "") -
         if found or plugin:
             kinds = ", ".join(offer.kind for offer in offers) or "nothing"
             raise LookupError(f"plugin {value} offers {kinds}: say which `kind` the test class is about")
-    raise LookupError(f"neither {module} nor a package around it has volgate_backends: set `plugin` of the test class to the entry point")
+    told = f"neither {module} nor a package around it has a volgate_backends with @hookimpl that offers anything"
+    raise LookupError(f"{told}: mark it, or set `plugin` of the test class to the entry point")
 
 
 class Opened(Subject):

@@ -132,7 +132,10 @@ class _Run:
             if kind.over_the_wire:
                 facts = (kind.target.pool, kind.kind, True, kind.target.capabilities)
             else:
-                offer = find_offer(judged, kind.plugin, kind.kind)[1]
+                try:
+                    offer = find_offer(judged, kind.plugin, kind.kind)[1]
+                except LookupError as error:
+                    raise pytest.UsageError(f"{kind.__name__}: {error}") from error
                 facts = (f"{judged.__module__}.{judged.__qualname__}", offer.kind, False, capabilities(judged))
             self._reports[kind] = Report(*facts, int(self.options.level), self.options.seed)
         return self._reports[kind]
