@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime as dt
 import os
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ RESULT = ROOT / "build" / "soak.xml"
 REPORT = ROOT / "docs" / "soak-report.md"
 SECONDS_PER_TEST = 3 * 3600
 LINES_PER_TEST = 16
+LONGEST = 300
 CONFORMANCE = ["--conformance-points", "0", "--conformance-examples", "100"]
 
 
@@ -53,8 +55,14 @@ def report(tree: ET.ElementTree[ET.Element]) -> str:
         name = f"{case.get('classname', '').removeprefix('tests.')}::{case.get('name')}"
         lines.append(f"- {'**FAILED**' if failed else 'passed'} `{name}` ({float(case.get('time', '0')):.0f} s)")
         printed = [line.strip() for line in (case.findtext("system-out") or "").splitlines() if line.strip()]
-        lines += [f"  - {line}" for line in printed if not line.startswith(("---", "20"))][-LINES_PER_TEST:]  # nor log lines
+        lines += [f"  - {_short(line)}" for line in printed if not line.startswith(("---", "20"))][-LINES_PER_TEST:]  # nor log lines
     return "\n".join(lines) + "\n"
+
+
+def _short(line: str) -> str:
+    """Without the temporary folders of that run, which say nothing to anybody."""
+    cut = re.sub(r"/tmp/[^\s'\"]*(/|$)", ".../", line)
+    return cut if len(cut) <= LONGEST else f"{cut[:LONGEST]} ..."
 
 
 def main() -> int:
