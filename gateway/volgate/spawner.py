@@ -24,7 +24,7 @@ from typing import NoReturn, Self, cast
 
 import msgspec
 
-from volgate.errors import Busy, Cancelled, InDoubt, Unreachable, from_os_error
+from volgate.errors import Busy, Cancelled, InDoubt, Unreachable, VolgateError, from_os_error
 from volgate.forker import FRAME, MOST_DESCRIPTORS, Limits, Request, Status
 
 __all__ = ["Child", "Completed", "Limits", "Spawner"]
@@ -57,6 +57,7 @@ class Child:
         self._status = status
         self._program = program
         self._tell_lost = lost
+        self._failure: VolgateError | None = None
         self.returncode: int | None = None
         self.pid = 0
         status.settimeout(60.0)
@@ -71,7 +72,9 @@ class Child:
         return self._status.fileno()
 
     def wait(self, timeout: float | None = None) -> int:
-        """Return the exit code. Raises TimeoutError, or InDoubt if the spawner died with the child."""
+        """Return the exit code. Raises TimeoutError, InDoubt if the spawner died with the child, and why it did not start."""
+        if self._failure is not None:
+            raise self._failure
         self._status.settimeout(timeout)
         while self.returncode is None:
             self._read()
@@ -87,13 +90,17 @@ class Child:
         self._status.close()
 
     def _read(self) -> None:
-        frame = self._status.recv(4096)
+        try:
+            frame = self._status.recv(4096)
+        except ConnectionResetError:  # closed with a wish to kill unread: what was said before is still there
+            frame = self._status.recv(4096)
         if not frame:
             self._lost()
         status = msgspec.msgpack.decode(frame, type=Status)
         if status.error:
             failure = OSError(status.error, os.strerror(status.error), self._program)
-            raise from_os_error(failure, f"start {self._program}")
+            self._failure = from_os_error(failure, f"start {self._program}")
+            raise self._failure
         self.pid = status.pid or self.pid
         self.returncode = status.code
 
@@ -202,8 +209,9 @@ class Spawner:
 
     def _lost(self, control: socket.socket) -> None:
         """A child's end shows that the helper behind `control` dies: it takes descriptors for a moment longer, and must get none."""
-        with self._lock:
-            if self._control is control:
+        with self._lock, contextlib.suppress(subprocess.TimeoutExpired):  # one that lives on keeps its other children
+            if self._control is control and self._helper is not None:
+                self._helper.wait(_GRACE)
                 self._drop()
 
     def _live(self) -> socket.socket:
@@ -296,7 +304,7 @@ class _Watch:
                 timed_out = not self._pump(deadline, cancelled)
             except BaseException:  # whoever is told that it ended finds it gone: it writes nothing afterwards
                 self._child.kill()
-                with contextlib.suppress(TimeoutError, InDoubt):
+                with contextlib.suppress(TimeoutError, VolgateError):
                     self._child.wait(_GRACE)
                 raise
             if timed_out:

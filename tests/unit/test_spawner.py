@@ -4,17 +4,20 @@ import contextlib
 import gc
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import msgspec
 import pytest
 
 from volgate.backend.run import run_checked
 from volgate.errors import Cancelled, InDoubt, NotFound, Precondition, Unreachable
-from volgate.spawner import Limits, Spawner
+from volgate.forker import Status
+from volgate.spawner import Child, Limits, Spawner
 
 
 @pytest.fixture
@@ -79,6 +82,34 @@ def test_missing_program_is_named(spawner):
         spawner.run(["no-such-program"], timeout=5)
     with pytest.raises(NotFound):
         spawner.run(["true"], timeout=5, cwd="/no/such/folder")
+
+
+def test_a_command_that_does_not_start_costs_no_other(spawner):
+    end = os.open(os.devnull, os.O_RDWR)
+    running, helper = spawner.spawn(["sleep", "96"], descriptors=[end] * 3), spawner.pid
+    os.close(end)
+    for _ in range(20):
+        with pytest.raises(NotFound):
+            spawner.run(["no-such-program"], timeout=5)
+        with pytest.raises(NotFound):
+            spawner.run(["true"], timeout=5, cwd="/no/such/folder")
+    assert spawner.pid == helper
+    with pytest.raises(TimeoutError):
+        running.wait(0.2)
+    running.kill()
+    assert running.wait(5) == -signal.SIGKILL
+    running.close()
+
+
+def test_an_end_that_crosses_with_a_kill_is_told():
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    theirs.send(msgspec.msgpack.encode(Status(pid=2**22)))
+    child = Child(ours, "true", pytest.fail)
+    child.kill()
+    theirs.send(msgspec.msgpack.encode(Status(pid=2**22, code=5)))
+    theirs.close()  # the kill unread
+    assert child.wait(5) == 5
+    child.close()
 
 
 def test_deadline_kills_the_whole_group(spawner):
