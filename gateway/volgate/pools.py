@@ -257,6 +257,17 @@ class Pools:
         start = self._registry.start_of(offered, name)
         return Pool(name, offered, start, table, self._instance, self._timeout, occupancy)
 
+    def try_out(self, tables: Mapping[str, Mapping[str, Any]]) -> None:
+        """Let the plugins read tables, and serve none of them. Raises InvalidRequest naming the key."""
+        made = list[Pool]()
+        try:
+            for name, table in tables.items():
+                made.append(self.make(name, table))
+            _validate(made)
+        finally:
+            for pool in made:
+                pool.close()
+
     def add(self, name: str, table: Mapping[str, Any]) -> Pool:
         """Serve one more pool, or one in the place of another; it is opened by its first check. Raises InvalidRequest naming the key."""
         pool, old = self.make(name, table), self._pools.get(name)

@@ -23,7 +23,7 @@ def span(name: str, *, parent: Context | None = None, kind: SpanKind = SpanKind.
     ) as current:
         try:
             yield current
-        except BaseException as error:
+        except BaseException as error:  # told of the span and raised on, a cancellation too
             failed(current, str(getattr(error, "reason", type(error).__name__)))
             raise
 

@@ -27,7 +27,7 @@ def main() -> int:
             try:
                 play(gateway, guest)
                 gateway.stop()
-            except BaseException:
+            except BaseException:  # whatever it was, the log is shown
                 print(gateway.log()[-4000:], file=sys.stderr)
                 raise
             finally:

@@ -106,6 +106,7 @@ def test_a_setting_of_a_pool_takes_effect(live):
 @pytest.mark.parametrize(("pools", "head"), [
     ({"main": "", "more": "oversubskription = 2.0"}, ""),
     ({"main": "", "more": 'kind = "nothing"'}, ""),
+    ({"main": "", "more": 'kind = "memory"\ncapacity_bites = 5'}, ""),
     ({"main": ""}, "[server\n"),
     ({"main": "", "MORE": ""}, ""),
 ])  # fmt: skip

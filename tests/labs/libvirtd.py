@@ -71,7 +71,7 @@ class PrivateLibvirtd:
         """Start."""
         try:
             self.start()
-        except BaseException:
+        except BaseException:  # whatever it was, nothing stays running
             self.stop()
             raise
         return self

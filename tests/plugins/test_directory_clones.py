@@ -313,3 +313,21 @@ def test_a_clone_whose_source_lost_its_layers_says_so(rig):
     assert caught.value.reason == "LAYER_MISSING"
     os.rename(rig.path / "aside", folder)
     assert rig.backend.get_volume("c").state == "ready"
+
+
+def test_raw_without_reflink_copies_clones_and_refuses_snapshots(rig):
+    if rig.backend._store.pool.shares:
+        rig.backend._store.pool.shares = False
+    one = rig.create("a", 8 * MIB, Format.RAW)
+    rig.write(one, 5)
+    with pytest.raises(Precondition) as caught:
+        rig.snapshot(one, "s")
+    assert caught.value.reason == "NEEDS_REFLINK" and "qcow2" in caught.value.message
+    spec = rig.spec("c", 8 * MIB, Format.RAW, source=Source(SourceKind.VOLUME, "a", one.uid))
+    assert 0 < rig.backend.bytes_to_copy(spec) < 2 * MIB
+    clone = VolumeId("c", rig.backend.create_volume(spec).uid)
+    rig.reads(clone, 5)
+    assert rig.backend.get_volume("c").allocated < 2 * MIB
+    thick = rig.spec("t", 8 * MIB, Format.RAW, source=spec.source, provisioning=Provisioning.THICK)
+    assert 0 < rig.backend.bytes_to_copy(thick) < 2 * MIB
+    assert rig.backend.create_volume(thick).allocated >= 8 * MIB

@@ -184,7 +184,7 @@ def test_killed_spawner_takes_its_children_and_is_replaced(spawner, tmp_path):
     def long() -> None:
         try:
             spawner.run(["sh", "-c", f"sleep 94 & echo $! $$ > {note}; wait"], timeout=60)
-        except BaseException as error:
+        except BaseException as error:  # asserted on below, in the test's own thread
             failures.append(error)
 
     thread = threading.Thread(target=long)

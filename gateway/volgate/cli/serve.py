@@ -267,5 +267,7 @@ async def _reload(gateway: Gateway, again: Callable[[], Settings], changed: asyn
             later = await asyncio.to_thread(lambda: gateway.reload(again()))
         except VolgateError as error:
             log.warning("the configuration is not taken over", error=error.message)
+        except Exception:  # whatever it was, the next SIGHUP must find somebody who listens
+            log.exception("the configuration is not taken over: a bug")
         else:
             log.info("configuration reloaded", pools=[pool.name for pool in gateway.world.pools], at_the_next_start=later)

@@ -35,7 +35,7 @@ def backup(config: Path | None, state_dir: Path | None, target: Path) -> int:
         _durable(partial)
         partial.replace(target)
         _durable(target.parent)
-    except BaseException:
+    except BaseException:  # whatever it was, half a copy does not stay
         partial.unlink(missing_ok=True)
         raise
     return target.stat().st_size

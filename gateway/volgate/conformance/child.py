@@ -31,7 +31,7 @@ class Child:
         arguments = {name: msgspec.Raw(msgspec.msgpack.encode(value)) for name, value in msgspec.structs.asdict(pool).items()}
         try:
             self._link.call("open", arguments, timeout=_SECONDS)
-        except BaseException:
+        except BaseException:  # whatever it was, no process stays
             self.end()
             raise
 

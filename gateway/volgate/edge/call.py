@@ -240,7 +240,7 @@ def _observed(method: str, context: Context) -> Iterator[_Call]:
         current.set_attributes({"rpc.system": "grpc", "rpc.service": service, "rpc.method": verb})
         try:
             yield call
-        except BaseException:
+        except BaseException:  # noted for the log line and raised on: a call that is cancelled ends so
             call.code = "CANCELLED" if call.code == "OK" else call.code
             raise
         finally:

@@ -57,7 +57,7 @@ class Transfers:
             return await self._calls.submit(typed, identifier)
         try:
             ticket = await self._calls.submit(typed, identifier)
-        except BaseException:
+        except BaseException:  # whatever it was, nobody will come for what was uploaded
             remove_spool(typed.path)
             raise
 
@@ -81,7 +81,7 @@ class Transfers:
                     await self._calls.spool(upload.write, _chunk(message))
             _require_whole(announced, upload.length)
             path, digest = await self._calls.spool(upload.finish)
-        except BaseException:
+        except BaseException:  # whatever it was, a cancellation too, half an upload goes
             upload.abort()
             raise
         return replace(typed, path=path, spooled=True, digest=digest)

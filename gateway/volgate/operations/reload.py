@@ -34,9 +34,7 @@ class Reload:
     def want(self, tables: Mapping[str, Mapping[str, Any]]) -> None:
         """Serve these pools. Raises InvalidRequest naming the key of a table that makes no sense: then nothing changes."""
         served = {pool.name: pool.table for pool in self._world.pools}
-        for name, table in tables.items():
-            if table != served.get(name):
-                self._world.pools.make(name, table).close()
+        self._world.pools.try_out({name: table for name, table in tables.items() if table != served.get(name)})
         with self._lock:
             self._wanted = dict(tables)
         self.settle()

@@ -175,7 +175,7 @@ def open_export(world: World, runner: Runner, name: VolumeName | SnapshotName, w
             try:
                 pool.call(convert, source.path, source.format, str(target), wanted, chain=source.chain, durable=False)
                 reader = ExportReader.of_file(target, release, temporary=True)
-            except BaseException:
+            except BaseException:  # whatever it was, half a file does not stay
                 target.unlink(missing_ok=True)
                 raise
         stack.pop_all()

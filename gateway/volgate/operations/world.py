@@ -24,7 +24,7 @@ class World:
     pools: Pools
     hosts: dict[str, Host]
     attachments_known: set[str] = field(default_factory=set)
-    """The pools of whose volumes every disk that a host has is on record: not yet after the database was lost. It only grows."""
+    """Pools of whose volumes every disk that a host has is on record: not yet after the database was lost. One that goes is taken out."""
 
     def host(self, name: str) -> tuple[str, Host]:
         """The host of a name, or the only one. Raises NotFound, InvalidRequest (none named although there are several)."""

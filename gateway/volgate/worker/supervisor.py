@@ -224,7 +224,7 @@ class Supervisor:
             _losses.add(1, {"pool": self._pool.pool})
             self._wait_longer(f"its worker was lost while it opened: {error}")
             raise self._down(self._until - time.monotonic()) from error
-        except BaseException as error:
+        except BaseException as error:  # whatever the plugin raised: a worker without a pool does not stay
             link.end("the pool does not open")
             self._wait_longer(str(error))
             raise
@@ -245,7 +245,7 @@ class Supervisor:
             self._copies += 1
         try:
             return self._begin()
-        except BaseException:
+        except BaseException:  # whatever it was, the place is given back
             with self._lock:
                 self._copies -= 1
             raise

@@ -58,7 +58,7 @@ class Conversation:
             self._end.settimeout(timeout)
             send(self._end, Request(verb, self._client.array, packed))
             reply: Reply = receive(self._end, Reply, time.monotonic() + timeout)  # type: ignore[arg-type]  # a union is a type for msgspec
-        except BaseException as error:
+        except BaseException as error:  # an interrupt too leaves an answer on its way
             self._end.close()  # an answer that comes later must not be taken for another's
             if not isinstance(error, Gone | OSError):
                 raise

@@ -11,12 +11,12 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path as File
-from typing import Any
 
 import msgspec
 
+from tests.conformance.judged.values import DISK, GRAIN, MARKER, TAG, Content, Cut, GoodSettings, offer
 from volgate.backend import (
     Adopts,
     BackendType,
@@ -78,28 +78,6 @@ from volgate.model import (
     VolumeState,
 )
 from volgate.names import object_name
-
-GRAIN = 1 << 16
-MARKER, DISK, TAG = ".good-pool", "disk.raw", "owner.json"
-
-
-class Cut(msgspec.Struct, frozen=True):
-    uid: str
-    name: str
-    size: int
-    labels: Labels = {}
-    created: float = 0.0
-
-
-class Content(msgspec.Struct, frozen=True):
-    incomplete: bool = False
-    cuts: tuple[Cut, ...] = ()
-    reverts: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class GoodSettings:
-    path: str
 
 
 class AllButClones2(Reverts, Clones, Resizes, Measures, DataPath, Adopts, Relabels, PathsSeen):
@@ -461,10 +439,6 @@ class AllButClones2(Reverts, Clones, Resizes, Measures, DataPath, Adopts, Relabe
 class Good(AllButClones2):
     def bytes_to_copy(self, spec: VolumeSpec) -> int:
         return allocated_bytes(str(self.origin(spec)))
-
-
-def offer(kind: type[Any], name: str) -> BackendType:
-    return BackendType(kind=name, settings=GoodSettings, open=kind, summary=str(kind.__doc__), in_threads=True)
 
 
 @hookimpl

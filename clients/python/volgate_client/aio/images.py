@@ -85,7 +85,7 @@ class Images(Connection):
             with os.fdopen(descriptor, "wb") as stream:
                 total = await self._download(request, stream, attempts, progress)
             await seam.in_thread(os.replace, name, path)
-        except BaseException:
+        except BaseException:  # whatever it was, half a file does not stay
             os.unlink(name)  # noqa: PTH108  # at once: a cancelled task must not wait here
             raise
         return total

@@ -39,7 +39,7 @@ async def send(method: Callable[..., Any], parts: AsyncIterator[Q], *, timeout: 
         try:
             async for part in parts:
                 yield part
-        except Exception as error:
+        except Exception as error:  # the stream's own failure, which gRPC would hide: raised below
             failures.append(error)
             raise
 

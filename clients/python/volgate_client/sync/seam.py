@@ -57,6 +57,6 @@ def send(method: Callable[..., Any], parts: Iterator[Q], *, timeout: float, meta
         if failures:
             raise failures[0] from None
         raise
-    except BaseException:
+    except BaseException:  # whatever it was, the call is not left running
         call.cancel()
         raise

@@ -1,0 +1,107 @@
+"""Calls that do something, one for each method that is served: what a test of roles lets through or sees denied."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection_pb2
+
+from tests.edge.place import MIB, parts
+from tests.edge.secured import Secured
+from tests.edge.wire import Wire, refusal, refused
+from volgate.v1 import attachment_pb2, host_pb2, operation_pb2, pool_pb2, snapshot_pb2, volume_pb2
+
+__all__ = ["Deed", "deed", "prepared", "streaming"]
+
+RAW = volume_pb2.VOLUME_FORMAT_RAW
+
+
+@dataclass
+class Deed:
+    """A call that does something, were it let through."""
+
+    stub: str
+    request: object
+
+    def method(self, wire: Wire):
+        service, _, verb = self.stub.partition(".")
+        return getattr(getattr(wire, service), verb)
+
+    def refused(self, wire: Wire, **options):
+        return refused(self.method(wire), self.request, **options)
+
+    def done(self, wire: Wire) -> str:
+        """ "OK", or the code; of a watch the first answer is enough."""
+        try:
+            answer = self.method(wire)(self.request, timeout=30)
+            if hasattr(answer, "__next__"):
+                next(answer)
+                answer.cancel()
+        except Exception as error:  # gRPC raises a class of its own for each kind of call
+            return refusal(error).code
+        return "OK"
+
+
+def deed(place: Secured, method: str) -> Deed:
+    """One of its own for each method, on objects made for it."""
+    service, _, verb = method.removeprefix("/volgate.v1.").rpartition("/")
+    if not method.startswith("/volgate"):
+        return _standard(method)
+    name, v, s, a, o = place.name(), volume_pb2, snapshot_pb2, attachment_pb2, operation_pb2
+    made = place.volume(pool="shallow") if verb not in ("ListPools", "GetPool", "DrainPool", "ListHosts", "GetHost") else None
+    full = made.name if made else ""
+    cut = place.snapshot(made).name if verb in ("DeleteSnapshot", "GetSnapshot", "RevertVolume") else ""
+    held = prepared(place, full) if verb in ("DetachVolume", "GetAttachment") else None
+    last = place.wire.operations.ListOperations(o.ListOperationsRequest(page_size=1)).operations
+    if verb == "AdoptVolume":
+        (place.top / "shallow" / f"{name}.img").write_bytes(b"\1" * MIB)
+    requests = {
+        "ListPools": pool_pb2.ListPoolsRequest,
+        "GetPool": lambda: pool_pb2.GetPoolRequest(name="pools/main"),
+        "DrainPool": lambda: pool_pb2.DrainPoolRequest(name="pools/main", resume=True),
+        "CreateVolume": lambda: v.CreateVolumeRequest(pool="pools/shallow", volume_id=name, size_bytes=MIB),
+        "DeleteVolume": lambda: v.DeleteVolumeRequest(name=full),
+        "GetVolume": lambda: v.GetVolumeRequest(name=full, refresh=True),
+        "ListVolumes": lambda: v.ListVolumesRequest(pool="pools/shallow"),
+        "ExpandVolume": lambda: v.ExpandVolumeRequest(name=full, size_bytes=8 * MIB),
+        "UpdateVolume": lambda: v.UpdateVolumeRequest(name=full, labels={"a": "b"}),
+        "RevertVolume": lambda: v.RevertVolumeRequest(name=full, snapshot="s1", request_id=name),
+        "ImportVolume": lambda: list(parts(v.ImportHeader(pool="pools/shallow", volume_id=name, source_format=RAW), b"\1" * MIB)),
+        "ExportVolume": lambda: v.ExportVolumeRequest(name=full),
+        "AdoptVolume": lambda: v.AdoptVolumeRequest(pool="pools/shallow", locator=f"{name}.img", volume_id=name, format=RAW),
+        "CreateSnapshot": lambda: s.CreateSnapshotRequest(volume=full, snapshot_id="s1"),
+        "DeleteSnapshot": lambda: s.DeleteSnapshotRequest(name=cut),
+        "GetSnapshot": lambda: s.GetSnapshotRequest(name=cut),
+        "ListSnapshots": lambda: s.ListSnapshotsRequest(parent="pools/shallow"),
+        "AttachVolume": lambda: a.AttachVolumeRequest(volume=full, host="hosts/lab", domain="test", prepare_only=True),
+        "DetachVolume": lambda: a.DetachVolumeRequest(name=held),
+        "GetAttachment": lambda: a.GetAttachmentRequest(name=held),
+        "ListAttachments": lambda: a.ListAttachmentsRequest(host="hosts/lab"),
+        "ListPaths": lambda: a.ListPathsRequest(name=full),
+        "ListHosts": host_pb2.ListHostsRequest,
+        "GetHost": lambda: host_pb2.GetHostRequest(name="hosts/lab"),
+        "GetOperation": lambda: o.GetOperationRequest(name=last[0].name),
+        "ListOperations": o.ListOperationsRequest,
+        "WatchOperation": lambda: o.WatchOperationRequest(name=last[0].name),
+        "CancelOperation": lambda: o.CancelOperationRequest(name=last[0].name),
+    }
+    return Deed(f"{service.removesuffix('Service').lower()}s.{verb}", requests[verb]())
+
+
+def _standard(method: str) -> Deed:
+    if "reflection" in method:
+        return Deed("reflection.ServerReflectionInfo", [reflection_pb2.ServerReflectionRequest(list_services="")])
+    kind = health_pb2.HealthListRequest if method.endswith("List") else health_pb2.HealthCheckRequest
+    return Deed(f"health.{method.rpartition('/')[2]}", kind())
+
+
+def prepared(place: Secured, volume: str, host: str = "lab") -> str:
+    """An attachment that is no disk of a domain yet."""
+    request = attachment_pb2.AttachVolumeRequest(volume=volume, host=f"hosts/{host}", domain="test", prepare_only=True)
+    return place.wire.attachments.AttachVolume(request, timeout=30).attachment.name
+
+
+def streaming(request):
+    """A request that is a stream is one again at each call."""
+    return iter(request) if isinstance(request, list) else request
