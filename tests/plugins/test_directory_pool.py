@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.plugins.directory_rig import MIB, Rig, mounted
+from tests.plugins.directory_rig import MIB, Rig
 from volgate.backend import PoolContext
 from volgate.errors import InvalidRequest, OutOfSpace, Precondition
 from volgate.model import Format, Health
@@ -19,13 +19,6 @@ from volgate_plugins.directory import Directory, DirectorySettings, volgate_back
 @pytest.fixture
 def rig(tmp_path):
     return Rig(tmp_path / "pool")
-
-
-@pytest.fixture
-def still(tmp_path):
-    """A file system that nobody else writes to, so that its space is known to the byte; a part of it is root's alone."""
-    with mounted(tmp_path / "fs", "ext4", 64 * MIB, tmp_path / "mnt") as folder:
-        yield folder
 
 
 def room(folder) -> tuple[int, int]:

@@ -20,12 +20,6 @@ def rig(tmp_path):
     return Rig(tmp_path / "pool")
 
 
-@pytest.fixture
-def still(tmp_path):
-    with mounted(tmp_path / "fs", "ext4", 64 * MIB, tmp_path / "mnt") as folder:
-        yield folder
-
-
 def folder_of(rig, volume: VolumeId):
     return rig.path / "volumes" / rig.backend.get_volume(volume.name).object
 
