@@ -54,7 +54,7 @@ class Observed(Place):
 
     def log(self) -> list[dict]:
         """Every log line; one that is no JSON fails."""
-        return [json.loads(line) for line in self.server.log.read_text().splitlines()]
+        return [json.loads(line) for line in self.server.log.read_text().rpartition("\n")[0].splitlines()]
 
 
 @contextmanager
