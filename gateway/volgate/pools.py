@@ -163,6 +163,16 @@ class Pool:
             self.health, self.problem = Health.DOWN, f"plugin {self.kind} failed: {type(error).__name__}: {error}"
             _log.exception("plugin failed to open its pool", pool=self.name)
 
+    @property
+    def known_capacity(self) -> Capacity | None:
+        """The capacity that the storage told last, None if it never did; nobody is asked."""
+        return self._capacity
+
+    @property
+    def stuck(self) -> int:
+        """How many of its workers were killed and are kept by the kernel."""
+        return len(self.workers.stuck) if self.workers else 0
+
     def status(self) -> PoolStatus:
         """Describe the pool; its capacity is read now, within 10 seconds."""
         return _measured([self])[0]

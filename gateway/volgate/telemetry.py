@@ -11,9 +11,19 @@ from typing import Any, Protocol
 import structlog
 from opentelemetry import metrics, trace
 
+from volgate.model import Capacity, Health
 from volgate.secret import redacted
 
-__all__ = ["ObservedLane", "TelemetrySettings", "configure", "configure_logs", "observe_lanes", "observe_operations"]
+__all__ = [
+    "ObservedLane",
+    "ObservedPool",
+    "TelemetrySettings",
+    "configure",
+    "configure_logs",
+    "observe_lanes",
+    "observe_operations",
+    "observe_pools",
+]
 
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
 
@@ -50,6 +60,26 @@ class ObservedLane(Protocol):
     @property
     def refused(self) -> int:
         """Calls that were refused since it was made."""
+
+
+class ObservedPool(Protocol):
+    """What is measured of a pool: what the gateway knows already, so that a storage that hangs keeps no exporter waiting."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+
+    @property
+    def health(self) -> Health:
+        """What its last check found."""
+
+    @property
+    def known_capacity(self) -> Capacity | None:
+        """What it told last; None if it never did."""
+
+    @property
+    def stuck(self) -> int:
+        """Workers that were killed and that the kernel does not let go."""
 
 
 def configure(settings: TelemetrySettings) -> Callable[[], None]:
@@ -118,11 +148,45 @@ def observe_lanes(lanes: Callable[[], Iterable[ObservedLane]]) -> None:
     meter.create_observable_counter("volgate.lane.refused", observed(lambda lane: lane.refused), description="Calls that were refused")
 
 
-def observe_operations(unfinished: Callable[[], int]) -> None:
-    """Offer how many operations have not ended."""
+def observe_operations(unfinished: Callable[[], int], doubtful: Callable[[], int], oldest: Callable[[], float]) -> None:
+    """Offer how many operations have not ended, how many of them are in doubt, and the age of the oldest, seconds."""
     meter = metrics.get_meter("volgate")
+
+    def observed(value: Callable[[], float]) -> list[Callable[[metrics.CallbackOptions], Iterable[metrics.Observation]]]:
+        return [lambda _options: [metrics.Observation(value())]]
+
     now = "Operations that run, wait or are in doubt"
-    meter.create_observable_gauge("volgate.operation.unfinished", [lambda _options: [metrics.Observation(unfinished())]], description=now)
+    meter.create_observable_gauge("volgate.operation.unfinished", observed(unfinished), description=now)
+    meter.create_observable_gauge("volgate.operation.doubtful", observed(doubtful), description="Operations in doubt")
+    meter.create_observable_gauge("volgate.operation.oldest", observed(oldest), unit="s", description="Age of the oldest unfinished one")
+
+
+def observe_pools(pools: Callable[[], Iterable[ObservedPool]]) -> None:
+    """Offer the health of every pool, its space where it told it, and its stuck workers."""
+    meter = metrics.get_meter("volgate")
+    rank = {Health.DOWN: 0, Health.DEGRADED: 1, Health.OK: 2}
+
+    def observed(value: Callable[[ObservedPool], int]) -> list[Callable[[metrics.CallbackOptions], Iterable[metrics.Observation]]]:
+        return [lambda _options: [metrics.Observation(value(pool), {"pool": pool.name}) for pool in pools()]]
+
+    def told(value: Callable[[Capacity], int]) -> list[Callable[[metrics.CallbackOptions], Iterable[metrics.Observation]]]:
+        return [
+            lambda _options: [
+                metrics.Observation(value(known), {"pool": pool.name}) for pool in pools() if (known := pool.known_capacity) is not None
+            ]
+        ]
+
+    health = "2: ok, 1: degraded, 0: down"
+    meter.create_observable_gauge("volgate.pool.health", observed(lambda pool: rank[pool.health]), description=health)
+    meter.create_observable_gauge("volgate.pool.size", told(lambda space: space.total), unit="By", description="Space of the pool")
+    meter.create_observable_gauge("volgate.pool.free", told(lambda space: space.free), unit="By", description="Space that is free")
+    meter.create_observable_gauge(
+        "volgate.pool.provisioned", told(lambda space: space.provisioned), unit="By", description="Sizes promised"
+    )
+    meter.create_observable_gauge(
+        "volgate.pool.limit", told(lambda space: space.limit), unit="By", description="The most to promise; 0: any"
+    )
+    meter.create_observable_gauge("volgate.worker.stuck", observed(lambda pool: pool.stuck), description="Killed, but kept by the kernel")
 
 
 def configure_logs(level: str) -> None:

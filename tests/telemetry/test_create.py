@@ -92,6 +92,10 @@ METRICS = {
     "volgate_lane_queued": {"lane": "main"},
     "volgate_lane_refused_total": {"lane": "main"},
     "volgate_operation_unfinished": {},
+    "volgate_operation_doubtful": {},
+    "volgate_operation_oldest_seconds": {},
+    "volgate_pool_health": {"pool": "main"},
+    "volgate_worker_stuck": {"pool": "main"},
 }
 
 
@@ -119,6 +123,30 @@ def test_every_lane_is_on_the_page(place):
         (slots,) = values(page, "volgate_lane_slots", lane=lane)
         (running,) = values(page, "volgate_lane_running", lane=lane)
         assert slots >= 1 and 0 <= running <= slots
+
+
+def test_the_space_of_a_pool_is_on_the_page_when_it_was_scanned(place):
+    deadline = time.monotonic() + 20
+    while not (size := values(place.page(), "volgate_pool_size_bytes", pool="main")):
+        assert time.monotonic() < deadline, "the gateway's start scans it"
+        time.sleep(0.05)
+    shown = place.wire.pools.GetPool(pool_pb2.GetPoolRequest(name="pools/main"), timeout=30).pool
+    page = place.page()
+    assert size == [shown.total_bytes]
+    for name, said in (("provisioned", shown.provisioned_bytes), ("limit", shown.provisioned_limit_bytes)):
+        assert values(page, f"volgate_pool_{name}_bytes", pool="main") == [said]
+    assert 0 < values(page, "volgate_pool_free_bytes", pool="main")[0] <= size[0]
+
+
+def test_a_pool_that_is_down_says_so_on_the_page(place):
+    (place.pool / ".volgate-pool.json").rename(place.top / "marker")
+    try:
+        place.wire.pools.GetPool(pool_pb2.GetPoolRequest(name="pools/main"), timeout=30)
+        assert values(place.page(), "volgate_pool_health", pool="main") == [0]
+    finally:
+        (place.top / "marker").rename(place.pool / ".volgate-pool.json")
+    place.wire.pools.GetPool(pool_pb2.GetPoolRequest(name="pools/main"), timeout=30)
+    assert values(place.page(), "volgate_pool_health", pool="main") == [2]
 
 
 def test_counts_grow_by_what_was_called(place):

@@ -243,7 +243,8 @@ async def _serve(settings: Settings, again: Callable[[], Settings]) -> None:
             )
             await server.start()  # first: a server that never started must not be held beyond the event loop's life
             telemetry.observe_lanes(lambda: [*gateway.lanes(), *server.lanes])
-            telemetry.observe_operations(gateway.runner.unfinished)
+            telemetry.observe_operations(gateway.runner.unfinished, gateway.runner.doubtful, gateway.runner.oldest)
+            telemetry.observe_pools(lambda: gateway.world.pools)
             reloading = loop.create_task(_reload(gateway, again, changed))
             await stop.wait()
             reloading.cancel()

@@ -399,7 +399,9 @@ class Gateway:
 
     def _scan(self, pool: Pool) -> int | None:
         try:
-            return scan_pool(self.world, pool, self.runner)
+            changed = scan_pool(self.world, pool, self.runner)
+            pool.status()  # keeps what it measures: the metrics tell that, also of a pool that nobody looks at
+            return changed
         except VolgateError as error:
             _log.info("pool is not scanned", pool=pool.name, error=error.message)
             return None

@@ -69,6 +69,7 @@ class Job:
         self.active = False
         self.attempted = False
         self.parked = False
+        self.doubted = self.record.state is OperationState.IN_DOUBT  # and still is while it is tried again
         self.cancel = False
         self.context: Context | None = None
         self.log: dict[str, Any] = structlog.contextvars.get_contextvars()
@@ -102,7 +103,7 @@ class Job:
     def park(self) -> None:
         """Let the thread go; `reopen` goes on."""
         with self.lock:
-            self.active, self.parked = False, True
+            self.active, self.parked, self.doubted = False, True, False
 
     def changed(self) -> None:
         """Bring the record up to date with the running attempt and tell the watchers."""

@@ -144,6 +144,16 @@ class Runner:
         with self._lock:
             return len(self._jobs)
 
+    def doubtful(self) -> int:
+        """Operations in doubt, those included that are being tried again."""
+        with self._lock:
+            return sum(job.doubted for job in self._jobs.values())
+
+    def oldest(self) -> float:
+        """The age of the oldest operation that has not ended, seconds by the wall clock; 0 without any."""
+        with self._lock:
+            return max(0.0, time.time() - min((job.record.created_at for job in self._jobs.values()), default=float("inf")))
+
     def begin_stop(self) -> None:
         """Accept nothing more."""
         with self._lock:
@@ -390,7 +400,7 @@ class Runner:
         except VolgateError as unrecorded:
             _log.warning("doubt could not be recorded", operation=job.id, error=unrecorded.message)
         with job.lock:
-            job.active = False
+            job.active, job.doubted = False, True
         told = InDoubt(
             f"{error.message}; the outcome is not known yet, repeat the same call", operation=f"operations/{job.id}", holders=error.holders
         )
