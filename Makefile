@@ -1,7 +1,7 @@
 .DEFAULT_GOAL := help
 PY := .venv/bin/python
 PROTOS := $(wildcard proto/volgate/v1/*.proto)
-.PHONY: help install demo test check soak bench proto lab lab-stop clean
+.PHONY: help install demo test check soak bench deb proto lab lab-stop clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -23,6 +23,9 @@ soak: install ## Run every full count and write docs/soak-report.md
 
 bench: install ## Measure ratios against native calls
 	$(PY) -m tests.bench
+
+deb: install ## Build the Debian package into build/deb
+	@bash deploy/debian/build.sh
 
 proto: install ## Generate the stubs from proto/
 	@bash proto/generate.sh
