@@ -15,7 +15,7 @@ from tests.deploy.containerfile import CONTAINERFILE, instructions, word
 from tests.soaking import SOAK
 
 ROOT = Path(__file__).parents[2]
-SERVED = "for n in $(seq 100); do volgate pool list && exit; sleep 0.1; done; exit 1"
+SERVED = "for n in $(seq 30); do volgate --timeout 2 pool list && exit; done; exit 1"
 
 
 def unit() -> RawConfigParser:

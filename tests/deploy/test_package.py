@@ -95,7 +95,7 @@ def process(machine: Machine) -> str:
 
 def pools(machine: Machine) -> str:
     """What a client is told, once the service answers."""
-    return machine.run("sh", "-c", "for n in $(seq 100); do volgate pool list 2>/dev/null && exit; sleep 0.1; done; volgate pool list")
+    return machine.run("sh", "-c", "for n in $(seq 30); do volgate --timeout 2 pool list && exit; done; exit 1")
 
 
 def left(machine: Machine, before: set[str]) -> set[str]:
