@@ -53,6 +53,7 @@ class PoolStatus:
     draining: bool
     lane_running: int
     lane_queued: int
+    quarantine: str = ""
 
 
 class Pool:
@@ -70,6 +71,8 @@ class Pool:
     ) -> None:
         """`table` is what the configuration says; `leaving`, once set, is why the pool takes no new volumes any more.
 
+        `quarantine`, once set, is why nothing is done in it.
+
         `start` is how a worker for it begins, `timeout` bounds each native call, seconds. A plugin of this process reads its table now.
 
         A pool whose plugin was left out is down, with its problem in `unserved`. Nothing is done to the pool before `occupancy` is ours.
@@ -78,6 +81,7 @@ class Pool:
         self.name = name
         self.kind = kind.kind
         self.draining = False
+        self.quarantine = ""
         self.health = Health.DOWN
         self.problem = "not opened yet"
         self.lane = Lane(name, kind.width, kind.depth)
@@ -136,7 +140,9 @@ class Pool:
         return commands.occupying(self._occupancy.descriptor if self._occupancy else None)
 
     def check(self, timeout: float = 5.0) -> None:
-        """Open if needed and look how the pool is; never raises."""
+        """Open if needed and look how the pool is, but for one in quarantine; never raises."""
+        if self.quarantine:
+            return
         try:
             self._probe.call_within(timeout, self._check)
         except VolgateError as error:
@@ -183,7 +189,7 @@ class Pool:
         A measurement that was given up and still runs stands for a new one: a storage that hangs would fill its lane with them.
         """
         backend = self._backend
-        if self.health is Health.DOWN or not isinstance(backend, Measures):
+        if self.quarantine or self.health is Health.DOWN or not isinstance(backend, Measures):
             return None
         if self._overdue is not None and not self._overdue.done():
             return Unreachable(f"{self.name}: the storage was asked for its capacity and has not answered yet", reason="LANE_TIMEOUT")
@@ -194,7 +200,8 @@ class Pool:
 
     def describe(self, begun: Future[Capacity] | VolgateError | None) -> PoolStatus:
         """Describe the pool with what became of its measurement; without a new one it is degraded, with what was known before."""
-        problems = [problem for problem in (self.problem, self.leaving) if problem]
+        quarantine = f"in quarantine: {self.quarantine}" if self.quarantine else ""
+        problems = [problem for problem in (quarantine, self.problem, self.leaving) if problem]
         if isinstance(begun, VolgateError):
             problems.append(begun.message)
         elif begun is not None and not begun.done():
@@ -212,14 +219,26 @@ class Pool:
             name=self.name,
             kind=self.kind,
             capabilities=capabilities(backend) if backend else (),
-            health=Health.DEGRADED if begun is not None and self.health is Health.OK else self.health,
+            health=Health.DOWN if quarantine else Health.DEGRADED if begun is not None and self.health is Health.OK else self.health,
             problem="; ".join(problems),
             capacity=self._capacity,
             traits=backend.traits if backend else None,
             draining=self.draining,
             lane_running=self.lane.running,
             lane_queued=self.lane.queued,
+            quarantine=self.quarantine,
         )
+
+    @property
+    def untouched(self) -> bool:
+        """Whether its storage is to be left alone, or does not answer."""
+        return bool(self.quarantine) or self.health is Health.DOWN
+
+    def require_served(self) -> None:
+        """Raise Precondition (POOL_QUARANTINED) while nothing is to be done in it."""
+        if self.quarantine:
+            told = f"pool {self.name} is in quarantine: {self.quarantine}; nothing is done in it until `volgate pool release {self.name}`"
+            raise Precondition(told, reason="POOL_QUARANTINED")
 
     def require_accepting(self) -> None:
         """Raise Precondition while the pool is draining."""

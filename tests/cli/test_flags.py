@@ -13,7 +13,7 @@ from volgate.cli import hoist
 
 COMMANDS = [
     "serve", "rescan", "backup", "restore", "plugins", "conform", "doctor",
-    "pool list", "pool show", "pool foreign", "pool drain",
+    "pool list", "pool show", "pool foreign", "pool drain", "pool quarantine", "pool release",
     "volume create", "volume list", "volume show", "volume delete", "volume expand", "volume label", "volume limit", "volume revert", "volume adopt", "volume undelete",
     "volume import", "volume export",
     "snapshot create", "snapshot list", "snapshot show", "snapshot delete",

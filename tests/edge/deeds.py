@@ -49,7 +49,11 @@ def deed(place: Secured, method: str) -> Deed:
     if not method.startswith("/volgate"):
         return _standard(method)
     name, v, s, a, o = place.name(), volume_pb2, snapshot_pb2, attachment_pb2, operation_pb2
-    made = place.volume(pool="shallow") if verb not in ("ListPools", "GetPool", "DrainPool", "ListHosts", "GetHost") else None
+    made = (
+        place.volume(pool="shallow")
+        if verb not in ("ListPools", "GetPool", "DrainPool", "QuarantinePool", "ListHosts", "GetHost")
+        else None
+    )
     full = made.name if made else ""
     cut = place.snapshot(made).name if verb in ("DeleteSnapshot", "GetSnapshot", "RevertVolume") else ""
     held = prepared(place, full) if verb in ("DetachVolume", "GetAttachment") else None
@@ -60,6 +64,7 @@ def deed(place: Secured, method: str) -> Deed:
         "ListPools": pool_pb2.ListPoolsRequest,
         "GetPool": lambda: pool_pb2.GetPoolRequest(name="pools/main"),
         "DrainPool": lambda: pool_pb2.DrainPoolRequest(name="pools/main", resume=True),
+        "QuarantinePool": lambda: pool_pb2.QuarantinePoolRequest(name="pools/main", release=True),
         "CreateVolume": lambda: v.CreateVolumeRequest(pool="pools/shallow", volume_id=name, size_bytes=MIB),
         "DeleteVolume": lambda: v.DeleteVolumeRequest(name=full),
         "GetVolume": lambda: v.GetVolumeRequest(name=full, refresh=True),

@@ -119,6 +119,10 @@ def request_id(rng: random.Random) -> Bad:
     return Bad(rng.choice(("x" * 129, "ü" * 65, "x" * 100_000, *(f"a{mean}b" for mean in _MEAN))))
 
 
+def reason(rng: random.Random) -> Bad:
+    return Bad(rng.choice(("why", "x" * 129, "ü" * 65, *(f"a{mean}b" for mean in _MEAN))))  # "why" beside release: one or the other
+
+
 def label_keys(rng: random.Random) -> Bad:
     if rng.random() < 0.3:
         return Bad({f"key{index}": "" for index in range(rng.choice((65, 66, 1000)))}, field="labels")
@@ -219,6 +223,7 @@ _ATTACHMENT = resource("attachments")
 KINDS: dict[str, Strategy] = {
     "GetPool.name": _POOL,
     "DrainPool.name": _POOL,
+    "QuarantinePool.name": _POOL,
     "ListVolumes.pool": resource("pools", optional=True, unknown=_GONE_POOL),
     "DeleteVolume.name": resource("pools", "volumes", unknown=_NO_POOL_VOLUME),
     "ExportVolume.name": resource("pools", "volumes", unknown=_GONE_VOLUME),
@@ -252,6 +257,7 @@ KINDS: dict[str, Strategy] = {
     "uid": uid,
     "volume_uid": uid,
     "request_id": request_id,
+    "reason": reason,
     "labels{key}": label_keys,
     "labels{value}": label_values,
     "page_size": number32(0, 1000),

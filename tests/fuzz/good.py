@@ -106,6 +106,7 @@ GOOD: dict[str, Callable[[Place, random.Random], Any]] = {
     "ListPools": lambda _, rng: P.ListPoolsRequest(page_size=rng.choice((0, 1, 1000))),
     "GetPool": lambda _, __: P.GetPoolRequest(name="pools/main"),
     "DrainPool": lambda _, __: P.DrainPoolRequest(name="pools/main", resume=True),
+    "QuarantinePool": lambda _, __: P.QuarantinePoolRequest(name="pools/main", release=True),
     "CreateVolume": _create,
     "DeleteVolume": lambda place, _: V.DeleteVolumeRequest(name=f"pools/main/volumes/{place.name('none')}"),
     "GetVolume": lambda _, rng: V.GetVolumeRequest(name=NAME, refresh=rng.choice((True, False))),

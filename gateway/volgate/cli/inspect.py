@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -40,7 +41,8 @@ def list_pools() -> None:
 def _show_pool(pool: pool_pb2.Pool) -> None:
     record(pool, [
         ("name", pool.name), ("kind", pool.kind), ("health", word(pool_pb2.PoolHealth, pool.health)), ("problem", pool.problem),
-        ("draining", "yes" if pool.draining else ""), ("free", human(pool.free_bytes)), ("total", human(pool.total_bytes)),
+        ("draining", "yes" if pool.draining else ""), ("quarantine", pool.quarantine),
+        ("free", human(pool.free_bytes)), ("total", human(pool.total_bytes)),
         ("provisioned", human(pool.provisioned_bytes)),
         ("provisioned limit", human(pool.provisioned_limit_bytes) if pool.provisioned_limit_bytes else "none"),
         ("capabilities", ", ".join(pool.capabilities)), ("formats", ", ".join(pool.formats)),
@@ -70,6 +72,23 @@ def drain(pool: Pool, *, resume: Annotated[bool, typer.Option("--resume", help="
     """Make a pool refuse new volumes."""
     with SESSION.client() as client:
         _show_pool(client.drain_pool(full("pools", pool), resume=resume))
+
+
+@pools.command()
+def quarantine(pool: Pool, reason: Annotated[str, typer.Option("--reason", help="Why; it stands in the pool's problem.")]) -> None:
+    """Have nothing done in a pool any more, and list the operations there that have not ended."""
+    with SESSION.client() as client:
+        left = client.quarantine_pool(full("pools", pool), reason)
+        _show_pool(left.pool)
+    if left.operations:
+        sys.stderr.write(f"not ended: {', '.join(left.operations)}; those that run go on to their end\n")
+
+
+@pools.command()
+def release(pool: Pool) -> None:
+    """Serve a pool again that was in quarantine."""
+    with SESSION.client() as client:
+        _show_pool(client.release_pool(full("pools", pool)))
 
 
 @hosts.command("list")

@@ -197,6 +197,7 @@ def pool(status: PoolStatus) -> pool_pb2.Pool:
         health=_HEALTH[status.health],
         problem=status.problem,
         draining=status.draining,
+        quarantine=status.quarantine,
         lane_running=status.lane_running,
         lane_queued=status.lane_queued,
     )

@@ -36,6 +36,7 @@ POLICY: dict[str, Rule] = {
     f"{_V1}PoolService/ListPools": Rule(_READ),
     f"{_V1}PoolService/GetPool": Rule(_READ, ("name",)),
     f"{_V1}PoolService/DrainPool": Rule(_ADMIN, ("name",)),
+    f"{_V1}PoolService/QuarantinePool": Rule(_ADMIN, ("name",)),
     f"{_V1}VolumeService/CreateVolume": Rule(_CHANGE, ("pool", "source")),
     f"{_V1}VolumeService/DeleteVolume": Rule(_CHANGE, ("name",)),
     f"{_V1}VolumeService/GetVolume": Rule(_READ, ("name",)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from volgate.edge import convert, validate
 from volgate.edge.types import Context
 from volgate.edge.wait import Calls, caller, scope
+from volgate.errors import InvalidRequest
 from volgate.names import PoolName
 from volgate.v1 import pool_pb2, pool_pb2_grpc
 
@@ -12,7 +13,7 @@ __all__ = ["PoolServicer"]
 
 
 class PoolServicer(pool_pb2_grpc.PoolServiceServicer):
-    """Shows and drains pools."""
+    """Shows pools, drains them, and keeps them from being touched."""
 
     def __init__(self, calls: Calls) -> None:
         """Take what all servicers share."""
@@ -35,5 +36,16 @@ class PoolServicer(pool_pb2_grpc.PoolServiceServicer):
     async def DrainPool(self, request: pool_pb2.DrainPoolRequest, _: Context) -> pool_pb2.DrainPoolResponse:  # noqa: N802  # the contract's name
         """Refuse or accept new volumes."""
         name = PoolName.parse(request.name)
-        status = await self._calls.ask(str(name), self._calls.gateway.drain_pool, name.pool, caller(), resume=request.resume)
+        status = await self._calls.ask(str(name), self._calls.gateway.pool_states.drain, name.pool, caller(), resume=request.resume)
         return pool_pb2.DrainPoolResponse(pool=convert.pool(status))
+
+    async def QuarantinePool(  # noqa: N802  # the contract's name
+        self, request: pool_pb2.QuarantinePoolRequest, _: Context
+    ) -> pool_pb2.QuarantinePoolResponse:
+        """Do nothing in a pool any more, or again."""
+        name, reason = PoolName.parse(request.name), validate.printable(request.reason, "reason").strip()
+        if bool(reason) == request.release:
+            raise InvalidRequest("reason: say why, or set release and no reason", field="reason")
+        set_ = self._calls.gateway.pool_states.quarantine
+        status, left = await self._calls.ask(str(name), set_, name.pool, reason, caller())
+        return pool_pb2.QuarantinePoolResponse(pool=convert.pool(status), operations=left)

@@ -18,13 +18,15 @@ from volgate.backend import Adopts, FinishedRecord, Foreign, PathsSeen
 from volgate.errors import NotFound, Unreachable, VolgateError
 from volgate.hosts.interface import Domain, EventKind, HostEvent, HostInfo
 from volgate.lanes import Lane
-from volgate.model import Format, Health, PathState, Redundancy, Volume
+from volgate.model import Format, PathState, Redundancy, Volume
 from volgate.model import Path as IoPath
 from volgate.names import AttachmentName, SnapshotName, VolumeName
 from volgate.operations import lookups, paths, requests, transfer
 from volgate.operations.admission import admit
 from volgate.operations.audit import tell_ended
 from volgate.operations.handlers import HANDLERS
+from volgate.operations.pool_states import PoolStates
+from volgate.operations.quarantine import refuse
 from volgate.operations.recovery import Rebuild, repair_host
 from volgate.operations.reload import Reload
 from volgate.operations.requests import Caller, Plan, Request
@@ -37,7 +39,7 @@ from volgate.operations.ticket import Ticket
 from volgate.operations.world import World
 from volgate.pools import Pool, PoolStatus
 from volgate.settings import Settings
-from volgate.store import attachments, drains, index, journal
+from volgate.store import attachments, index, journal
 from volgate.store.records import AttachmentRecord, IndexedSnapshot, IndexedVolume, OperationRecord, VolumeRow
 
 __all__ = ["Gateway"]
@@ -60,6 +62,7 @@ class Gateway:
         self._merges = Merges(world, self.runner)
         self._scans: Sweep[int | None] = Sweep("scan")
         self._reload = Reload(world, self.runner)
+        self.pool_states = PoolStates(world, self.runner)
         self._changes: SimpleQueue[tuple[Settings, Future[None]]] = SimpleQueue()
         self._unrepaired: set[str] = set()
         self._stop = threading.Event()
@@ -70,10 +73,7 @@ class Gateway:
         """Open the pools, take up what a dead process left, begin to keep the index true."""
         world = self.world
         world.settings.spool_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with world.database.read() as connection:
-            drained = drains.draining(connection)
-        for pool in world.pools:
-            pool.draining = pool.name in drained
+        self.pool_states.load()
         world.pools.check()
         for host in world.hosts.values():
             host.subscribe(self._on_event)
@@ -130,6 +130,7 @@ class Gateway:
     def plan(self, request: Request, caller: Caller) -> Plan:
         """What a mutation would do. Refused by a plugin's policy as the mutation would be."""
         completed = self._completed(request, caller.scope)
+        refuse(self.world, completed)
         admit(self.world.registry, request, caller)
         return HANDLERS[request.method].plan(self.world, completed)
 
@@ -183,6 +184,7 @@ class Gateway:
         """A volume from the index, or with `refresh` from the storage. Raises NotFound."""
         pool = self.world.pools.get(name.pool)
         if refresh:
+            pool.require_served()
             volume = self._refreshed(pool, name)
         with self.world.database.read() as connection:
             found = index.find_volume(connection, name.pool, name.volume)
@@ -249,6 +251,7 @@ class Gateway:
         record = self.get_attachment(AttachmentName.parse(name).id) if name.startswith("attachments/") else None
         of = VolumeName(record.pool, record.volume) if record else VolumeName.parse(name)
         pool = self.world.pools.get(of.pool)
+        pool.require_served()
         volume = lookups.require_volume(pool, of, record.volume_uid if record else "", ready=False)
         backend = pool.backend()
         found: list[IoPath] = []
@@ -277,19 +280,10 @@ class Gateway:
     def list_foreign(self, name: str) -> list[Foreign]:
         """What AdoptVolume could take, at most 1000; nothing while the pool is down or where the backend adopts nothing."""
         pool = self.world.pools.get(name)
-        if pool.health is Health.DOWN:
+        if pool.untouched:
             return []
         backend = pool.backend()
         return pool.call(_first_foreign, backend) if isinstance(backend, Adopts) else []
-
-    def drain_pool(self, name: str, caller: Caller, *, resume: bool) -> PoolStatus:
-        """Make a pool refuse or accept new volumes, also after a restart."""
-        pool, began = self.world.pools.get(name), time.monotonic()
-        self.world.database.write(lambda commit: drains.put(commit, name, drains=not resume))
-        pool.draining = not resume
-        ended = FinishedRecord("", "DrainPool", f"pools/{name}", "", caller.principal, "ok", time.monotonic() - began)
-        tell_ended(self.world.registry, ended)
-        return pool.status()
 
     def list_hosts(self, scope: Scope = EVERYTHING) -> list[HostInfo]:
         """Every host."""
@@ -393,7 +387,7 @@ class Gateway:
 
         After `seconds` it goes on without the pools that have not answered: they end by themselves.
         """
-        changed = self._scans.run(self.world.pools, self._scan, seconds)
+        changed = self._scans.run([pool for pool in self.world.pools if not pool.quarantine], self._scan, seconds)
         self._rebuild.run(again=True)
         return {name: rows for name, rows in changed.items() if rows is not None}
 

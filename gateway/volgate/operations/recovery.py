@@ -58,6 +58,7 @@ def _sources(world: World, host: str) -> list[str]:
 def _files(world: World, name: VolumeName, host: str) -> set[str]:
     try:
         pool = world.pools.get(name.pool)
+        pool.require_served()
         volume = lookups.require_volume(pool, name, "")
         connection = pool.call(pool.backend().connection, lookups.identity(volume), host=host)
     except VolgateError:  # nothing can be attached of a volume that cannot be reached
@@ -81,7 +82,7 @@ class Rebuild:
     @property
     def done(self) -> bool:
         """Whether the record of every pool is trusted."""
-        return all(pool.name in self._world.attachments_known for pool in self._world.pools)
+        return all(pool.name in self._world.attachments_known for pool in self._world.pools if not pool.quarantine)
 
     def run(self, *, again: bool = False) -> None:
         """Make one pass, of at most five seconds for all pools together; pools that are trusted are looked at only with `again`."""
@@ -93,7 +94,8 @@ class Rebuild:
             return
         disks = {name: _disks(world, name, host) for name, host in world.hosts.items()}
         unknown = {name: [disk for disk in found or () if disk.disk.alias not in known] for name, found in disks.items()}
-        wanted = [pool for pool in world.pools if any(unknown.values()) or pool.name not in world.attachments_known]
+        served = [pool for pool in world.pools if not pool.quarantine]
+        wanted = [pool for pool in served if any(unknown.values()) or pool.name not in world.attachments_known]
         self._sweep.run(wanted, partial(self._settle, unknown=unknown, answered=None not in disks.values()), _POOL_SECONDS)
 
     def _settle(self, pool: Pool, *, unknown: dict[str, list[FoundDisk]], answered: bool) -> None:

@@ -12,7 +12,7 @@ import structlog
 from volgate.errors import VolgateError
 from volgate.operations.runner import Runner
 from volgate.operations.world import World
-from volgate.store import attachments, drains, index
+from volgate.store import attachments, index, pool_notes
 from volgate.store.database import Commit
 
 __all__ = ["Reload"]
@@ -86,7 +86,8 @@ class Reload:
             _log.error("a pool of the configuration is not served", pool=name, error=error.message)
             return
         with self._world.database.read() as connection:
-            pool.draining = name in drains.draining(connection)
+            pool.draining = name in pool_notes.draining(connection)
+            pool.quarantine = pool_notes.quarantines(connection).get(name, "")
         pool.check()
         _log.info("pool is served", pool=name, health=str(pool.health), problem=pool.problem)
 
@@ -95,4 +96,4 @@ def _forget(commit: Commit, name: str) -> None:
     """What is known of a pool that went: all of it is on its storage."""
     index.forget_pool(commit, name)
     attachments.distrust(commit, name)
-    drains.put(commit, name, drains=False)
+    pool_notes.forget(commit, name)

@@ -27,6 +27,7 @@ from volgate.operations.context import Context, Parked
 from volgate.operations.handlers import HANDLERS, lock_keys
 from volgate.operations.job import Job
 from volgate.operations.pool_lanes import PoolLanes
+from volgate.operations.quarantine import WAIT_SECONDS, refuse, waits
 from volgate.operations.queues import Queues
 from volgate.operations.repeats import answering, require_same_body
 from volgate.operations.requests import Caller, Request
@@ -221,7 +222,8 @@ class Runner:
     def _record(self, job: Job) -> None:
         """Write the first commit; answer from an earlier one where the request id is known."""
         try:
-            if self._world.registry.admits and not self._known(job):
+            if (self._world.registry.admits or waits(self._world, job.request)) and not self._known(job):
+                refuse(self._world, job.request)
                 admit(self._world.registry, job.request, job.caller)
             earlier = self._world.database.write(lambda commit: self._begin(commit, job))
         except VolgateError as error:
@@ -282,6 +284,9 @@ class Runner:
     def _attempt(self, job: Job) -> None:
         """Run the use case until it ends, or its outcome stays unknown."""
         for delay in (*_TRIES, None):
+            if waits(self._world, job.request):
+                self._park(job, WAIT_SECONDS)
+                return
             context = self._context(job)
             try:
                 value = HANDLERS[job.request.method].body(context, job.request)
@@ -293,9 +298,7 @@ class Runner:
                 time.sleep(delay)
                 continue
             except Parked as parked:
-                job.park()
-                job.tell()
-                self._alarm.after(parked.seconds, lambda: self._again(job))
+                self._park(job, parked.seconds)
             except VolgateError as error:
                 if context.resumed and error.retryable:
                     self._doubt(job, error)  # what the earlier attempt did is there: neither finished nor undone yet
@@ -304,6 +307,11 @@ class Runner:
             except Exception as error:  # noqa: BLE001  # a bug: undone like any failure, and reported as INTERNAL with an id
                 self._fail(job, context, _bug(job, error))
             return
+
+    def _park(self, job: Job, seconds: float) -> None:
+        job.park()
+        job.tell()
+        self._alarm.after(seconds, lambda: self._again(job))
 
     def _context(self, job: Job) -> Context:
         context = Context(self._world, job.id, job.request.method, job.facts, job.changed, resumed=job.attempted)

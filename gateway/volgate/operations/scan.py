@@ -11,7 +11,7 @@ import structlog
 
 from volgate.backend import Snapshots
 from volgate.errors import NotFound, VolgateError
-from volgate.model import Health, Snapshot, Volume
+from volgate.model import Snapshot, Volume
 from volgate.names import VolumeName
 from volgate.operations import lookups, requests
 from volgate.operations.runner import Runner
@@ -109,7 +109,7 @@ class Merges:
             rows = {name: index.find_volume(connection, name.pool, name.volume) for name in names}
         self._since = now - _MARGIN_SECONDS
         merged = {name: row for name, row in rows.items() if row and row.volume.depth and not row.attachments}
-        down = {pool.name for pool in self._world.pools if pool.health is Health.DOWN}
+        down = {pool.name for pool in self._world.pools if pool.untouched}
         self._missing = {str(name) for name in merged}
         for name, row in merged.items():
             if name.pool not in down:

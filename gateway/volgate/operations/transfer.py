@@ -158,6 +158,7 @@ def open_export(world: World, runner: Runner, name: VolumeName | SnapshotName, w
     """Lock the volume, make the image and return its reader. Raises InUse for an attached volume, NotFound, OutOfSpace."""
     of = name.of if isinstance(name, SnapshotName) else name
     pool = world.pools.get(of.pool)
+    pool.require_served()
     pool.facet(DataPath)
     release = runner.hold(str(of), timeout=30.0)
     with contextlib.ExitStack() as stack:

@@ -255,6 +255,10 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """
     REASON_TOO_MANY_CALLS: _Reason.ValueType  # 84
     """The client has as many calls or streams at once as one may have (UNAVAILABLE; retry: same call)."""
+    REASON_POOL_QUARANTINED: _Reason.ValueType  # 85
+    """An operator put the pool in quarantine: nothing is done in it until it is released (FAILED_PRECONDITION; retry: after
+    the cause is gone).
+    """
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Reason names what went wrong in a word that programs compare; ErrorInfo.reason holds the part after REASON_."""
@@ -487,4 +491,8 @@ the cause is gone).
 """
 REASON_TOO_MANY_CALLS: Reason.ValueType  # 84
 """The client has as many calls or streams at once as one may have (UNAVAILABLE; retry: same call)."""
+REASON_POOL_QUARANTINED: Reason.ValueType  # 85
+"""An operator put the pool in quarantine: nothing is done in it until it is released (FAILED_PRECONDITION; retry: after
+the cause is gone).
+"""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015

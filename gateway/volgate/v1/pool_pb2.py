@@ -24,31 +24,35 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15volgate/v1/pool.proto\x12\nvolgate.v1\"\xa0\x03\n\x04Pool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x14\n\x0c\x63\x61pabilities\x18\x03 \x03(\t\x12&\n\x06health\x18\x04 \x01(\x0e\x32\x16.volgate.v1.PoolHealth\x12\x0f\n\x07problem\x18\x05 \x01(\t\x12\x13\n\x0btotal_bytes\x18\x06 \x01(\x03\x12\x12\n\nfree_bytes\x18\x07 \x01(\x03\x12\x19\n\x11provisioned_bytes\x18\x08 \x01(\x03\x12\x1f\n\x17provisioned_limit_bytes\x18\t \x01(\x03\x12\x0f\n\x07\x66ormats\x18\n \x03(\t\x12\x13\n\x0bgrain_bytes\x18\x0b \x01(\x03\x12\x15\n\rminimum_bytes\x18\x0c \x01(\x03\x12\x15\n\rmaximum_bytes\x18\r \x01(\x03\x12\x10\n\x08\x64raining\x18\x0e \x01(\x08\x12\x18\n\x10online_snapshots\x18\x0f \x01(\t\x12\x0e\n\x06shared\x18\x10 \x01(\x08\x12\r\n\x05notes\x18\x11 \x03(\t\x12\x14\n\x0clane_running\x18\x12 \x01(\x05\x12\x13\n\x0blane_queued\x18\x13 \x01(\x05\"9\n\x10ListPoolsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"M\n\x11ListPoolsResponse\x12\x1f\n\x05pools\x18\x01 \x03(\x0b\x32\x10.volgate.v1.Pool\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x1e\n\x0eGetPoolRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"T\n\rForeignObject\x12\x0f\n\x07locator\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x0e\n\x06\x66ormat\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\"]\n\x0fGetPoolResponse\x12\x1e\n\x04pool\x18\x01 \x01(\x0b\x32\x10.volgate.v1.Pool\x12*\n\x07\x66oreign\x18\x02 \x03(\x0b\x32\x19.volgate.v1.ForeignObject\"0\n\x10\x44rainPoolRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06resume\x18\x02 \x01(\x08\"3\n\x11\x44rainPoolResponse\x12\x1e\n\x04pool\x18\x01 \x01(\x0b\x32\x10.volgate.v1.Pool*m\n\nPoolHealth\x12\x1b\n\x17POOL_HEALTH_UNSPECIFIED\x10\x00\x12\x12\n\x0ePOOL_HEALTH_OK\x10\x01\x12\x18\n\x14POOL_HEALTH_DEGRADED\x10\x02\x12\x14\n\x10POOL_HEALTH_DOWN\x10\x03\x32\xe5\x01\n\x0bPoolService\x12H\n\tListPools\x12\x1c.volgate.v1.ListPoolsRequest\x1a\x1d.volgate.v1.ListPoolsResponse\x12\x42\n\x07GetPool\x12\x1a.volgate.v1.GetPoolRequest\x1a\x1b.volgate.v1.GetPoolResponse\x12H\n\tDrainPool\x12\x1c.volgate.v1.DrainPoolRequest\x1a\x1d.volgate.v1.DrainPoolResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15volgate/v1/pool.proto\x12\nvolgate.v1\"\xb4\x03\n\x04Pool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x14\n\x0c\x63\x61pabilities\x18\x03 \x03(\t\x12&\n\x06health\x18\x04 \x01(\x0e\x32\x16.volgate.v1.PoolHealth\x12\x0f\n\x07problem\x18\x05 \x01(\t\x12\x13\n\x0btotal_bytes\x18\x06 \x01(\x03\x12\x12\n\nfree_bytes\x18\x07 \x01(\x03\x12\x19\n\x11provisioned_bytes\x18\x08 \x01(\x03\x12\x1f\n\x17provisioned_limit_bytes\x18\t \x01(\x03\x12\x0f\n\x07\x66ormats\x18\n \x03(\t\x12\x13\n\x0bgrain_bytes\x18\x0b \x01(\x03\x12\x15\n\rminimum_bytes\x18\x0c \x01(\x03\x12\x15\n\rmaximum_bytes\x18\r \x01(\x03\x12\x10\n\x08\x64raining\x18\x0e \x01(\x08\x12\x18\n\x10online_snapshots\x18\x0f \x01(\t\x12\x0e\n\x06shared\x18\x10 \x01(\x08\x12\r\n\x05notes\x18\x11 \x03(\t\x12\x14\n\x0clane_running\x18\x12 \x01(\x05\x12\x13\n\x0blane_queued\x18\x13 \x01(\x05\x12\x12\n\nquarantine\x18\x14 \x01(\t\"9\n\x10ListPoolsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"M\n\x11ListPoolsResponse\x12\x1f\n\x05pools\x18\x01 \x03(\x0b\x32\x10.volgate.v1.Pool\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x1e\n\x0eGetPoolRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"T\n\rForeignObject\x12\x0f\n\x07locator\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x0e\n\x06\x66ormat\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\"]\n\x0fGetPoolResponse\x12\x1e\n\x04pool\x18\x01 \x01(\x0b\x32\x10.volgate.v1.Pool\x12*\n\x07\x66oreign\x18\x02 \x03(\x0b\x32\x19.volgate.v1.ForeignObject\"0\n\x10\x44rainPoolRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06resume\x18\x02 \x01(\x08\"3\n\x11\x44rainPoolResponse\x12\x1e\n\x04pool\x18\x01 \x01(\x0b\x32\x10.volgate.v1.Pool\"F\n\x15QuarantinePoolRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07release\x18\x03 \x01(\x08\"L\n\x16QuarantinePoolResponse\x12\x1e\n\x04pool\x18\x01 \x01(\x0b\x32\x10.volgate.v1.Pool\x12\x12\n\noperations\x18\x02 \x03(\t*m\n\nPoolHealth\x12\x1b\n\x17POOL_HEALTH_UNSPECIFIED\x10\x00\x12\x12\n\x0ePOOL_HEALTH_OK\x10\x01\x12\x18\n\x14POOL_HEALTH_DEGRADED\x10\x02\x12\x14\n\x10POOL_HEALTH_DOWN\x10\x03\x32\xbe\x02\n\x0bPoolService\x12H\n\tListPools\x12\x1c.volgate.v1.ListPoolsRequest\x1a\x1d.volgate.v1.ListPoolsResponse\x12\x42\n\x07GetPool\x12\x1a.volgate.v1.GetPoolRequest\x1a\x1b.volgate.v1.GetPoolResponse\x12H\n\tDrainPool\x12\x1c.volgate.v1.DrainPoolRequest\x1a\x1d.volgate.v1.DrainPoolResponse\x12W\n\x0eQuarantinePool\x12!.volgate.v1.QuarantinePoolRequest\x1a\".volgate.v1.QuarantinePoolResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'volgate.v1.pool_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_POOLHEALTH']._serialized_start=910
-  _globals['_POOLHEALTH']._serialized_end=1019
+  _globals['_POOLHEALTH']._serialized_start=1080
+  _globals['_POOLHEALTH']._serialized_end=1189
   _globals['_POOL']._serialized_start=38
-  _globals['_POOL']._serialized_end=454
-  _globals['_LISTPOOLSREQUEST']._serialized_start=456
-  _globals['_LISTPOOLSREQUEST']._serialized_end=513
-  _globals['_LISTPOOLSRESPONSE']._serialized_start=515
-  _globals['_LISTPOOLSRESPONSE']._serialized_end=592
-  _globals['_GETPOOLREQUEST']._serialized_start=594
-  _globals['_GETPOOLREQUEST']._serialized_end=624
-  _globals['_FOREIGNOBJECT']._serialized_start=626
-  _globals['_FOREIGNOBJECT']._serialized_end=710
-  _globals['_GETPOOLRESPONSE']._serialized_start=712
-  _globals['_GETPOOLRESPONSE']._serialized_end=805
-  _globals['_DRAINPOOLREQUEST']._serialized_start=807
-  _globals['_DRAINPOOLREQUEST']._serialized_end=855
-  _globals['_DRAINPOOLRESPONSE']._serialized_start=857
-  _globals['_DRAINPOOLRESPONSE']._serialized_end=908
-  _globals['_POOLSERVICE']._serialized_start=1022
-  _globals['_POOLSERVICE']._serialized_end=1251
+  _globals['_POOL']._serialized_end=474
+  _globals['_LISTPOOLSREQUEST']._serialized_start=476
+  _globals['_LISTPOOLSREQUEST']._serialized_end=533
+  _globals['_LISTPOOLSRESPONSE']._serialized_start=535
+  _globals['_LISTPOOLSRESPONSE']._serialized_end=612
+  _globals['_GETPOOLREQUEST']._serialized_start=614
+  _globals['_GETPOOLREQUEST']._serialized_end=644
+  _globals['_FOREIGNOBJECT']._serialized_start=646
+  _globals['_FOREIGNOBJECT']._serialized_end=730
+  _globals['_GETPOOLRESPONSE']._serialized_start=732
+  _globals['_GETPOOLRESPONSE']._serialized_end=825
+  _globals['_DRAINPOOLREQUEST']._serialized_start=827
+  _globals['_DRAINPOOLREQUEST']._serialized_end=875
+  _globals['_DRAINPOOLRESPONSE']._serialized_start=877
+  _globals['_DRAINPOOLRESPONSE']._serialized_end=928
+  _globals['_QUARANTINEPOOLREQUEST']._serialized_start=930
+  _globals['_QUARANTINEPOOLREQUEST']._serialized_end=1000
+  _globals['_QUARANTINEPOOLRESPONSE']._serialized_start=1002
+  _globals['_QUARANTINEPOOLRESPONSE']._serialized_end=1078
+  _globals['_POOLSERVICE']._serialized_start=1192
+  _globals['_POOLSERVICE']._serialized_end=1510
 # @@protoc_insertion_point(module_scope)

@@ -72,6 +72,7 @@ class Pool(_message.Message):
     NOTES_FIELD_NUMBER: _builtins.int
     LANE_RUNNING_FIELD_NUMBER: _builtins.int
     LANE_QUEUED_FIELD_NUMBER: _builtins.int
+    QUARANTINE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """pools/{pool}."""
     kind: _builtins.str
@@ -104,6 +105,8 @@ class Pool(_message.Message):
     """Calls that run in the pool's lane now."""
     lane_queued: _builtins.int
     """Calls that wait for the pool's lane now."""
+    quarantine: _builtins.str
+    """Why nothing is done in the pool; empty: it is served."""
     @_builtins.property
     def capabilities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The facets that its backend has, such as "Snapshots"."""
@@ -138,10 +141,11 @@ class Pool(_message.Message):
         notes: _abc.Iterable[_builtins.str] | None = ...,
         lane_running: _builtins.int = ...,
         lane_queued: _builtins.int = ...,
+        quarantine: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "draining", b"draining", "formats", b"formats", "free_bytes", b"free_bytes", "grain_bytes", b"grain_bytes", "health", b"health", "kind", b"kind", "lane_queued", b"lane_queued", "lane_running", b"lane_running", "maximum_bytes", b"maximum_bytes", "minimum_bytes", b"minimum_bytes", "name", b"name", "notes", b"notes", "online_snapshots", b"online_snapshots", "problem", b"problem", "provisioned_bytes", b"provisioned_bytes", "provisioned_limit_bytes", b"provisioned_limit_bytes", "shared", b"shared", "total_bytes", b"total_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capabilities", b"capabilities", "draining", b"draining", "formats", b"formats", "free_bytes", b"free_bytes", "grain_bytes", b"grain_bytes", "health", b"health", "kind", b"kind", "lane_queued", b"lane_queued", "lane_running", b"lane_running", "maximum_bytes", b"maximum_bytes", "minimum_bytes", b"minimum_bytes", "name", b"name", "notes", b"notes", "online_snapshots", b"online_snapshots", "problem", b"problem", "provisioned_bytes", b"provisioned_bytes", "provisioned_limit_bytes", b"provisioned_limit_bytes", "quarantine", b"quarantine", "shared", b"shared", "total_bytes", b"total_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -336,3 +340,63 @@ class DrainPoolResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DrainPoolResponse: _TypeAlias = DrainPoolResponse  # noqa: Y015
+
+@_typing.final
+class QuarantinePoolRequest(_message.Message):
+    """QuarantinePoolRequest asks that nothing is done in a pool, or that it is served again."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    RELEASE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """pools/{pool}."""
+    reason: _builtins.str
+    """Why, for people; at most 128 bytes. Needed unless it is a release; a repeat replaces it."""
+    release: _builtins.bool
+    """Serve the pool again."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        reason: _builtins.str = ...,
+        release: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "reason", b"reason", "release", b"release"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___QuarantinePoolRequest: _TypeAlias = QuarantinePoolRequest  # noqa: Y015
+
+@_typing.final
+class QuarantinePoolResponse(_message.Message):
+    """QuarantinePoolResponse holds the pool."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POOL_FIELD_NUMBER: _builtins.int
+    OPERATIONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def pool(self) -> Global___Pool:
+        """The pool."""
+
+    @_builtins.property
+    def operations(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Operations there that have not ended, operations/{id}: those that run go on, the others wait."""
+
+    def __init__(
+        self,
+        *,
+        pool: Global___Pool | None = ...,
+        operations: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["pool", b"pool"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["operations", b"operations", "pool", b"pool"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___QuarantinePoolResponse: _TypeAlias = QuarantinePoolResponse  # noqa: Y015

@@ -51,6 +51,11 @@ class PoolServiceStub:
                 request_serializer=volgate_dot_v1_dot_pool__pb2.DrainPoolRequest.SerializeToString,
                 response_deserializer=volgate_dot_v1_dot_pool__pb2.DrainPoolResponse.FromString,
                 _registered_method=True)
+        self.QuarantinePool = channel.unary_unary(
+                '/volgate.v1.PoolService/QuarantinePool',
+                request_serializer=volgate_dot_v1_dot_pool__pb2.QuarantinePoolRequest.SerializeToString,
+                response_deserializer=volgate_dot_v1_dot_pool__pb2.QuarantinePoolResponse.FromString,
+                _registered_method=True)
 
 
 class PoolServiceServicer:
@@ -73,7 +78,17 @@ class PoolServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DrainPool(self, request, context):
-        """DrainPool makes a pool refuse new volumes, or accept them again, until the gateway's next start. NOT_FOUND.
+        """DrainPool makes a pool refuse new volumes, or accept them again, also after a restart. NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def QuarantinePool(self, request, context):
+        """QuarantinePool has nothing done in a pool any more, until it is released: for a storage that is suspected. Its storage
+        is neither read nor written: calls that need it answer FAILED_PRECONDITION (POOL_QUARANTINED), operations that were
+        accepted wait, and those that run in that moment go on to their end. Attached volumes stay attached and may be
+        detached; lists answer from the index. NOT_FOUND. INVALID_ARGUMENT: reason.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -96,6 +111,11 @@ def add_PoolServiceServicer_to_server(servicer, server):
                     servicer.DrainPool,
                     request_deserializer=volgate_dot_v1_dot_pool__pb2.DrainPoolRequest.FromString,
                     response_serializer=volgate_dot_v1_dot_pool__pb2.DrainPoolResponse.SerializeToString,
+            ),
+            'QuarantinePool': grpc.unary_unary_rpc_method_handler(
+                    servicer.QuarantinePool,
+                    request_deserializer=volgate_dot_v1_dot_pool__pb2.QuarantinePoolRequest.FromString,
+                    response_serializer=volgate_dot_v1_dot_pool__pb2.QuarantinePoolResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -181,6 +201,33 @@ class PoolService:
             '/volgate.v1.PoolService/DrainPool',
             volgate_dot_v1_dot_pool__pb2.DrainPoolRequest.SerializeToString,
             volgate_dot_v1_dot_pool__pb2.DrainPoolResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def QuarantinePool(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/volgate.v1.PoolService/QuarantinePool',
+            volgate_dot_v1_dot_pool__pb2.QuarantinePoolRequest.SerializeToString,
+            volgate_dot_v1_dot_pool__pb2.QuarantinePoolResponse.FromString,
             options,
             channel_credentials,
             insecure,

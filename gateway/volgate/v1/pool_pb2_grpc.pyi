@@ -40,7 +40,13 @@ class PoolServiceStub:
     GetPool: _grpc.UnaryUnaryMultiCallable[_pool_pb2.GetPoolRequest, _pool_pb2.GetPoolResponse]
     """GetPool returns one pool, checked and measured now; one that is down is an answer, not an error. NOT_FOUND."""
     DrainPool: _grpc.UnaryUnaryMultiCallable[_pool_pb2.DrainPoolRequest, _pool_pb2.DrainPoolResponse]
-    """DrainPool makes a pool refuse new volumes, or accept them again, until the gateway's next start. NOT_FOUND."""
+    """DrainPool makes a pool refuse new volumes, or accept them again, also after a restart. NOT_FOUND."""
+    QuarantinePool: _grpc.UnaryUnaryMultiCallable[_pool_pb2.QuarantinePoolRequest, _pool_pb2.QuarantinePoolResponse]
+    """QuarantinePool has nothing done in a pool any more, until it is released: for a storage that is suspected. Its storage
+    is neither read nor written: calls that need it answer FAILED_PRECONDITION (POOL_QUARANTINED), operations that were
+    accepted wait, and those that run in that moment go on to their end. Attached volumes stay attached and may be
+    detached; lists answer from the index. NOT_FOUND. INVALID_ARGUMENT: reason.
+    """
 
 @_typing.type_check_only
 class PoolServiceAsyncStub(PoolServiceStub):
@@ -54,7 +60,13 @@ class PoolServiceAsyncStub(PoolServiceStub):
     GetPool: _aio.UnaryUnaryMultiCallable[_pool_pb2.GetPoolRequest, _pool_pb2.GetPoolResponse]  # type: ignore[assignment]
     """GetPool returns one pool, checked and measured now; one that is down is an answer, not an error. NOT_FOUND."""
     DrainPool: _aio.UnaryUnaryMultiCallable[_pool_pb2.DrainPoolRequest, _pool_pb2.DrainPoolResponse]  # type: ignore[assignment]
-    """DrainPool makes a pool refuse new volumes, or accept them again, until the gateway's next start. NOT_FOUND."""
+    """DrainPool makes a pool refuse new volumes, or accept them again, also after a restart. NOT_FOUND."""
+    QuarantinePool: _aio.UnaryUnaryMultiCallable[_pool_pb2.QuarantinePoolRequest, _pool_pb2.QuarantinePoolResponse]  # type: ignore[assignment]
+    """QuarantinePool has nothing done in a pool any more, until it is released: for a storage that is suspected. Its storage
+    is neither read nor written: calls that need it answer FAILED_PRECONDITION (POOL_QUARANTINED), operations that were
+    accepted wait, and those that run in that moment go on to their end. Attached volumes stay attached and may be
+    detached; lists answer from the index. NOT_FOUND. INVALID_ARGUMENT: reason.
+    """
 
 class PoolServiceServicer(metaclass=_abc_1.ABCMeta):
     """PoolService shows and drains pools; pools are made by configuration. Any call can answer INVALID_ARGUMENT, with
@@ -83,6 +95,18 @@ class PoolServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _pool_pb2.DrainPoolRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_pool_pb2.DrainPoolResponse, _abc.Awaitable[_pool_pb2.DrainPoolResponse]]:
-        """DrainPool makes a pool refuse new volumes, or accept them again, until the gateway's next start. NOT_FOUND."""
+        """DrainPool makes a pool refuse new volumes, or accept them again, also after a restart. NOT_FOUND."""
+
+    @_abc_1.abstractmethod
+    def QuarantinePool(
+        self,
+        request: _pool_pb2.QuarantinePoolRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_pool_pb2.QuarantinePoolResponse, _abc.Awaitable[_pool_pb2.QuarantinePoolResponse]]:
+        """QuarantinePool has nothing done in a pool any more, until it is released: for a storage that is suspected. Its storage
+        is neither read nor written: calls that need it answer FAILED_PRECONDITION (POOL_QUARANTINED), operations that were
+        accepted wait, and those that run in that moment go on to their end. Attached volumes stay attached and may be
+        detached; lists answer from the index. NOT_FOUND. INVALID_ARGUMENT: reason.
+        """
 
 def add_PoolServiceServicer_to_server(servicer: PoolServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -37,6 +37,14 @@ class Client(Images):
         """Make a pool refuse new volumes, or accept them again."""
         return (self.call(self.pools.DrainPool, pool_pb2.DrainPoolRequest(name=name, resume=resume))).pool
 
+    def quarantine_pool(self, name: str, reason: str) -> pool_pb2.QuarantinePoolResponse:
+        """Have nothing done in a pool any more, until `release_pool`; tells the operations there that have not ended."""
+        return self.call(self.pools.QuarantinePool, pool_pb2.QuarantinePoolRequest(name=name, reason=reason))
+
+    def release_pool(self, name: str) -> pool_pb2.Pool:
+        """Serve a pool again that was in quarantine."""
+        return (self.call(self.pools.QuarantinePool, pool_pb2.QuarantinePoolRequest(name=name, release=True))).pool
+
     # -- volumes
 
     def create_volume(
