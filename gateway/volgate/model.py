@@ -199,9 +199,10 @@ class Feature(StrEnum):
 
 
 class ErrorPolicy(StrEnum):
-    """What QEMU does with the guest at an I/O error."""
+    """What becomes of the guest at an I/O error; RESUME stops it, and lets it run again when the way to its disk is healthy."""
 
     STOP = "stop"
+    RESUME = "resume"
     REPORT = "report"
     ENOSPACE = "enospace"
 

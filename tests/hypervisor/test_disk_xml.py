@@ -19,6 +19,7 @@ from volgate.connection import FileSource
 from volgate.errors import InvalidRequest, Precondition
 from volgate.hosts.interface import DetachOutcome
 from volgate.hypervisor.disk_xml import render, with_source, without_slot
+from volgate.hypervisor.ours import read_options
 from volgate.model import Access, Bus, CacheMode, DiskOptions, ErrorPolicy, Format, IoMode, Qos
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -43,6 +44,7 @@ CASES: dict[str, tuple[FileSource, DiskOptions]] = {
     "directsync-native": (RAW, DiskOptions(cache=CacheMode.DIRECTSYNC, io=IoMode.NATIVE)),
     "iothread": (RAW, DiskOptions(iothread=2)),
     "error-report": (RAW, DiskOptions(error_policy=ErrorPolicy.REPORT)),
+    "error-resume": (RAW, DiskOptions(error_policy=ErrorPolicy.RESUME)),
     "error-enospace": (RAW, DiskOptions(error_policy=ErrorPolicy.ENOSPACE)),
     "hostile-names": (FileSource("/pool/a'\"<&>b.raw", Format.RAW), DiskOptions(serial="A a_0.+-")),
 }
@@ -74,6 +76,11 @@ def test_schema_refuses_what_is_no_disk(schema: etree.RelaxNG) -> None:
 def test_disk_is_as_agreed_and_valid(name: str, schema: etree.RelaxNG) -> None:
     assert rendered(name) == (GOLDEN / f"{name}.xml").read_text(), "python -m tests.hypervisor.test_disk_xml shows the difference to git"
     assert schema.validate(etree.fromstring(rendered(name))), schema.error_log
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_options_are_read_back_from_the_disk(name: str) -> None:
+    assert read_options(rendered(name)) == CASES[name][1]
 
 
 def test_golden_files_and_options_are_all_covered() -> None:

@@ -56,7 +56,7 @@ def attach(
     serial: Annotated[str, typer.Option("--serial", help="What the guest sees.")] = "",
     cache: Annotated[str, typer.Option("--cache", help="none, writeback, writethrough or directsync.")] = "",
     io: Annotated[str, typer.Option("--io", help="native, threads or io-uring.")] = "",
-    error_policy: Annotated[str, typer.Option("--error-policy", help="stop, report or enospace.")] = "",
+    error_policy: Annotated[str, typer.Option("--error-policy", help="stop, resume, report or enospace.")] = "",
     iothread: Annotated[int, typer.Option("--iothread", min=0, max=(1 << 31) - 1, help="The domain's iothread, from 1.")] = 0,
     limit: Limits = None,
     uid: Uid = "",

@@ -22,6 +22,7 @@ __all__ = [
     "EventKind",
     "Finding",
     "FoundDisk",
+    "Halt",
     "Host",
     "HostEvent",
     "HostInfo",
@@ -133,12 +134,22 @@ class Finding:
     repaired: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Halt:
+    """A domain (uuid, name) that QEMU stopped because of an I/O error; `disks` are the aliases of those that failed."""
+
+    domain: str
+    name: str
+    disks: tuple[str, ...]
+
+
 class EventKind(StrEnum):
     """What a host tells unasked."""
 
     DEVICE_REMOVED = "device-removed"
     DOMAIN_STARTED = "domain-started"
     DOMAIN_STOPPED = "domain-stopped"
+    DOMAIN_HALTED = "domain-halted"
     RECONNECTED = "reconnected"
     IO_ERROR = "io-error"
 
@@ -220,6 +231,14 @@ class Host(Protocol):
 
         Only devices whose alias begins with `ua-vg-`, and deviceless nodes that open one of `sources`, are ever touched.
         """
+        ...
+
+    def halted(self, *, timeout: float) -> Sequence[Halt]:
+        """List the domains that QEMU stopped because of an I/O error."""
+        ...
+
+    def resume(self, domain: str, *, timeout: float) -> bool:
+        """Let such a domain run again, and QEMU repeat what failed; False if it is not stopped by an I/O error."""
         ...
 
     def subscribe(self, listener: Callable[[HostEvent], None]) -> None:

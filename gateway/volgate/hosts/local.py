@@ -24,11 +24,12 @@ from volgate.hosts.interface import (
     EventKind,
     Finding,
     FoundDisk,
+    Halt,
     HostEvent,
     HostInfo,
     Presence,
 )
-from volgate.hypervisor import block_jobs, domains, limits, ours, overlay, qmp
+from volgate.hypervisor import block_jobs, domains, halts, limits, ours, overlay, qmp
 from volgate.hypervisor.attach import Request, attach
 from volgate.hypervisor.attach import plan as plan_disk
 from volgate.hypervisor.calls import Calls, Libvirt
@@ -303,6 +304,28 @@ class LocalHost:
             return [Finding(domain, name, "", "QEMU has it, libvirt does not list it", gone) for name in found.names]
 
         return self._calls.change(self._key(domain, deadline), "repair", _soon(deadline), work)
+
+    def halted(self, *, timeout: float) -> Sequence[Halt]:
+        """List the domains that an I/O error stopped."""
+        deadline = time.monotonic() + timeout
+
+        def disks_of(domain: str, connection: Libvirt) -> tuple[str, ...]:
+            return halts.failed_disks(domains.lookup(connection, domain))
+
+        found = []
+        for domain, name in self._calls.ask("halted", deadline, halts.halted):
+            try:
+                disks = self._calls.look(domain, "halted", deadline, partial(disks_of, domain))
+            except VolgateError as error:
+                _log.info("a stopped domain does not tell by which disk", domain=name, error=error.message)
+            else:
+                found.append(Halt(domain, name, disks))
+        return found
+
+    def resume(self, domain: str, *, timeout: float) -> bool:
+        """Let it run again."""
+        deadline = time.monotonic() + timeout
+        return self._calls.change(self._key(domain, deadline), "resume", deadline, lambda c: halts.resume(domains.lookup(c, domain)))
 
     def subscribe(self, listener: Callable[[HostEvent], None]) -> None:
         """Hand events on; libvirt is connected, and stays so, from now on."""

@@ -7,7 +7,7 @@ from xml.etree import ElementTree as ET
 
 from volgate.connection import DiskSource
 from volgate.errors import InvalidRequest, Precondition
-from volgate.model import Access, Bus, CacheMode, DiskOptions, Format, IoMode, Qos
+from volgate.model import Access, Bus, CacheMode, DiskOptions, ErrorPolicy, Format, IoMode, Qos
 
 __all__ = ["layers", "render", "with_layers_of", "with_source", "without_slot"]
 
@@ -23,7 +23,10 @@ def render(source: DiskSource, options: DiskOptions, *, alias: str, target: str,
     _check(source, options)
     disk = ET.Element("disk", type="file", device="disk", snapshot="external")
     driver = ET.SubElement(disk, "driver", name="qemu", type=source.format.value, cache=options.cache.value, io=options.io.value)
-    driver.set("error_policy", options.error_policy.value)
+    resume = options.error_policy is ErrorPolicy.RESUME
+    driver.set("error_policy", ErrorPolicy.STOP if resume else options.error_policy)
+    if resume:
+        driver.set("rerror_policy", ErrorPolicy.STOP)  # what it is without it too: said, it marks the disks to resume for
     if options.discard:
         driver.set("discard", "unmap")
         driver.set("detect_zeroes", "unmap")

@@ -21,7 +21,7 @@ _STOPPED = (libvirt.VIR_DOMAIN_EVENT_STOPPED, libvirt.VIR_DOMAIN_EVENT_CRASHED, 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """`kind` is `device-removed`, `domain-started`, `domain-stopped`, `io-error` or `reconnected`."""
+    """`kind` is `device-removed`, `domain-started`, `domain-stopped`, `domain-halted`, `io-error` or `reconnected`."""
 
     kind: str
     domain: str = ""
@@ -73,8 +73,10 @@ class Events:
         """End the thread that tells."""
         self._queue.put(None)
 
-    def _lifecycle(self, _connection: Any, domain: Any, event: int, _detail: int, _opaque: Any) -> None:
-        if event in _STARTED:
+    def _lifecycle(self, _connection: Any, domain: Any, event: int, detail: int, _opaque: Any) -> None:
+        if event == libvirt.VIR_DOMAIN_EVENT_SUSPENDED and detail == libvirt.VIR_DOMAIN_EVENT_SUSPENDED_IOERROR:
+            self._put(Event("domain-halted", domain.UUIDString()))
+        elif event in _STARTED:
             self._put(Event("domain-started", domain.UUIDString()))
         elif event in _STOPPED:
             self._put(Event("domain-stopped", domain.UUIDString()))

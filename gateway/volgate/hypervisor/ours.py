@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from xml.etree import ElementTree as ET
 
@@ -50,5 +51,11 @@ def read_options(xml: str) -> DiskOptions:
         io=IoMode(said.get("io", IoMode.NATIVE)),
         discard=said.get("discard") == "unmap",
         iothread=int(said.get("iothread", 0)),
-        error_policy=ErrorPolicy(said.get("error_policy", ErrorPolicy.STOP)),
+        error_policy=_policy(said),
     )
+
+
+def _policy(said: Mapping[str, str]) -> ErrorPolicy:
+    """QEMU has one word for both that stop; the policy of reads tells them apart."""
+    found = ErrorPolicy(said.get("error_policy", ErrorPolicy.STOP))
+    return ErrorPolicy.RESUME if found is ErrorPolicy.STOP and said.get("rerror_policy") == ErrorPolicy.STOP else found

@@ -18,12 +18,16 @@ __all__ = ["Drive", "Node", "command", "drives", "io_errors", "nodes", "opened"]
 
 @dataclass(frozen=True, slots=True)
 class Drive:
-    """A device with a disk in it: its id (libvirt's alias), its top node, size in bytes and the files of its layers, top first."""
+    """A device with a disk in it: its id (libvirt's alias), its top node, size in bytes and the files of its layers, top first.
+
+    `failed`: QEMU has stopped the guest for an error of it.
+    """
 
     device: str
     node: str
     size: int
     files: tuple[str, ...]
+    failed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +59,8 @@ def drives(domain: libvirt.virDomain) -> list[Drive]:
         inserted = block.get("inserted") or {}
         image = inserted.get("image") or {}
         device = _identifier(block.get("qdev") or block.get("device") or "")
-        found.append(Drive(device, inserted.get("node-name", ""), int(image.get("virtual-size", 0)), tuple(_layers(image))))
+        size, failed = int(image.get("virtual-size", 0)), block.get("io-status", "ok") != "ok"
+        found.append(Drive(device, inserted.get("node-name", ""), size, tuple(_layers(image)), failed))
     return found
 
 

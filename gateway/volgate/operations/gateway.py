@@ -30,6 +30,7 @@ from volgate.operations.quarantine import refuse
 from volgate.operations.recovery import Rebuild, repair_host
 from volgate.operations.reload import Reload
 from volgate.operations.requests import Caller, Plan, Request
+from volgate.operations.resumes import Resumes
 from volgate.operations.runner import Runner
 from volgate.operations.scan import Merges, reconcile_attachments, scan_pool
 from volgate.operations.scope import EVERYTHING, Scope
@@ -61,6 +62,7 @@ class Gateway:
         self._rebuild = Rebuild(world, self.runner)
         self._merges = Merges(world, self.runner)
         self._scans: Sweep[int | None] = Sweep("scan")
+        self._resumes = Resumes(world)
         self._reload = Reload(world, self.runner)
         self.pool_states = PoolStates(world, self.runner)
         self._changes: SimpleQueue[tuple[Settings, Future[None]]] = SimpleQueue()
@@ -116,6 +118,7 @@ class Gateway:
             _log.warning("operations are left to the next start", count=left)
         self._scans.close()
         self._rebuild.close()
+        self._resumes.close()
         for host in self.world.hosts.values():
             host.close()
         self.world.pools.close()
@@ -341,7 +344,7 @@ class Gateway:
     # -- background
 
     def _on_event(self, event: HostEvent) -> None:
-        if event.kind in (EventKind.DOMAIN_STARTED, EventKind.DOMAIN_STOPPED, EventKind.RECONNECTED, EventKind.DEVICE_REMOVED):
+        if event.kind is not EventKind.IO_ERROR:  # of these there may be many; a guest that is stopped by one is told of by itself
             self.runner.rouse()
             self._wake.set()
 
@@ -357,7 +360,7 @@ class Gateway:
                 self._unrepaired = {name for name in self._unrepaired if not repair_host(self.world, name)}
                 if not self._rebuild.done:
                     self._rebuild.run()
-                reconcile_attachments(self.world, self.runner)
+                reconcile_attachments(self.world, self.runner, self._resumes.look())
                 if time.monotonic() - scanned >= limits.scan_seconds or not scanned:
                     self.rescan(_SCAN_SECONDS)
                     self._merges.resume()

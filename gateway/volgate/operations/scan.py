@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
+from types import MappingProxyType
 
 import structlog
 
@@ -118,8 +120,11 @@ class Merges:
         return len(merged) - len(self._missing)
 
 
-def reconcile_attachments(world: World, runner: Runner) -> list[AttachmentRecord]:
-    """Compare every attachment with its host: mark those that the domain has lost, clear the mark of those that are back."""
+def reconcile_attachments(world: World, runner: Runner, told: Mapping[str, str] = MappingProxyType({})) -> list[AttachmentRecord]:
+    """Compare every attachment with its host: mark those that the domain has lost, clear the mark of those that are back.
+
+    `told` is what else is wrong with some of them, by id.
+    """
     with world.database.read() as connection:
         records = attachments.page(connection, limit=100_000)
     changed = []
@@ -130,7 +135,7 @@ def reconcile_attachments(world: World, runner: Runner) -> list[AttachmentRecord
         if (free := runner.hold_if_free(target)) is None:
             continue  # its operation looks for itself, and would wait for QEMU's monitor until this look is over
         free()
-        now = _observe(world, record)
+        now = _observe(world, record, told.get(record.id, ""))
         if now == record or (release := runner.hold_if_free(target)) is None:
             continue
         try:
@@ -141,7 +146,7 @@ def reconcile_attachments(world: World, runner: Runner) -> list[AttachmentRecord
     return changed
 
 
-def _observe(world: World, record: AttachmentRecord) -> AttachmentRecord:
+def _observe(world: World, record: AttachmentRecord, told: str) -> AttachmentRecord:
     host = world.hosts[record.host]
     try:
         seen = host.presence(record.domain, record.alias, record.source, timeout=world.settings.limits.libvirt_timeout)
@@ -149,7 +154,7 @@ def _observe(world: World, record: AttachmentRecord) -> AttachmentRecord:
         _log.info("attachment cannot be observed", attachment=record.id, error=error.message)
         return record
     if seen.live or seen.config:
-        return replace(record, state=AttachmentState.ATTACHED, live=seen.live, config=seen.config, problem="")
+        return replace(record, state=AttachmentState.ATTACHED, live=seen.live, config=seen.config, problem=told)
     problem = "the domain does not exist any more" if not seen.domain_exists else "the domain does not have the disk any more"
     if seen.qemu:
         problem = "QEMU has the disk but libvirt does not list it; a repeat of AttachVolume or DetachVolume repairs it"

@@ -143,23 +143,31 @@ class _ErrorPolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorPoli
     ERROR_POLICY_UNSPECIFIED: _ErrorPolicy.ValueType  # 0
     """Not set: stop."""
     ERROR_POLICY_STOP: _ErrorPolicy.ValueType  # 1
-    """Pause the guest."""
+    """Pause the guest, and leave it so: somebody resumes it."""
     ERROR_POLICY_REPORT: _ErrorPolicy.ValueType  # 2
     """Tell the guest."""
     ERROR_POLICY_ENOSPACE: _ErrorPolicy.ValueType  # 3
     """Pause at no space, tell the guest otherwise."""
+    ERROR_POLICY_RESUME: _ErrorPolicy.ValueType  # 4
+    """Pause the guest, and let it run again when the way to its disk is healthy; QEMU repeats what failed. It is not done
+    while another disk of the guest failed that does not say so too.
+    """
 
 class ErrorPolicy(_ErrorPolicy, metaclass=_ErrorPolicyEnumTypeWrapper):
-    """ErrorPolicy is what QEMU does with the guest at an I/O error."""
+    """ErrorPolicy is what becomes of the guest at an I/O error."""
 
 ERROR_POLICY_UNSPECIFIED: ErrorPolicy.ValueType  # 0
 """Not set: stop."""
 ERROR_POLICY_STOP: ErrorPolicy.ValueType  # 1
-"""Pause the guest."""
+"""Pause the guest, and leave it so: somebody resumes it."""
 ERROR_POLICY_REPORT: ErrorPolicy.ValueType  # 2
 """Tell the guest."""
 ERROR_POLICY_ENOSPACE: ErrorPolicy.ValueType  # 3
 """Pause at no space, tell the guest otherwise."""
+ERROR_POLICY_RESUME: ErrorPolicy.ValueType  # 4
+"""Pause the guest, and let it run again when the way to its disk is healthy; QEMU repeats what failed. It is not done
+while another disk of the guest failed that does not say so too.
+"""
 Global___ErrorPolicy: _TypeAlias = ErrorPolicy  # noqa: Y015
 
 class _AttachmentState:
