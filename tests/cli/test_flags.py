@@ -125,3 +125,9 @@ def test_a_reader_that_goes_away_is_no_traceback(cli):
     done = subprocess.run(["bash", "-c", line], check=False, capture_output=True, text=True, timeout=30)
     assert "Traceback" not in done.stderr
     assert "Exception" not in done.stderr
+
+
+def test_the_version_is_that_of_the_package(cli):
+    from importlib.metadata import version
+
+    assert cli("--version").out == f"volgate {version('volgate')}\n"

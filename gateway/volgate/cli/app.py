@@ -40,6 +40,14 @@ class Output(StrEnum):
     JSON = "json"
 
 
+def _tell_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"volgate {version('volgate')}")
+        raise typer.Exit
+
+
 @app.callback(help=_HELP, epilog=_EXITS)
 def flags(
     server: Annotated[str, typer.Option(envvar="VOLGATE_SERVER", help="unix:PATH or HOST:PORT.")] = DEFAULT_SERVER,
@@ -48,6 +56,8 @@ def flags(
     cert: Annotated[str, typer.Option(envvar="VOLGATE_CERT", help="Your certificate, a file in PEM; for HOST:PORT.")] = "",
     key: Annotated[str, typer.Option(envvar="VOLGATE_KEY", help="Its private key, a file in PEM.")] = "",
     ca: Annotated[str, typer.Option(envvar="VOLGATE_CA", help="The authority of the gateway's certificate, a file in PEM.")] = "",
+    *,
+    version: Annotated[bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Tell the version.")] = False,  # noqa: ARG001  # its callback has told it
 ) -> None:
     """Keep the flags of this run."""
     SESSION.address, SESSION.json, SESSION.timeout = server, output is Output.JSON, timeout
