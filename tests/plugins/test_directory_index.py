@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from volgate.errors import OutOfSpace
+from volgate_plugins.directory.beside import Beside
 from volgate_plugins.directory.index import Entry, Index, Locks
 
 
@@ -104,8 +105,8 @@ def test_who_asks_for_no_more_than_he_has_is_not_refused(index, tmp_path):
     assert index.provisioned() == 4
 
 
-def test_a_lock_is_kept_for_those_who_wait_and_forgotten_after_the_last():
-    locks, order = Locks(), list[str]()
+def test_a_lock_is_kept_for_those_who_wait_and_forgotten_after_the_last(tmp_path):
+    locks, order = Locks(Beside(str(tmp_path))), list[str]()
     free = {name: threading.Event() for name in "abc"}
 
     def hold(name: str) -> None:
@@ -132,8 +133,8 @@ def test_a_lock_is_kept_for_those_who_wait_and_forgotten_after_the_last():
     assert locks._locks == {}
 
 
-def test_whoever_holds_a_lock_gets_it_again_and_other_names_are_free():
-    locks = Locks()
+def test_whoever_holds_a_lock_gets_it_again_and_other_names_are_free(tmp_path):
+    locks = Locks(Beside(str(tmp_path)))
     with locks.holding("x"), locks.holding("x", "y"):
         assert set(locks._locks) == {"x", "y"}
         with ThreadPoolExecutor(1) as other:

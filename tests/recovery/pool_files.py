@@ -11,6 +11,7 @@ from volgate.backend.qcow2 import parse_header
 from volgate_plugins.directory.manifest import Manifest
 
 MARKER = ".volgate-pool.json"
+LOCKS = ".volgate-locks"
 
 
 def stray(pool: Path, *folders: Path) -> list[str]:
@@ -26,7 +27,7 @@ def stray(pool: Path, *folders: Path) -> list[str]:
 
 def _stray_now(pool: Path, folders: tuple[Path, ...]) -> list[str]:
     found = [str(path.relative_to(pool)) for name in (".work", ".trash") for path in _without_probes(pool / name)]
-    found += [path.name for path in pool.iterdir() if path.name not in (MARKER, ".work", ".trash", "volumes")]
+    found += [path.name for path in pool.iterdir() if path.name not in (MARKER, LOCKS, ".work", ".trash", "volumes")]
     for folder in (pool / "volumes").iterdir():
         manifest = Manifest.read((folder / "volume.json").read_bytes())
         named = {layer.file for layer in manifest.content.layers} | {"volume.json"}

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from volgate.errors import OutOfSpace
+from volgate_plugins.directory.beside import Beside
 
 __all__ = ["Entry", "Index", "Locks"]
 
@@ -78,6 +79,7 @@ class Index:
         Raises OutOfSpace (OVERSUBSCRIBED).
         """
         with self._lock:
+            self._refresh()
             old = self._promised(stored_as)
             would = self._sum() - old + entry.promised
             if limit and would > limit and entry.promised > old:
@@ -128,10 +130,12 @@ class Index:
 
 
 class Locks:
-    """A lock per name, made when needed and forgotten when free."""
+    """A lock per name, made when needed and forgotten when free; it keeps other controllers away too."""
 
-    def __init__(self) -> None:
+    def __init__(self, beside: Beside) -> None:
         """Start without any."""
+        self._beside = beside
+        self._outer: set[str] = set()
         self._guard = threading.Lock()
         self._locks: dict[str, tuple[threading.RLock, int]] = {}
 
@@ -149,7 +153,7 @@ class Locks:
             lock, users = self._locks.get(name, (threading.RLock(), 0))
             self._locks[name] = (lock, users + 1)
         try:
-            with lock:
+            with lock, self._outside(name):
                 yield
         finally:
             with self._guard:
@@ -157,3 +161,16 @@ class Locks:
                 self._locks[name] = (lock, users - 1)
                 if users == 1:
                     del self._locks[name]
+
+    @contextlib.contextmanager
+    def _outside(self, name: str) -> Iterator[None]:
+        """The lock that other processes see is taken once by the thread that holds ours."""
+        if name in self._outer:
+            yield
+            return
+        with self._beside.holding(name):
+            self._outer.add(name)
+            try:
+                yield
+            finally:
+                self._outer.remove(name)

@@ -16,6 +16,7 @@ import msgspec
 from volgate.backend import PoolContext
 from volgate.backend.files import can_share, remove_tree, sync_directory, write_durably
 from volgate.errors import NotFound, OutOfSpace, Precondition, translate
+from volgate_plugins.directory.beside import Beside
 from volgate_plugins.directory.settings import DirectorySettings
 
 __all__ = ["Marker", "PoolDirectory"]
@@ -49,7 +50,9 @@ class PoolDirectory:
                 _make(folder)
             self.shares = can_share(self.work)
         self.empty_trash()
-        self._drop_staging()
+        self.beside = Beside(self.root)
+        with translate(f"open pool {context.pool}"):
+            self.drop_staging()
 
     def prove(self) -> None:
         """Check that the marker is there and still ours. Raises Precondition."""
@@ -107,11 +110,13 @@ class PoolDirectory:
             os.rename(f"{self.trash}/{name}", gone)
             shutil.rmtree(gone, ignore_errors=True)
 
-    def _drop_staging(self) -> None:
-        """Remove what a dead process left half-made: nobody works in this pool now, and what is made anew begins from nothing."""
-        for name in os.listdir(self.work):
-            path = f"{self.work}/{name}"
-            remove_tree(path) if os.path.isdir(path) else os.unlink(path)
+    def drop_staging(self) -> None:
+        """Remove what a dead process left half-made, if nobody works in this pool now: what is made anew begins from nothing."""
+        with self.beside.alone() as alone:
+            for name in os.listdir(self.work) if alone else ():
+                path = f"{self.work}/{name}"
+                with contextlib.suppress(FileNotFoundError):  # another controller's check, which comes and goes
+                    remove_tree(path) if os.path.isdir(path) else os.unlink(path)
 
     def _make_root(self, context: PoolContext) -> None:
         if os.path.isdir(self.root):

@@ -41,7 +41,7 @@ class Store:
         settings.check()
         self.settings = settings
         self.pool = PoolDirectory(settings, context)
-        self.locks = Locks()
+        self.locks = Locks(self.pool.beside)
         self.index = Index(self.pool.volumes, self._entry)
         with translate(f"open pool {context.pool}"):
             self.index.provisioned()

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 
 from volgate.backend import Backend, Measures, PathsSeen, PoolCheck, PoolContext, Relabels, Resizes, Traits, VolumeId, tag_of
@@ -85,8 +85,9 @@ class Volumes(Resizes, Measures, Relabels, PathsSeen, Backend):
         try:
             with translate("check the pool"):
                 self._store.pool.prove()
-                _try_to_write(f"{self._store.pool.work}/.probe.{threading.get_ident()}")
+                _try_to_write(f"{self._store.pool.work}/.probe.{uuid.uuid4().hex}")
                 self._store.pool.empty_trash()
+                self._store.pool.drop_staging()
                 free = self._store.pool.space()[1]
         except VolgateError as error:
             return PoolCheck(Health.DOWN, error.message)
