@@ -14,6 +14,7 @@ import pytest
 if TYPE_CHECKING:
     from tests.labs.domain import Guest
     from tests.labs.libvirtd import PrivateLibvirtd
+    from tests.labs.postgres import PostgresServer
 
 
 @pytest.fixture(scope="session")
@@ -70,6 +71,15 @@ def new_guest(libvirtd: PrivateLibvirtd) -> Iterator[Callable[[], Guest]]:
 def fresh_guest(new_guest: Callable[[], Guest]) -> Guest:
     """A guest of this test's own (0.6 s)."""
     return new_guest()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL that a test may restart, but not leave away; each test makes a database of its own in it."""
+    from tests.labs.postgres import PostgresServer
+
+    with PostgresServer() as running:
+        yield running
 
 
 @pytest.fixture

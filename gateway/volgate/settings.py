@@ -17,7 +17,20 @@ import msgspec
 
 from volgate.errors import InvalidRequest
 
-__all__ = ["Exports", "Host", "Imports", "Limits", "Plugins", "Server", "Settings", "Telemetry", "Tls", "convert_strictly", "load"]
+__all__ = [
+    "Database",
+    "Exports",
+    "Host",
+    "Imports",
+    "Limits",
+    "Plugins",
+    "Server",
+    "Settings",
+    "Telemetry",
+    "Tls",
+    "convert_strictly",
+    "load",
+]
 
 T = TypeVar("T")
 
@@ -46,6 +59,17 @@ class Tls(msgspec.Struct, frozen=True):
     certificate: str = ""
     key: str = ""
     client_authority: str = ""
+
+
+class Database(msgspec.Struct, frozen=True):
+    """Where the journal is. `url` "" means SQLite in the state directory, else PostgreSQL, shared by controllers of one gateway.
+
+    `password` references the secret; it never stands in the URL. `lease_seconds` without a heartbeat, and others take over.
+    """
+
+    url: str = ""
+    password: str = ""
+    lease_seconds: float = 30.0
 
 
 class Telemetry(msgspec.Struct, frozen=True):
@@ -105,6 +129,7 @@ class Settings(msgspec.Struct, frozen=True):
 
     server: Server = Server()
     tls: Tls = Tls()
+    database: Database = Database()
     telemetry: Telemetry = Telemetry()
     limits: Limits = Limits()
     imports: Imports = Imports()

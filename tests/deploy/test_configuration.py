@@ -19,6 +19,7 @@ TEXT = EXAMPLE.read_text(encoding="utf-8")
 SECTIONS = {
     "server": settings.Server,
     "tls": settings.Tls,
+    "database": settings.Database,
     "telemetry": settings.Telemetry,
     "limits": settings.Limits,
     "imports": settings.Imports,

@@ -23,6 +23,7 @@ GUIDE = (Path(__file__).parents[2] / "docs/operator-guide.md").read_text(encodin
 SECTIONS = {
     "[server]": settings.Server,
     "[tls]": settings.Tls,
+    "[database]": settings.Database,
     "[telemetry]": settings.Telemetry,
     "[limits]": settings.Limits,
     "[imports]": settings.Imports,

@@ -9,6 +9,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from tests.labs import keeper
 from tests.labs.guest import BUILD, locked
 
 BASE = Path(f"/tmp/vg-lab-{hashlib.sha256(os.fsencode(BUILD)).hexdigest()[:6]}")  # one for each checkout
+POSTGRES_BASE = Path(f"{BASE}-postgres")
 START_SECONDS = 300.0
 STOP_SECONDS = 30.0
 USAGE = """libvirt    {uri}
@@ -30,8 +32,22 @@ settings   {home}/volgate.toml
 """
 
 
+POSTGRES_USAGE = """database   {url}
+password   in {base}/secret
+settings   {home}/volgate.toml (nothing of this machine's own PostgreSQL was touched)
+
+  psql -h {base} -p {port} -U postgres volgate
+  .venv/bin/volgate serve --config {home}/volgate.toml --state-dir {base}/1    # and 2, and 3
+  .venv/bin/volgate state controllers --config {home}/volgate.toml
+  make lab-stop NAME={name}      # ends it and removes {base}
+"""
+
+
 def hold(home: Path) -> None:
     """Run the lab until SIGTERM."""
+    if home.name == "postgres":
+        hold_postgres(home)
+        return
     from tests.labs.domain import Guest
     from tests.labs.libvirtd import PrivateLibvirtd
 
@@ -46,6 +62,32 @@ def hold(home: Path) -> None:
         signal.signal(signal.SIGTERM, lambda *_: None)
         (home / "ready").write_text(USAGE.format(uri=daemon.uri, home=home, base=BASE, name=home.name))
         select.select([wake], [], [])
+    for name in ("ready", "pid", "volgate.toml"):
+        (home / name).unlink(missing_ok=True)
+
+
+def hold_postgres(home: Path) -> None:
+    """Run a PostgreSQL with an empty database until SIGTERM."""
+    import shutil
+
+    from tests.labs.postgres import PostgresServer
+
+    base = POSTGRES_BASE
+    shutil.rmtree(base, ignore_errors=True)  # what a power cut left
+    base.mkdir()
+    stop = threading.Event()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(name, lambda *_: stop.set())
+    try:
+        with PostgresServer(base, durable=True) as server:
+            url = server.url(server.create("volgate"))
+            pool = f'[pools.default]\nkind = "directory"\npath = "{base}/pool"\n'
+            (home / "volgate.toml").write_text(f'[database]\nurl = "{url}"\npassword = "file:{base}/secret"\n{pool}')
+            (home / "ready").write_text(POSTGRES_USAGE.format(url=url, home=home, base=base, port=server.port, name=home.name))
+            while not stop.wait(1.0):
+                pass
+    finally:
+        shutil.rmtree(base, ignore_errors=True)
     for name in ("ready", "pid", "volgate.toml"):
         (home / name).unlink(missing_ok=True)
 
@@ -87,7 +129,8 @@ def stop(home: Path) -> int:
     if pid:
         os.kill(pid, signal.SIGTERM)
     deadline = time.monotonic() + STOP_SECONDS
-    while running(home) or (pid and BASE.exists()):
+    base = POSTGRES_BASE if home.name == "postgres" else BASE
+    while running(home) or (pid and base.exists()):
         if time.monotonic() > deadline:
             print(f"the lab {home.name} (process {pid}) does not end", file=sys.stderr)
             return 1
@@ -100,7 +143,7 @@ def main() -> int:
     """Start, hold or stop a lab."""
     parser = argparse.ArgumentParser(prog="python -m tests.labs.lab", description=__doc__)
     parser.add_argument("action", choices=["start", "stop", "hold"])
-    parser.add_argument("name", choices=["libvirt"], nargs="?", default="libvirt")
+    parser.add_argument("name", choices=["libvirt", "postgres"], nargs="?", default="libvirt")
     arguments = parser.parse_args()
     home = BUILD / arguments.name
     if arguments.action == "hold":

@@ -1,4 +1,3 @@
-import sqlite3
 import threading
 
 import pytest
@@ -6,7 +5,7 @@ from sqlalchemy import text
 
 from volgate.errors import OutOfSpace, Precondition
 from volgate.model import Format, Provisioning, Volume
-from volgate.store import index
+from volgate.store import attachments, index, pool_notes
 from volgate.store.database import Database, StateLock
 
 
@@ -14,20 +13,20 @@ def volume(name: str) -> Volume:
     return Volume(name=name, uid=name * 2, object=name, size=1, requested_size=1, format=Format.RAW, provisioning=Provisioning.THIN)
 
 
-def test_a_commit_is_seen_by_the_next_read_and_survives_reopening(tmp_path):
-    database = Database(tmp_path / "v.db")
+def test_a_commit_is_seen_by_the_next_read_and_survives_reopening(where):
+    database = where.open()
     instance = database.instance()
     database.write(lambda commit: index.put_volume(commit, "p", volume("a"), 1.0))
     database.close()
-    again = Database(tmp_path / "v.db")
+    again = where.open()
     assert again.instance() == instance
     with again.read() as connection:
         assert index.find_volume(connection, "p", "a").volume == volume("a")
     again.close()
 
 
-def test_writers_share_commits_and_one_failure_is_its_own(tmp_path):
-    database = Database(tmp_path / "v.db")
+def test_writers_share_commits_and_one_failure_is_its_own(where):
+    database = where.open()
     gate = threading.Event()
     database.submit(lambda commit: gate.wait(5))
     good = [database.submit(lambda commit, n=n: index.put_volume(commit, "p", volume(f"v{n:03}"), 1.0)) for n in range(200)]
@@ -48,8 +47,41 @@ def test_writers_share_commits_and_one_failure_is_its_own(tmp_path):
     database.close()
 
 
-def test_paging_over_pools_sees_every_row_once(tmp_path):
-    database = Database(tmp_path / "v.db")
+def test_rows_are_in_the_order_of_their_code_points_whatever_the_server_speaks(where):
+    database = where.open()
+    names = ["B", "a", "Z", "_", "é", "ab", "a-b", "a.b", "1"]
+    for name in names:
+        database.write(lambda commit, name=name: index.put_volume(commit, "p", volume(name), 1.0))
+    with database.read() as connection:
+        assert [row.name for row in index.page_volumes(connection, "p", ("p", ""), 99)] == sorted(names)
+    database.close()
+
+
+def test_a_row_that_is_written_again_is_the_new_one_and_a_mark_that_stands_stays(where):
+    database = where.open()
+    for at in (1.0, 2.0):
+        database.write(lambda commit, at=at: index.put_volume(commit, "p", volume("a"), at))
+        database.write(lambda commit: pool_notes.drain(commit, "p", drains=True))
+        database.write(lambda commit: attachments.trust(commit, "p"))
+    with database.read() as connection:
+        assert index.find_volume(connection, "p", "a").observed_at == 2.0
+        assert (pool_notes.draining(connection), attachments.trusted(connection)) == ({"p"}, {"p"})
+    database.write(lambda commit: pool_notes.drain(commit, "p", drains=False))
+    with database.read() as connection:
+        assert pool_notes.draining(connection) == set()
+    database.close()
+
+
+def test_the_first_instance_stays_whoever_comes_later(where):
+    first, second = where.open(), where.open() if where.kind == "postgresql" else None
+    assert first.instance("one") == "one"
+    assert (second or first).instance("two") == "one"
+    for database in filter(None, (first, second)):
+        database.close()
+
+
+def test_paging_over_pools_sees_every_row_once(where):
+    database = where.open()
     wanted = [(pool, f"v{n:02}") for pool in ("a", "b", "c") for n in range(23)]
     for pool, name in wanted:
         database.write(lambda commit, p=pool, n=name: index.put_volume(commit, p, volume(n), 1.0))
@@ -65,13 +97,11 @@ def test_paging_over_pools_sees_every_row_once(tmp_path):
     database.close()
 
 
-def test_a_newer_schema_is_refused(tmp_path):
-    Database(tmp_path / "v.db").close()
-    with sqlite3.connect(tmp_path / "v.db") as raw:
-        raw.execute("UPDATE meta SET value='99' WHERE key='schema'")
-    raw.close()
+def test_a_newer_schema_is_refused(where):
+    where.open().close()
+    where.ask("UPDATE meta SET value = '99' WHERE key = 'schema'")
     with pytest.raises(Precondition) as refused:
-        Database(tmp_path / "v.db")
+        where.open()
     assert refused.value.reason == "SCHEMA_NEWER"
 
 

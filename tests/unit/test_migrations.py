@@ -9,6 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from tests.controllers.places import OnPostgres
 from volgate.model import DiskOptions
 from volgate.store import attachments, journal
 from volgate.store.backup import disarm
@@ -168,3 +169,62 @@ def test_a_record_that_moves_is_found_by_its_new_domain_only(tmp_path: Path):
         assert attachments.of_domain(connection, first.host, first.domain) == []
         assert attachments.of_domain(connection, moved.host, moved.domain) == [moved]
     database.close()
+
+
+THREE = (
+    ONE.replace(
+        "CREATE INDEX operation_by_request ON operation (request_id)",
+        "CREATE INDEX operation_by_request ON operation (principal, request_id)",
+    )
+    .replace("record BLOB NOT NULL, PRIMARY KEY (id));", "record BLOB NOT NULL, domain VARCHAR DEFAULT '' NOT NULL, PRIMARY KEY (id));")
+    .replace("CREATE TABLE volume", "CREATE INDEX attachment_by_domain ON attachment (host, domain);\nCREATE TABLE volume")
+    .replace("('schema', '1')", "('schema', '3'), ('attachments/trusted/p1', '1')")
+)
+UNFINISHED = (
+    "INSERT INTO operation VALUES ('o1', 'DeleteVolume', 'pools/p1/volumes/v1', 'r1', 'b', 'local', 'running', '{}', '{}', 1.0, '', '', "
+    "'', '', 0.0, '', '[]', 0.0);"
+)
+
+
+def in_words_of(where, words: str) -> str:
+    if where.kind == "sqlite":
+        return words
+    for ours, theirs in (("BLOB", "BYTEA"), ("VARCHAR", 'VARCHAR COLLATE "C"'), ("FLOAT", "DOUBLE PRECISION"), ("x'7b7d'", "'{}'")):
+        words = words.replace(ours, theirs)
+    return words
+
+
+def test_a_database_of_schema_3_keeps_its_attachments_and_what_runs(where):
+    record = RECORDS[1]
+    held = msgspec.json.encode(record).hex()
+    data = f"x'{held}'" if where.kind == "sqlite" else f"decode('{held}', 'hex')"
+    where.ask(in_words_of(where, THREE + UNFINISHED))
+    row = f"'{record.id}', '{record.pool}', '{record.volume}', '{record.volume_uid}', '{record.host}', {data}, '{record.domain}'"
+    where.ask(f"INSERT INTO attachment VALUES ({row});")
+    database = where.open()
+    with database.read() as connection:
+        assert attachments.page(connection) == [record]
+        assert attachments.of_domain(connection, record.host, record.domain) == [record]
+        assert attachments.trusted(connection) == {"p1"}
+        (left,) = journal.unfinished(connection)
+        assert (left.id, left.owner, left.claim) == ("o1", "", 0)
+        if where.kind == "postgresql":
+            assert journal.orphans(connection) == [left], "whoever serves its pool may take it"
+    assert database.instance() == "i-1"
+    database.close()
+    assert where.ask("SELECT value FROM meta WHERE key = 'schema'") == [(str(SCHEMA_VERSION),)]
+
+
+def test_a_migrated_database_of_postgresql_is_shaped_as_a_new_one(on_postgres, postgres):
+    other = OnPostgres(postgres)
+    on_postgres.ask(in_words_of(on_postgres, THREE))
+    shapes = []
+    for place in (on_postgres, other):
+        place.open().close()
+        columns = place.ask(
+            "SELECT table_name, column_name, data_type, collation_name, is_nullable, column_default FROM information_schema.columns "
+            "WHERE table_schema = 'public' ORDER BY 1, ordinal_position"
+        )
+        shapes.append((columns, place.ask("SELECT indexdef FROM pg_indexes WHERE schemaname = 'public' ORDER BY 1")))
+    assert shapes[0] == shapes[1]
+    other.close()

@@ -191,6 +191,8 @@ _REASONS = {
     "UNAVAILABLE": (
         "BUSY",
         "UNREACHABLE",
+        "DATABASE_DOWN",
+        "TAKEN_OVER",
         "STOPPING",
         "READER_STALLED",
         "POOL_DOWN",

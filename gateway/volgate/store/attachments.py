@@ -6,20 +6,18 @@ from collections.abc import Collection
 
 import msgspec
 from sqlalchemy import Connection, bindparam, delete, select
-from sqlalchemy.dialects.sqlite import insert
 
 from volgate.store.records import AttachmentRecord
 from volgate.store.tables import attachment, meta
+from volgate.store.upserts import Upsert
 
 __all__ = ["add", "distrust", "find", "forget", "of_domain", "of_volume", "page", "put", "replace", "trust", "trusted"]
 
 _TRUSTED = "attachments/trusted/"  # and the pool
 _decoder = msgspec.json.Decoder(AttachmentRecord)
 # statements are built once: building one costs as much as running it
-_ROW = insert(attachment)
-_PUT = _ROW.on_conflict_do_update(
-    index_elements=["id"], set_={name: _ROW.excluded[name] for name in ("pool", "volume", "volume_uid", "host", "record", "domain")}
-)
+_PUT = Upsert(attachment, ["id"], ("pool", "volume", "volume_uid", "host", "record", "domain"))
+_TRUST = Upsert(meta, ["key"])
 _FORGET = delete(attachment).where(attachment.c.id == bindparam("of"))
 _FIND = select(attachment.c.record).where(attachment.c.id == bindparam("of"))
 _OF_VOLUME = (
@@ -45,12 +43,12 @@ def put(connection: Connection, record: AttachmentRecord) -> None:
         "record": msgspec.json.encode(record),
         "domain": record.domain,
     }
-    connection.execute(_PUT, values)
+    _PUT.run(connection, values)
 
 
 def trust(connection: Connection, pool: str) -> None:
     """Note that every disk that a host has of a pool's volumes is on record: true from the first complete look on."""
-    connection.execute(insert(meta).values(key=_TRUSTED + pool, value="1").on_conflict_do_nothing())
+    _TRUST.run(connection, {"key": _TRUSTED + pool, "value": "1"})
 
 
 def distrust(connection: Connection, pool: str) -> None:

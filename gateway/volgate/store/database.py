@@ -1,39 +1,41 @@
-"""The database: opened by one process, written by one thread that commits for everybody, read beside it.
+"""The database: written by one thread of a process that commits for everybody in it, read beside that.
 
-SQLite in WAL mode with synchronous FULL: a commit that returned survives a power cut.
+Where its tables are is the matter of a place: `sqlite.py` or `postgres.py`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import os
 import queue
 import threading
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import structlog
-from sqlalchemy import Connection, Engine, create_engine, event, select
-from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy import Connection, select
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.pool import QueuePool
 
-from volgate.errors import DataLoss, OutOfSpace, Precondition, Unreachable, VolgateError
+from volgate.errors import Precondition, Unreachable, VolgateError
 from volgate.store import tables
-from volgate.store.migrations import migrate
+from volgate.store.sqlite import Sqlite
+from volgate.store.upserts import Upsert
 
-__all__ = ["Commit", "Database", "StateLock"]
+__all__ = ["Commit", "Database", "Place", "StateLock"]
 
 T = TypeVar("T")
 Commit = Connection
 """What a change is given inside a commit; callers pass it on to the functions of this package and nothing else."""
 _Job = tuple[Callable[[Connection], Any], "Future[Any]"]
 _GROUP = 64
-_ROOM = 1 << 20
+_PUT = Upsert(tables.meta, ["key"], ["value"])
+_KEEP = Upsert(tables.meta, ["key"])
 _log = structlog.get_logger()
 
 
@@ -60,23 +62,50 @@ class StateLock:
         os.close(self._descriptor)
 
 
-class Database:
-    """Tables in one SQLite file."""
+class Place(Protocol):
+    """Where tables are. `owner`: the id of this controller there, "" where there is but one process."""
 
-    def __init__(self, path: Path) -> None:
-        """Open or create the file and bring its schema up to date. Raises as `write`, and Precondition (SCHEMA_NEWER)."""
-        self.path = path
-        with _translated(path):
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))  # sqlite gives its side files the same mode
-            self._engine = _engine(path)
-            migrate(self._engine)
-        os.chmod(path, 0o600)  # noqa: PTH101  # one call style for descriptors and paths in this module
+    owner: str
+    patience: float | None
+
+    def transaction(self, work: Callable[[Connection], T]) -> T:
+        """Run `work` in one commit; it may run twice if the first run is known to have left nothing."""
+
+    def read(self) -> contextlib.AbstractContextManager[Connection]:
+        """A connection that sees the last commit."""
+
+    def close(self) -> None:
+        """Let go of the place."""
+
+
+class Database:
+    """Tables in one place."""
+
+    def __init__(self, place: Place | Path) -> None:
+        """Take an open place, or open or create a SQLite file. Raises as `write`, and Precondition (SCHEMA_NEWER)."""
+        self.place: Place = Sqlite(place) if isinstance(place, Path) else place
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._gate = threading.Lock()
         self._closed = False
-        self.commits = 0
+        self._commits = 0
+        self._looks = itertools.count(1)
         self._writer = threading.Thread(target=self._write, name="database-writer", daemon=True)
         self._writer.start()
+
+    @property
+    def owner(self) -> str:
+        """The id of this controller among those that share the database; "" if nobody does."""
+        return self.place.owner
+
+    @property
+    def shared(self) -> bool:
+        """Whether other controllers write too."""
+        return bool(self.place.owner)
+
+    @property
+    def commits(self) -> int:
+        """While it stands still, so does the database; where others write it never does."""
+        return next(self._looks) if self.shared else self._commits
 
     def submit(self, work: Callable[[Connection], T]) -> Future[T]:
         """Run `work` in the next commit; the future resolves when that commit is durable."""
@@ -91,31 +120,34 @@ class Database:
     def write(self, work: Callable[[Connection], T]) -> T:
         """Run `work` in the next commit and wait until it is durable, however long: a commit that was given up could still happen.
 
-        Raises OutOfSpace (STATE_FULL), Precondition (STATE_UNWRITABLE), DataLoss, Unreachable (closed).
+        Only one that has not begun is given up, after the place's patience. Raises OutOfSpace (STATE_FULL), Precondition
+        (STATE_UNWRITABLE), DataLoss, Unreachable (closed, DATABASE_DOWN, TAKEN_OVER).
         """
-        return self.submit(work).result()
+        future = self.submit(work)
+        try:
+            return future.result(self.place.patience)
+        except FutureTimeoutError:
+            if not future.cancel():
+                return future.result()
+            told = "the database has not come to this change in time; nothing was changed: repeat the call when it serves again"
+            raise Unreachable(told, reason="DATABASE_DOWN", retry_after=2.0) from None
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Connection]:
         """A connection that sees the last commit."""
-        with _translated(self.path), self._engine.connect() as connection:
+        with self.place.read() as connection:
             yield connection
 
-    def instance(self) -> str:
-        """The id of this gateway, drawn when the database was made."""
+    def instance(self, wanted: str = "") -> str:
+        """The id of this gateway: what the database has, else `wanted`, else one that is drawn now."""
+        row = {"key": "instance", "value": wanted or str(uuid.uuid4())}
+        self.write(lambda connection: _KEEP.run(connection, row))
         with self.read() as connection:
-            found = connection.scalar(select(tables.meta.c.value).where(tables.meta.c.key == "instance"))
-        if found:
-            return str(found)
-        drawn = str(uuid.uuid4())
-        self.set_instance(drawn)
-        return drawn
+            return str(connection.scalar(select(tables.meta.c.value).where(tables.meta.c.key == "instance")))
 
     def set_instance(self, value: str) -> None:
         """Set the id of this gateway."""
-        row = insert(tables.meta).values(key="instance", value=value)
-        statement = row.on_conflict_do_update(index_elements=["key"], set_={"value": value})
-        self.write(lambda connection: connection.execute(statement))
+        self.write(lambda connection: _PUT.run(connection, {"key": "instance", "value": value}))
 
     def close(self) -> None:
         """Finish what is queued, then close."""
@@ -123,7 +155,7 @@ class Database:
             self._closed = True
             self._jobs.put(None)
         self._writer.join(30.0)
-        self._engine.dispose()
+        self.place.close()
 
     def _write(self) -> None:
         stop = False
@@ -148,17 +180,20 @@ class Database:
         return batch, False
 
     def _commit(self, batch: list[_Job]) -> None:
+        batch = [(work, future) for work, future in batch if future.set_running_or_notify_cancel()]
         answers: list[tuple[Future[Any], Any, BaseException | None]] = []
+
+        def together(connection: Connection) -> list[tuple[Future[Any], Any, BaseException | None]]:
+            return [(future, *self._attempt(connection, work, alone=len(batch) == 1)) for work, future in batch]
+
         try:
-            with _translated(self.path), self._engine.begin() as connection:
-                for work, future in batch:
-                    answers.append((future, *self._attempt(connection, work, alone=len(batch) == 1)))
+            answers = self.place.transaction(together) if batch else []
         except VolgateError as error:
             _log.error("commit failed", error=error.message, waiting=len(batch))
             answers = [(future, None, error) for _, future in batch]
         except Exception as error:  # noqa: BLE001  # handed to every caller that waits for this commit; the writer must live on
             answers = [(future, None, error) for _, future in batch]
-        self.commits += 1  # before anybody learns of the commit: what was read under an earlier count may be older than it
+        self._commits += 1  # before anybody learns of the commit: what was read under an earlier count may be older than it
         for future, value, failure in answers:
             if failure is not None:
                 future.set_exception(failure)
@@ -177,47 +212,3 @@ class Database:
             raise
         except Exception as error:  # noqa: BLE001  # handed to the caller of this one job
             return None, error
-
-
-def _engine(path: Path) -> Engine:
-    engine = create_engine(
-        f"sqlite:///{path}", poolclass=QueuePool, pool_size=8, max_overflow=64, connect_args={"check_same_thread": False, "timeout": 30}
-    )
-
-    @event.listens_for(engine, "connect")
-    def configure(connection: Any, _record: Any) -> None:
-        connection.isolation_level = None  # we begin transactions ourselves: see the next listener
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "temp_store=MEMORY"):
-            connection.execute(f"PRAGMA {pragma}")
-
-    @event.listens_for(engine, "begin")
-    def begin(connection: Connection) -> None:
-        connection.exec_driver_sql("BEGIN")
-
-    return engine
-
-
-@contextlib.contextmanager
-def _translated(path: Path) -> Iterator[None]:
-    """Tell apart what an operator can do: free space, repair a file system, restore a backup."""
-    try:
-        yield
-    except DBAPIError as error:
-        text = str(error.orig)
-        if "malformed" in text or "not a database" in text:
-            raise DataLoss(f"the database is damaged ({text}); restore a backup, or remove it: it is rebuilt from the storages") from error
-        if not any(mark in text for mark in ("full", "disk I/O", "readonly", "unable to open")):
-            raise
-        raise _unwritable(path, text) from error
-    except OSError as error:
-        raise _unwritable(path, error.strerror or str(error)) from error
-
-
-def _unwritable(path: Path, text: str) -> VolgateError:
-    """SQLite calls it an I/O error too when one of its side files cannot grow."""
-    found = os.statvfs(path.parent)
-    if "full" in text or "No space" in text or found.f_bavail * found.f_frsize < _ROOM or (found.f_files and not found.f_favail):
-        return OutOfSpace(f"the state directory {path.parent} is out of space ({text}): free space and repeat", reason="STATE_FULL")
-    return Precondition(
-        f"{path} cannot be written ({text}): look at its file system and at the kernel's log, then repeat", reason="STATE_UNWRITABLE"
-    )

@@ -9,11 +9,11 @@ from collections.abc import Collection, Iterable, Sequence
 
 import msgspec
 from sqlalchemy import Connection, bindparam, delete, select, tuple_, update
-from sqlalchemy.dialects.sqlite import insert
 
 from volgate.model import Snapshot, Volume
 from volgate.store.records import IndexedSnapshot, IndexedVolume, VolumeRow
 from volgate.store.tables import attachment, snapshot, volume
+from volgate.store.upserts import Upsert
 
 __all__ = [
     "find_snapshot",
@@ -37,10 +37,8 @@ Row = tuple[bytes, tuple[bytes, ...]]
 _volumes = msgspec.json.Decoder(Volume)
 _snapshots = msgspec.json.Decoder(Snapshot)
 # statements of frequent calls are built once: building one costs as much as running it
-_ROW = insert(volume)
-_PUT_VOLUME = _ROW.on_conflict_do_update(
-    index_elements=["pool", "name"], set_={name: _ROW.excluded[name] for name in ("uid", "record", "observed_at")}
-)
+_PUT_VOLUME = Upsert(volume, ["pool", "name"], ("uid", "record", "observed_at"))
+_PUT_SNAPSHOT = Upsert(snapshot, ["pool", "volume", "name"], ("uid", "record", "observed_at"))
 _FORGET_VOLUME = (
     delete(volume).where(volume.c.pool == bindparam("of_pool"), volume.c.name == bindparam("of_name")),
     delete(snapshot).where(snapshot.c.pool == bindparam("of_pool"), snapshot.c.volume == bindparam("of_name")),
@@ -70,7 +68,7 @@ _HELD_IN_PAGE = (
 def put_volume(connection: Connection, pool: str, found: Volume, now: float) -> None:
     """Write or overwrite a volume's row."""
     values = {"pool": pool, "name": found.name, "uid": found.uid, "record": msgspec.json.encode(found), "observed_at": now}
-    connection.execute(_PUT_VOLUME, values)
+    _PUT_VOLUME.run(connection, values)
 
 
 def forget_volume(connection: Connection, pool: str, name: str) -> None:
@@ -145,7 +143,7 @@ def put_snapshot(connection: Connection, pool: str, found: Snapshot, now: float)
         "record": msgspec.json.encode(found),
         "observed_at": now,
     }
-    connection.execute(insert(snapshot).values(values).on_conflict_do_update(index_elements=["pool", "volume", "name"], set_=values))
+    _PUT_SNAPSHOT.run(connection, values)
 
 
 def forget_pool(connection: Connection, pool: str) -> None:

@@ -8,17 +8,45 @@ from typing import Any
 import msgspec
 from sqlalchemy import Connection, Row, bindparam, delete, func, insert, literal_column, select, update
 
+from volgate.errors import Unreachable
 from volgate.store.records import OperationRecord, OperationState, StepRecord
-from volgate.store.tables import operation
+from volgate.store.tables import controller, operation, turn
 
-__all__ = ["begin", "by_request_id", "find", "note", "page", "prune", "settle", "unfinished", "unfollowed"]
+__all__ = [
+    "ask_to_cancel",
+    "begin",
+    "by_request_id",
+    "cancelled",
+    "claim",
+    "find",
+    "note",
+    "orphans",
+    "page",
+    "prune",
+    "require_ours",
+    "running_like",
+    "settle",
+    "several",
+    "unfinished",
+    "unfollowed",
+]
 
 _FINAL = [state.value for state in OperationState if state.final]
 _steps = msgspec.json.Decoder(tuple[StepRecord, ...])
-_COLUMNS = tuple(operation.c.keys())
+_COLUMNS = tuple(name for name in operation.c.keys() if name != "cancelling")  # noqa: SIM118  # a collection of columns is no dict
 # statements of every mutation are built once: building one costs as much as running it
 _BEGIN = insert(operation)
-_SETTLE = update(operation).where(operation.c.id == bindparam("of"))
+_OURS = (operation.c.id == bindparam("of")) & (operation.c.owner == bindparam("owned_by")) & (operation.c.claim == bindparam("claimed"))
+_SETTLE = update(operation).where(_OURS)
+_IS_OURS = select(operation.c.id).where(_OURS)
+_LIKE = (
+    select(operation)
+    .join(turn, turn.c.member == operation.c.id)
+    .where(turn.c.key == bindparam("at"), operation.c.principal == bindparam("by"), operation.c.body_hash == bindparam("body"))
+    .where(operation.c.state.not_in(_FINAL))
+    .order_by(turn.c.ordinal)
+    .limit(1)
+)
 _BY_REQUEST = (
     select(operation)
     .where(operation.c.request_id == bindparam("of"), operation.c.principal == bindparam("by"))
@@ -34,15 +62,71 @@ def begin(connection: Connection, record: OperationRecord) -> None:
 
 
 def settle(connection: Connection, record: OperationRecord) -> None:
-    """Overwrite an operation with its present state."""
+    """Overwrite an operation with its present state. Raises Unreachable (TAKEN_OVER)."""
     values = _values(record)
-    connection.execute(_SETTLE, values | {"of": values.pop("id")})
+    _change(connection, record, {key: value for key, value in values.items() if key not in ("id", "owner", "claim")})
 
 
 def note(connection: Connection, record: OperationRecord) -> None:
-    """Write the facts, steps and state that an operation has reached."""
-    changed = {"facts": record.facts, "state": record.state.value, "uid": record.uid, "steps": msgspec.json.encode(record.steps)}
-    connection.execute(_SETTLE, changed | {"of": record.id})
+    """Write the facts, steps, progress and state that an operation has reached. Raises Unreachable (TAKEN_OVER)."""
+    steps = msgspec.json.encode(record.steps)
+    reached = {"facts": record.facts, "state": record.state.value, "uid": record.uid, "steps": steps, "progress": record.progress}
+    _change(connection, record, reached)
+
+
+def _change(connection: Connection, record: OperationRecord, values: dict[str, Any]) -> None:
+    if connection.execute(_SETTLE, values | _claimed(record)).rowcount != 1:
+        raise _taken(record)
+
+
+def require_ours(connection: Connection, record: OperationRecord) -> None:
+    """Raise Unreachable (TAKEN_OVER) unless an operation still has this owner and claim: for what is written on its behalf."""
+    if connection.scalar(_IS_OURS, _claimed(record)) is None:
+        raise _taken(record)
+
+
+def _claimed(record: OperationRecord) -> dict[str, Any]:
+    return {"of": record.id, "owned_by": record.owner, "claimed": record.claim}
+
+
+def _taken(record: OperationRecord) -> Unreachable:
+    told = f"operations/{record.id} is gone from the journal, or another controller took it over; repeat the call to learn its outcome"
+    return Unreachable(told, reason="TAKEN_OVER", operation=f"operations/{record.id}")
+
+
+def running_like(connection: Connection, key: str, principal: str, body: str) -> OperationRecord | None:
+    """The first unfinished operation of a caller with the same body, at the object `key` that it locks, wherever it runs."""
+    row = connection.execute(_LIKE, {"at": key, "by": principal, "body": body}).first()
+    return _record(row) if row else None
+
+
+def orphans(connection: Connection) -> list[OperationRecord]:
+    """Unfinished operations of controllers that are gone, oldest first."""
+    alive = select(controller.c.id).where(controller.c.gone == 0)
+    left = select(operation).where(operation.c.state.not_in(_FINAL), operation.c.owner.not_in(alive))
+    return [_record(row) for row in connection.execute(left.order_by(operation.c.created_at, operation.c.id))]
+
+
+def claim(connection: Connection, record: OperationRecord, owner: str) -> bool:
+    """Make `owner` work on an operation, unless somebody else took it since it was read."""
+    changed = update(operation).where(_OURS).values(owner=owner, claim=operation.c.claim + 1)
+    return connection.execute(changed, _claimed(record)).rowcount == 1
+
+
+def ask_to_cancel(connection: Connection, identifier: str) -> None:
+    """Note that an operation shall stop; its owner looks."""
+    connection.execute(update(operation).where(operation.c.id == identifier, operation.c.state.not_in(_FINAL)).values(cancelling=1))
+
+
+def cancelled(connection: Connection, owner: str) -> list[str]:
+    """The unfinished operations of an owner that somebody asked to stop."""
+    wanted = (operation.c.owner == owner) & (operation.c.cancelling == 1) & operation.c.state.not_in(_FINAL)
+    return list(connection.scalars(select(operation.c.id).where(wanted)))
+
+
+def several(connection: Connection, identifiers: Sequence[str]) -> list[OperationRecord]:
+    """Read those that are there."""
+    return [_record(row) for row in connection.execute(select(operation).where(operation.c.id.in_(identifiers)))]
 
 
 def find(connection: Connection, identifier: str) -> OperationRecord | None:
@@ -100,6 +184,7 @@ def _values(record: OperationRecord) -> dict[str, Any]:
     values = {column: getattr(record, column) for column in _COLUMNS}
     values["state"] = record.state.value
     values["steps"] = msgspec.json.encode(record.steps)
+    values["error_message"] = record.error_message.replace("\0", "")  # PostgreSQL takes no such character
     return values
 
 
@@ -107,4 +192,5 @@ def _record(row: Row[Any]) -> OperationRecord:
     values = dict(row._mapping)  # noqa: SLF001  # SQLAlchemy's public name for it begins with an underscore
     values["state"] = OperationState(values["state"])
     values["steps"] = _steps.decode(values["steps"])
+    del values["cancelling"]
     return OperationRecord(**values)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import msgspec
-from sqlalchemy import Connection, Engine, inspect, select
-from sqlalchemy.dialects.sqlite import insert
+from sqlalchemy import Connection, inspect, select
 
 from volgate.errors import Precondition
 from volgate.store import tables
+from volgate.store.upserts import Upsert
 
-__all__ = ["STEPS", "migrate"]
+__all__ = ["STEPS", "migrate", "refuse_newer"]
 
 
 def _index_domains(connection: Connection) -> None:
@@ -34,26 +34,53 @@ def _index_callers(connection: Connection) -> None:
     connection.exec_driver_sql("CREATE INDEX operation_by_request ON operation (principal, request_id) WHERE request_id != ''")
 
 
-STEPS: dict[int, Callable[[Connection], None]] = {1: _index_domains, 2: _index_callers}
+def _claim_operations(connection: Connection) -> None:
+    """Operations have an owner among controllers, and turns where they wait. The first step that PostgreSQL runs too."""
+    run, postgresql = connection.exec_driver_sql, connection.dialect.name == "postgresql"
+    text, number = ('VARCHAR COLLATE "C"', "DOUBLE PRECISION") if postgresql else ("VARCHAR", "FLOAT")
+    run(f"ALTER TABLE operation ADD COLUMN owner {text} DEFAULT '' NOT NULL")
+    for column in ("claim", "cancelling"):
+        run(f"ALTER TABLE operation ADD COLUMN {column} INTEGER DEFAULT 0 NOT NULL")
+    words = ", ".join(f"{name} {text} NOT NULL" for name in ("id", "name", "machine", "boot", "space"))
+    told = ", ".join(f"{name} {text} NOT NULL" for name in ("version", "locks", "pools"))
+    run(
+        f"CREATE TABLE controller ({words}, pid INTEGER NOT NULL, started BIGINT NOT NULL, {told}, commits BIGINT NOT NULL, "
+        f"heartbeat {number} NOT NULL, gone INTEGER NOT NULL, PRIMARY KEY (id))"
+    )
+    ordinal = "BIGSERIAL NOT NULL" if postgresql else "INTEGER NOT NULL"
+    run(f"CREATE TABLE turn (ordinal {ordinal}, key {text} NOT NULL, member {text} NOT NULL, owner {text} NOT NULL, PRIMARY KEY (ordinal))")
+    run("CREATE INDEX turn_by_key ON turn (key, ordinal)")
+    run("CREATE INDEX turn_by_member ON turn (member)")
+
+
+_PUT = Upsert(tables.meta, ["key"], ["value"])
+STEPS: dict[int, Callable[[Connection], None]] = {1: _index_domains, 2: _index_callers, 3: _claim_operations}
 """From version N to N + 1, keyed by N; each is kept for ever, in words of its own: the tables go on changing."""
 
 
-def migrate(engine: Engine) -> None:
-    """Create the tables or run the missing steps. Raises Precondition (SCHEMA_NEWER)."""
-    with engine.begin() as connection:
-        found = _version(connection)
-        if found > tables.SCHEMA_VERSION:
-            raise Precondition(
-                f"the database has schema {found}, this program knows {tables.SCHEMA_VERSION}: run the newer volgate, or restore a backup",
-                reason="SCHEMA_NEWER",
-            )
-        if found == 0:
-            tables.metadata.create_all(connection)
-        for version in range(found or tables.SCHEMA_VERSION, tables.SCHEMA_VERSION):
-            STEPS[version](connection)
-        if found != tables.SCHEMA_VERSION:
-            row = insert(tables.meta).values(key="schema", value=str(tables.SCHEMA_VERSION))
-            connection.execute(row.on_conflict_do_update(index_elements=["key"], set_={"value": row.excluded.value}))
+def migrate(connection: Connection) -> None:
+    """Create the tables or run the missing steps, in the transaction of a connection that nobody writes beside.
+
+    Raises Precondition (SCHEMA_NEWER).
+    """
+    found = refuse_newer(connection)
+    if found == 0:
+        tables.metadata.create_all(connection)
+    for version in range(found or tables.SCHEMA_VERSION, tables.SCHEMA_VERSION):
+        STEPS[version](connection)
+    if found != tables.SCHEMA_VERSION:
+        _PUT.run(connection, {"key": "schema", "value": str(tables.SCHEMA_VERSION)})
+
+
+def refuse_newer(connection: Connection) -> int:
+    """Return the version of the schema, 0 if there is none. Raises Precondition (SCHEMA_NEWER)."""
+    found = _version(connection)
+    if found > tables.SCHEMA_VERSION:
+        raise Precondition(
+            f"the database has schema {found}, this program knows {tables.SCHEMA_VERSION}: run the newer volgate, or restore a backup",
+            reason="SCHEMA_NEWER",
+        )
+    return found
 
 
 def _version(connection: Connection) -> int:

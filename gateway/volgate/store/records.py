@@ -53,7 +53,8 @@ class OperationRecord:
     """A mutation in the journal.
 
     `request` and `result` are JSON of the typed request and answer; `facts` is JSON of what was drawn in its first commit
-    (uid, nonce) and noted since. `body_hash` identifies the request without its request_id.
+    (uid, nonce) and noted since. `body_hash` identifies the request without its request_id. `owner` is the controller that works
+    on it ("" where there is but one), `claim` grows with each that took it over. The result of one that failed tells its error.
     """
 
     id: str
@@ -74,6 +75,8 @@ class OperationRecord:
     uid: str = ""
     steps: tuple[StepRecord, ...] = ()
     progress: float = 0.0
+    owner: str = ""
+    claim: int = 0
 
 
 class AttachmentState(StrEnum):

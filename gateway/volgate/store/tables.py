@@ -2,51 +2,56 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Column, Float, Index, LargeBinary, MetaData, String, Table
+from sqlalchemy import BigInteger, Column, Float, Index, Integer, LargeBinary, MetaData, String, Table, text
 
-__all__ = ["SCHEMA_VERSION", "attachment", "meta", "metadata", "operation", "snapshot", "volume"]
+__all__ = ["SCHEMA_VERSION", "attachment", "controller", "meta", "metadata", "operation", "snapshot", "turn", "volume"]
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 metadata = MetaData()
+Text = String().with_variant(String(collation="C"), "postgresql")  # ordered by code point in both, whatever the server's language
 
-meta = Table("meta", metadata, Column("key", String, primary_key=True), Column("value", String, nullable=False))
+meta = Table("meta", metadata, Column("key", Text, primary_key=True), Column("value", Text, nullable=False))
 
 operation = Table(
     "operation",
     metadata,
-    Column("id", String, primary_key=True),
-    Column("method", String, nullable=False),
-    Column("target", String, nullable=False),
-    Column("request_id", String, nullable=False),
-    Column("body_hash", String, nullable=False),
-    Column("principal", String, nullable=False),
-    Column("state", String, nullable=False),
+    Column("id", Text, primary_key=True),
+    Column("method", Text, nullable=False),
+    Column("target", Text, nullable=False),
+    Column("request_id", Text, nullable=False),
+    Column("body_hash", Text, nullable=False),
+    Column("principal", Text, nullable=False),
+    Column("state", Text, nullable=False),
     Column("request", LargeBinary, nullable=False),
     Column("facts", LargeBinary, nullable=False),
     Column("created_at", Float, nullable=False),
-    Column("trace", String, nullable=False),
+    Column("trace", Text, nullable=False),
     Column("result", LargeBinary, nullable=False),
-    Column("error_reason", String, nullable=False),
-    Column("error_message", String, nullable=False),
+    Column("error_reason", Text, nullable=False),
+    Column("error_message", Text, nullable=False),
     Column("finished_at", Float, nullable=False),
-    Column("uid", String, nullable=False),
+    Column("uid", Text, nullable=False),
     Column("steps", LargeBinary, nullable=False),
     Column("progress", Float, nullable=False),
+    Column("owner", Text, nullable=False, server_default=""),  # since 4: the controller that works on it; "" on SQLite
+    Column("claim", Integer, nullable=False, server_default=text("0")),  # since 4: grows with each take-over
+    Column("cancelling", Integer, nullable=False, server_default=text("0")),  # since 4: somebody asked to stop it
 )
-Index("operation_by_request", operation.c.principal, operation.c.request_id, sqlite_where=operation.c.request_id != "")  # since 3
+_ASKED = operation.c.request_id != ""
+Index("operation_by_request", operation.c.principal, operation.c.request_id, sqlite_where=_ASKED, postgresql_where=_ASKED)  # since 3
 Index("operation_by_time", operation.c.created_at)
 Index("operation_by_state", operation.c.state)
 
 attachment = Table(
     "attachment",
     metadata,
-    Column("id", String, primary_key=True),
-    Column("pool", String, nullable=False),
-    Column("volume", String, nullable=False),
-    Column("volume_uid", String, nullable=False),
-    Column("host", String, nullable=False),
+    Column("id", Text, primary_key=True),
+    Column("pool", Text, nullable=False),
+    Column("volume", Text, nullable=False),
+    Column("volume_uid", Text, nullable=False),
+    Column("host", Text, nullable=False),
     Column("record", LargeBinary, nullable=False),
-    Column("domain", String, nullable=False, server_default=""),  # since 2
+    Column("domain", Text, nullable=False, server_default=""),  # since 2
 )
 Index("attachment_by_volume", attachment.c.pool, attachment.c.volume)
 Index("attachment_by_domain", attachment.c.host, attachment.c.domain)  # since 2
@@ -54,9 +59,9 @@ Index("attachment_by_domain", attachment.c.host, attachment.c.domain)  # since 2
 volume = Table(
     "volume",
     metadata,
-    Column("pool", String, primary_key=True),
-    Column("name", String, primary_key=True),
-    Column("uid", String, nullable=False),
+    Column("pool", Text, primary_key=True),
+    Column("name", Text, primary_key=True),
+    Column("uid", Text, nullable=False),
     Column("record", LargeBinary, nullable=False),
     Column("observed_at", Float, nullable=False),
 )
@@ -64,10 +69,41 @@ volume = Table(
 snapshot = Table(
     "snapshot",
     metadata,
-    Column("pool", String, primary_key=True),
-    Column("volume", String, primary_key=True),
-    Column("name", String, primary_key=True),
-    Column("uid", String, nullable=False),
+    Column("pool", Text, primary_key=True),
+    Column("volume", Text, primary_key=True),
+    Column("name", Text, primary_key=True),
+    Column("uid", Text, nullable=False),
     Column("record", LargeBinary, nullable=False),
     Column("observed_at", Float, nullable=False),
 )
+
+# Since 4, and with rows on PostgreSQL alone: SQLite has one process, which queues in memory.
+
+controller = Table(
+    "controller",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("machine", Text, nullable=False),
+    Column("boot", Text, nullable=False),
+    Column("space", Text, nullable=False),
+    Column("pid", Integer, nullable=False),
+    Column("started", BigInteger, nullable=False),
+    Column("version", Text, nullable=False),
+    Column("locks", Text, nullable=False),
+    Column("pools", Text, nullable=False),
+    Column("commits", BigInteger, nullable=False),
+    Column("heartbeat", Float, nullable=False),
+    Column("gone", Integer, nullable=False),
+)
+
+turn = Table(
+    "turn",
+    metadata,
+    Column("ordinal", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
+    Column("key", Text, nullable=False),
+    Column("member", Text, nullable=False),
+    Column("owner", Text, nullable=False),
+)
+Index("turn_by_key", turn.c.key, turn.c.ordinal)
+Index("turn_by_member", turn.c.member)

@@ -259,6 +259,12 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """An operator put the pool in quarantine: nothing is done in it until it is released (FAILED_PRECONDITION; retry: after
     the cause is gone).
     """
+    REASON_DATABASE_DOWN: _Reason.ValueType  # 90
+    """The database that controllers share does not serve this one now; nothing was changed (UNAVAILABLE; retry: same call)."""
+    REASON_TAKEN_OVER: _Reason.ValueType  # 91
+    """Other controllers took this one for dead and went on with its operations; it begins anew (UNAVAILABLE; retry: same
+    call).
+    """
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Reason names what went wrong in a word that programs compare; ErrorInfo.reason holds the part after REASON_."""
@@ -494,5 +500,11 @@ REASON_TOO_MANY_CALLS: Reason.ValueType  # 84
 REASON_POOL_QUARANTINED: Reason.ValueType  # 85
 """An operator put the pool in quarantine: nothing is done in it until it is released (FAILED_PRECONDITION; retry: after
 the cause is gone).
+"""
+REASON_DATABASE_DOWN: Reason.ValueType  # 90
+"""The database that controllers share does not serve this one now; nothing was changed (UNAVAILABLE; retry: same call)."""
+REASON_TAKEN_OVER: Reason.ValueType  # 91
+"""Other controllers took this one for dead and went on with its operations; it begins anew (UNAVAILABLE; retry: same
+call).
 """
 Global___Reason: _TypeAlias = Reason  # noqa: Y015
