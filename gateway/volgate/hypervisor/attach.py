@@ -22,6 +22,8 @@ __all__ = ["Request", "attach", "plan"]
 
 _CONTROLLER = "<controller type='scsi' index='{}' model='virtio-scsi'/>"
 _log = structlog.get_logger()
+_PLACES_TRIED = 16
+_TAKEN = ("already exists", "already in use")
 _NAMES_TRIED = 8  # libvirt takes the next number after a clash of node names
 
 
@@ -52,12 +54,15 @@ def attach(domain: libvirt.virDomain, wanted: Request, *, deadline: float) -> tu
     Done already under this alias: success. Raises InUse (the file is in this domain under another alias), OutOfSpace
     (NO_FREE_SLOT), Precondition, Unreachable (nothing done), InDoubt (libvirt died on the way).
     """
-    try:
-        return _attach(domain, wanted, deadline)
-    except Precondition as error:
-        if error.reason != "DOMAIN_STATE":
-            raise
-        return _attach(domain, wanted, deadline)  # it started or stopped meanwhile
+    for attempt in range(_PLACES_TRIED):
+        try:
+            return _attach(domain, wanted, deadline)
+        except Precondition as error:
+            meanwhile = error.reason == "DOMAIN_STATE" and not attempt  # it started or stopped
+            taken = any(mark in error.message for mark in _TAKEN) and attempt < _PLACES_TRIED - 1  # by another controller, or by hand
+            if not (meanwhile or taken):
+                raise
+    raise AssertionError("unreachable")
 
 
 def _attach(domain: libvirt.virDomain, wanted: Request, deadline: float) -> tuple[Device, Seen]:
