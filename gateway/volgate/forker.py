@@ -1,6 +1,6 @@
-"""The helper process of the spawner: one thread, one loop, started before the gateway has threads; it forks and reaps, nothing else.
+"""The helper process of the spawner: one thread, one loop, started before the gateway has threads; it forks and reaps.
 
-See :mod:`volgate.spawner` for the protocol. Nothing here runs in the gateway.
+It also ends a gateway whose lease has run out. See :mod:`volgate.spawner` for the protocol. Nothing here runs in the gateway.
 """
 
 from __future__ import annotations
@@ -14,16 +14,18 @@ import selectors
 import signal
 import socket
 import sys
+import time
 from typing import NoReturn
 
 import msgspec
 
-__all__ = ["FRAME", "MOST_DESCRIPTORS", "Limits", "Request", "Status", "serve"]
+__all__ = ["FRAME", "MOST_DESCRIPTORS", "Lease", "Limits", "Request", "Status", "clock", "serve"]
 
 FRAME = 128 << 10
 MOST_DESCRIPTORS = 250
 _HIGH = 512  # received descriptors are moved above this number while 0, 1, 2, ... are laid out
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
+_TICK = 0.25  # seconds between two looks at a lease: a machine that slept must not sleep on
 _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 47, 4
 
 
@@ -36,7 +38,13 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     isolated: bool = True
 
 
-class Request(msgspec.Struct, frozen=True):
+class Lease(msgspec.Struct, frozen=True, tag="lease"):
+    """Until when the gateway may work, by `clock`; 0: it is at nothing that somebody else could take over."""
+
+    until: float
+
+
+class Request(msgspec.Struct, frozen=True, tag="start"):
     """What to start; the first descriptor beside it is the status socket, the others become 0, 1, 2, ... of the child."""
 
     argv: list[str]
@@ -54,9 +62,16 @@ class Status(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     error: int = 0
 
 
+def clock() -> float:
+    """Seconds since the boot, those included that the machine slept."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
 class _Helper:
     def __init__(self, control: socket.socket) -> None:
         self._control = control
+        self._until = 0.0
+        self._gateway = os.pidfd_open(os.getppid())
         self._selector = selectors.DefaultSelector()
         self._selector.register(control, selectors.EVENT_READ, self._accept)
         self._running: dict[int, tuple[socket.socket, int]] = {}
@@ -64,17 +79,30 @@ class _Helper:
 
     def loop(self) -> None:
         while not self._ended:
-            for key, _ in self._selector.select():
+            for key, _ in self._selector.select(_TICK if self._until else None):
                 key.data()
+            if self._until and clock() >= self._until:
+                self._expire()
         for pid in self._running:
             _kill_group(pid)
+
+    def _expire(self) -> None:
+        """Others may take over soon: nothing of the gateway works any more by then, however stopped or cut off it is."""
+        for pid in self._running:
+            _kill_group(pid)
+        self._until, self._ended = 0.0, True
+        with contextlib.suppress(OSError):
+            signal.pidfd_send_signal(self._gateway, signal.SIGKILL)
 
     def _accept(self) -> None:
         frame, descriptors, _, _ = socket.recv_fds(self._control, FRAME, MOST_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC)
         if not frame:
             self._ended = True
             return
-        request = msgspec.msgpack.decode(frame, type=Request)
+        request = msgspec.msgpack.decode(frame, type=Request | Lease)
+        if isinstance(request, Lease):
+            self._until = request.until
+            return
         status = socket.socket(fileno=descriptors[0])
         try:
             pid = os.fork()

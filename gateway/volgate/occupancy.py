@@ -15,7 +15,7 @@ from pathlib import Path
 
 from volgate.errors import Unreachable, from_os_error
 
-__all__ = ["Occupancy"]
+__all__ = ["Occupancy", "is_free"]
 
 _TICK = 0.02
 
@@ -70,6 +70,23 @@ class Occupancy:
             os.close(descriptor)
             return None
         return descriptor
+
+
+def is_free(path: Path) -> bool:
+    """Whether nobody holds a lock file open, of another gateway on this machine; one that is not there was never taken."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return True
+    except OSError:  # not ours to look at: who cannot tell says no
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(descriptor)
+    return True
 
 
 def _holders(path: Path) -> list[str]:

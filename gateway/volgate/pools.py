@@ -170,6 +170,11 @@ class Pool:
             _log.exception("plugin failed to open its pool", pool=self.name)
 
     @property
+    def occupied(self) -> bool:
+        """Whether its lock is ours: nothing of an earlier gateway in this state directory works on it."""
+        return self._occupancy is not None and self._occupancy.descriptor is not None
+
+    @property
     def known_capacity(self) -> Capacity | None:
         """The capacity that the storage told last, None if it never did; nobody is asked."""
         return self._capacity

@@ -25,7 +25,7 @@ from typing import NoReturn, Self, cast
 import msgspec
 
 from volgate.errors import Busy, Cancelled, InDoubt, Unreachable, VolgateError, from_os_error
-from volgate.forker import FRAME, MOST_DESCRIPTORS, Limits, Request, Status
+from volgate.forker import FRAME, MOST_DESCRIPTORS, Lease, Limits, Request, Status
 
 __all__ = ["Child", "Completed", "Limits", "Spawner"]
 
@@ -121,6 +121,7 @@ class Spawner:
         self._helper: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._closed = False
+        self._until = 0.0
         with self._lock:
             self._launch()
 
@@ -140,6 +141,12 @@ class Spawner:
     def start(cls) -> Spawner:
         """Start a helper; do it before anything makes threads."""
         return cls()
+
+    def lease(self, until: float) -> None:
+        """Let the helper end every child, and then this process, at `until` (`forker.clock`) unless told otherwise before; 0: never."""
+        with self._lock, contextlib.suppress(Unreachable):  # closed: the children are gone already
+            self._until = until
+            self._deliver(msgspec.msgpack.encode(Lease(until)), [])
 
     def spawn(
         self,
@@ -198,14 +205,17 @@ class Spawner:
         if len(frame) > FRAME or len(descriptors) > MOST_DESCRIPTORS:
             raise ValueError(f"a command of {len(frame)} bytes with {len(descriptors)} descriptors is too large")
         with self._lock:
+            return self._deliver(frame, descriptors)
+
+    def _deliver(self, frame: bytes, descriptors: list[int]) -> socket.socket:
+        control = self._live()
+        try:
+            socket.send_fds(control, [frame], descriptors)
+        except (BrokenPipeError, ConnectionResetError):
+            self._drop()
             control = self._live()
-            try:
-                socket.send_fds(control, [frame], descriptors)
-            except (BrokenPipeError, ConnectionResetError):
-                self._drop()
-                control = self._live()
-                socket.send_fds(control, [frame], descriptors)
-            return control
+            socket.send_fds(control, [frame], descriptors)
+        return control
 
     def _lost(self, control: socket.socket) -> None:
         """A child's end shows that the helper behind `control` dies: it takes descriptors for a moment longer, and must get none."""
@@ -236,6 +246,8 @@ class Spawner:
                 start_new_session=True,
             )
         self._control = ours
+        if self._until:
+            ours.send(msgspec.msgpack.encode(Lease(self._until)))
 
     def _drop(self) -> None:
         control, helper, self._control, self._helper = self._control, self._helper, None, None

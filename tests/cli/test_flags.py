@@ -21,6 +21,7 @@ COMMANDS = [
     "operation list", "operation show", "operation watch", "operation cancel",
     "host list", "host show",
     "pki init", "pki server", "pki client",
+    "state move", "state disarm", "state controllers", "state gone",
 ]  # fmt: skip
 
 

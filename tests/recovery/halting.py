@@ -57,6 +57,10 @@ class Halting:
         assert self._found.wait(timeout), f"no command with {self._words}"
         return self._pid
 
+    def go(self) -> None:
+        """Let the command go on."""
+        os.kill(self._pid, signal.SIGCONT)
+
     def _read(self) -> None:
         with self._pipe.open() as lines:
             for line in lines:

@@ -66,7 +66,7 @@ class Place:
 
     def rest(self) -> None:
         deadline = time.monotonic() + 20
-        while self.runner.unfinished():
+        while self.runner.jobs.unfinished():
             assert time.monotonic() < deadline
             time.sleep(0.01)
 

@@ -100,19 +100,19 @@ def test_no_secret_is_kept_in_the_database(world, name, state, said):
 def test_an_operation_in_doubt_is_counted_until_it_ends(world, monkeypatch):
     monkeypatch.setattr("volgate.operations.runner._TRIES", ())
     with running(world) as runner:
-        assert (runner.unfinished(), runner.doubtful(), runner.oldest()) == (0, 0, 0.0)
+        assert (runner.jobs.unfinished(), runner.jobs.doubtful(), runner.jobs.oldest()) == (0, 0, 0.0)
         ticket = runner.submit(creation("doubtful"), Caller())
         with pytest.raises(InDoubt):
             ticket.future.result(30)
-        assert (runner.unfinished(), runner.doubtful()) == (1, 1)
-        assert 0 < runner.oldest() < 30
+        assert (runner.jobs.unfinished(), runner.jobs.doubtful()) == (1, 1)
+        assert 0 < runner.jobs.oldest() < 30
         monkeypatch.setattr(Leaky, "create_volume", Directory.create_volume)
         again = runner.submit(creation("doubtful"), Caller())
         assert again.future.result(30).volume.name == "doubtful"
         deadline = time.monotonic() + 10
-        while runner.unfinished() and time.monotonic() < deadline:
+        while runner.jobs.unfinished() and time.monotonic() < deadline:
             time.sleep(0.01)
-        assert (runner.unfinished(), runner.doubtful(), runner.oldest()) == (0, 0, 0.0)
+        assert (runner.jobs.unfinished(), runner.jobs.doubtful(), runner.jobs.oldest()) == (0, 0, 0.0)
 
 
 @pytest.mark.parametrize("error", [Busy("4096 operations are queued"), RuntimeError("a bug")], ids=["busy", "bug"])

@@ -8,7 +8,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from volgate.cli import attachments, inspect, pki, snapshots, volumes
+from volgate.cli import attachments, controllers, inspect, pki, snapshots, volumes
 from volgate.cli.output import object_
 from volgate.cli.session import DEFAULT_SERVER, SESSION
 
@@ -28,6 +28,7 @@ app.add_typer(attachments.app, name="attachment")
 app.add_typer(inspect.operations, name="operation")
 app.add_typer(inspect.hosts, name="host")
 app.add_typer(pki.app, name="pki")
+app.add_typer(controllers.app, name="state")
 
 Config = Annotated[Optional[Path], typer.Option("--config", help="The configuration file.")]  # noqa: UP045  # typer reads this form
 State = Annotated[Optional[Path], typer.Option("--state-dir", help="The state directory.")]  # noqa: UP045  # typer reads this form
@@ -69,7 +70,7 @@ def serve(
     config: Config = None,
     state_dir: State = None,
     *,
-    check: Annotated[bool, typer.Option("--check", help="Only read the configuration.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Only read the configuration, and ask the database of [database].")] = False,
 ) -> None:
     """Serve until SIGTERM; with no configuration, a directory pool `default` below the state directory on STATE_DIR/volgate.sock."""
     from volgate.cli import serve as server

@@ -46,6 +46,7 @@ def examine(config: Path | None, state_dir: Path | None) -> int:
     """Look at everything, show it, return the exit status: 0, or 1 if anything is wrong."""
     found = list(_state(config, state_dir)) if config or state_dir else []
     found += _certificates(config, state_dir)
+    found += _database(config, state_dir)
     found += _plugins(config)
     try:
         with SESSION.client() as client:
@@ -103,6 +104,25 @@ def _certificates(config: Path | None, state_dir: Path | None) -> Iterator[Findi
     if Path(tls.key).stat().st_mode & 0o077:
         seen, action = "others than its owner may use this private key", f"chmod 600 {tls.key}"
         yield Finding(ok=False, subject=tls.key, seen=seen, action=action)
+
+
+def _database(config: Path | None, state_dir: Path | None) -> Iterator[Finding]:
+    """The PostgreSQL of [database], asked as the gateway would."""
+    try:
+        database = load(config, state_dir).database
+    except ServerError:  # told already
+        return
+    if not database.url:
+        return
+    from volgate.backend import secrets
+    from volgate.store.postgres import probe
+
+    try:
+        seen = probe(database.url, (lambda: secrets.resolve(database.password)) if database.password else None)
+    except ServerError as error:
+        yield Finding(ok=False, subject="database", seen=error.message, action="bring it back, or correct [database]")
+    else:
+        yield Finding(ok=True, subject="database", seen=seen)
 
 
 def _plugins(config: Path | None) -> Iterator[Finding]:

@@ -9,8 +9,9 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from volgate.backend import run as commands
 from volgate.errors import InvalidRequest, Unreachable, VolgateError
@@ -23,9 +24,12 @@ if TYPE_CHECKING:
     from volgate.hosts.interface import AttachPlan
     from volgate.operations.gateway import Gateway
     from volgate.registry import Registry
+    from volgate.secret import Secret
+    from volgate.store.database import Database
 
 _LONGEST_SOCKET = 107
 _QUICK_STOP = 1.0
+_SHORTEST_LEASE = 3.0
 _DESCRIPTORS = 1 << 20  # some systems allow a thousand times that, which only costs
 _LOOPBACK = re.compile(r"(127(\.[0-9]{1,3}){3}|localhost|):[0-9]{1,5}")
 __all__ = ["check", "logs_to_stderr", "rescan", "run"]
@@ -41,7 +45,7 @@ def run(config: Path | None, state_dir: Path | None, *, check_only: bool = False
     spawner = Spawner.start()  # older than every thread and than gRPC: nothing forks from this process afterwards
     commands.install(spawner)
     try:
-        asyncio.run(_serve(settings, lambda: load(config, state_dir)))
+        asyncio.run(_serve(settings, lambda: load(config, state_dir), spawner))
     finally:
         spawner.close()
     return 0
@@ -66,6 +70,13 @@ def _require_usable(settings: Settings) -> None:
         except KeyError:
             told = f"configuration: server.socket_group: there is no group {server.socket_group!r} on this machine"
             raise InvalidRequest(told, field="server.socket_group") from None
+    if settings.database.url:
+        from volgate.store.link import parse
+
+        parse(settings.database.url)
+    if settings.database.lease_seconds < _SHORTEST_LEASE:
+        told = f"configuration: database.lease_seconds: less than {_SHORTEST_LEASE:g} s would end controllers that are only busy"
+        raise InvalidRequest(told, field="database.lease_seconds")
     if settings.telemetry.prometheus_listen and not _LOOPBACK.fullmatch(settings.telemetry.prometheus_listen):
         told = (
             f"configuration: telemetry.prometheus_listen: {settings.telemetry.prometheus_listen!r} is no port of a loopback address, such "
@@ -89,6 +100,10 @@ def check(settings: Settings) -> int:
     _network(settings)
     registry = Registry(settings.plugins.blocked, log_level=settings.telemetry.log_level)
     try:
+        if settings.database.url:
+            from volgate.store.postgres import probe
+
+            sys.stderr.write(f"{probe(settings.database.url, _password(settings))}\n")
         pools = Pools(registry, settings.pools, "check", settings.limits.native_timeout)
         pools.close()
         for pool in pools:
@@ -106,14 +121,23 @@ def rescan(config: Path | None, state_dir: Path | None) -> dict[str, int]:
     spawner = Spawner.start()
     commands.install(spawner)
     try:
-        with _opened(settings) as gateway:
-            gateway.world.pools.check()
-            down = [f"{pool.name}: {pool.problem}" for pool in gateway.world.pools if pool.health == "down"]
-            if down:
-                raise Unreachable("pools are down: " + "; ".join(down), reason="POOL_DOWN")
-            return gateway.rescan()
+        with _opened(settings, spawner) as gateway:
+            try:
+                return _rescanned(gateway)
+            finally:
+                gateway.close(_QUICK_STOP)
     finally:
         spawner.close()
+
+
+def _rescanned(gateway: Gateway) -> dict[str, int]:
+    if gateway.peers:
+        gateway.peers.start()  # others would take a controller without a heartbeat for dead
+    gateway.world.pools.check()
+    down = [f"{pool.name}: {pool.problem}" for pool in gateway.world.pools if pool.health == "down"]
+    if down:
+        raise Unreachable("pools are down: " + "; ".join(down), reason="POOL_DOWN")
+    return gateway.rescan()
 
 
 def logs_to_stderr() -> None:
@@ -127,32 +151,67 @@ def logs_to_stderr() -> None:
 
 
 @contextlib.contextmanager
-def _opened(settings: Settings) -> Iterator[Gateway]:
+def _opened(settings: Settings, spawner: Spawner) -> Iterator[Gateway]:
     """Lock the state directory and open the store, the pools' settings and the hosts."""
     from volgate.hosts.interface import Host
     from volgate.hosts.local import LocalHost
     from volgate.operations.gateway import Gateway
+    from volgate.operations.lease import Lease
     from volgate.operations.world import World
     from volgate.pools import Pools
     from volgate.registry import Registry
-    from volgate.store.database import Database, StateLock
+    from volgate.store.database import StateLock
 
     lock = StateLock(settings.state_dir)
     registry: Registry | None = None
     try:
-        instance = _instance(settings)
-        database = Database(settings.state_dir / "volgate.db")
-        database.set_instance(instance)
         registry = Registry(settings.plugins.blocked, log_level=settings.telemetry.log_level)
-        pools = Pools(registry, settings.pools, instance, settings.limits.native_timeout, settings.state_dir.resolve() / "pool-locks")
+        database, instance = _database(settings)
+        pools = Pools(registry, settings.pools, instance, settings.limits.native_timeout, _locks(settings))
         hosts: dict[str, Host] = {
             name: LocalHost(name, host.uri, disk_hook=_disk_hook(registry, name)) for name, host in settings.hosts.items()
         }
-        yield Gateway(World(settings, registry, database, pools, hosts))
+        lease = Lease(settings.database.lease_seconds, spawner.lease) if database.shared else Lease()
+        yield Gateway(World(settings, registry, database, pools, hosts, lease))
     finally:
         if registry is not None:
             registry.close()
         lock.release()
+
+
+def _locks(settings: Settings) -> Path:
+    return settings.state_dir.resolve() / "pool-locks"
+
+
+def _database(settings: Settings) -> tuple[Database, str]:
+    """Open the database; return with it the gateway's id, which all controllers of a shared one have."""
+    from volgate.store.database import Database
+
+    mine = _instance(settings)
+    if not settings.database.url:
+        database = Database(settings.state_dir / "volgate.db")
+        database.set_instance(mine)
+        return database, mine
+    from volgate.operations.kin import identify
+    from volgate.store.postgres import Postgres
+
+    database = Database(Postgres(settings.database.url, _password(settings), identify(settings.host_name, _locks(settings))))
+    shared = database.instance(mine)
+    if settings.server.instance not in ("", shared):
+        database.close()
+        told = f"configuration: server.instance: the database is that of instance {shared}; leave the key out, or name another database"
+        raise InvalidRequest(told, field="server.instance")
+    if shared != mine:
+        _keep_instance(settings, shared)
+    return database, shared
+
+
+def _password(settings: Settings) -> Callable[[], Secret] | None:
+    """What reads the database's password, anew for each connection."""
+    from volgate.backend import secrets
+
+    reference = settings.database.password
+    return (lambda: secrets.resolve(reference)) if reference else None
 
 
 def _disk_hook(registry: Registry, host: str) -> Callable[[str, AttachPlan], str]:
@@ -175,6 +234,12 @@ def _instance(settings: Settings) -> str:
         if found := path.read_text(encoding="ascii").strip():
             return found
     drawn = str(uuid.uuid4())
+    _keep_instance(settings, drawn)
+    return drawn
+
+
+def _keep_instance(settings: Settings, drawn: str) -> None:
+    path = settings.state_dir / "instance"
     partial = path.with_suffix(".partial")
     descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
@@ -183,7 +248,6 @@ def _instance(settings: Settings) -> str:
     finally:
         os.close(descriptor)
     partial.replace(path)
-    return drawn
 
 
 def _network(settings: Settings) -> Network | None:
@@ -205,7 +269,7 @@ def _raise_descriptors() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 
-async def _serve(settings: Settings, again: Callable[[], Settings]) -> None:
+async def _serve(settings: Settings, again: Callable[[], Settings], spawner: Spawner) -> None:
     """`again` reads the configuration as it is now."""
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # or its library has a line, not of JSON, for each handshake of a stranger
     from volgate import telemetry
@@ -229,7 +293,9 @@ async def _serve(settings: Settings, again: Callable[[], Settings]) -> None:
         loop.add_signal_handler(name, stop.set)
     changed = asyncio.Event()
     loop.add_signal_handler(signal.SIGHUP, changed.set)
-    with _opened(settings) as gateway:
+    lost = asyncio.Event()
+    with _opened(settings, spawner) as gateway:
+        gateway.when_lost(partial(loop.call_soon_threadsafe, _set, lost, stop))
         until = loop.time() + _QUICK_STOP
         try:
             await asyncio.to_thread(gateway.start)
@@ -243,10 +309,12 @@ async def _serve(settings: Settings, again: Callable[[], Settings]) -> None:
             )
             await server.start()  # first: a server that never started must not be held beyond the event loop's life
             telemetry.observe_lanes(lambda: [*gateway.lanes(), *server.lanes])
-            telemetry.observe_operations(gateway.runner.unfinished, gateway.runner.doubtful, gateway.runner.oldest)
+            telemetry.observe_operations(gateway.runner.jobs.unfinished, gateway.runner.jobs.doubtful, gateway.runner.jobs.oldest)
             telemetry.observe_pools(lambda: gateway.world.pools)
             reloading = loop.create_task(_reload(gateway, again, changed))
             await stop.wait()
+            if lost.is_set():
+                _begin_anew(spawner)
             reloading.cancel()
             until = loop.time() + settings.server.stop_seconds
             gateway.begin_stop()
@@ -254,6 +322,22 @@ async def _serve(settings: Settings, again: Callable[[], Settings]) -> None:
         finally:
             await asyncio.to_thread(gateway.close, max(_QUICK_STOP, until - loop.time()))
     await asyncio.to_thread(finish)
+
+
+def _begin_anew(spawner: Spawner) -> NoReturn:
+    """Others took this process for dead: come back as another one. Callers see a link that broke, and repeat their calls."""
+    import structlog
+
+    structlog.get_logger().warning("others have this controller's place: it begins anew")
+    spawner.close()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606  # the very program that runs
+
+
+def _set(*events: asyncio.Event) -> None:
+    for event in events:
+        event.set()
 
 
 async def _reload(gateway: Gateway, again: Callable[[], Settings], changed: asyncio.Event) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from volgate.errors import NotFound, Precondition
-from volgate.settings import load
+from volgate.settings import Settings, load
 
 __all__ = ["backup", "restore"]
 
@@ -21,7 +21,9 @@ _WAIT = 30.0
 
 def backup(config: Path | None, state_dir: Path | None, target: Path) -> int:
     """Copy the database to `target`, check the copy, return its size in bytes. Raises NotFound, Precondition, OSError."""
-    source = load(config, state_dir).state_dir / _NAME
+    settings = load(config, state_dir)
+    _require_file(settings)
+    source = settings.state_dir / _NAME
     if not source.is_file():
         raise NotFound(f"there is no database {source}; --state-dir or --config names the gateway's state directory")
     partial = target.with_name(target.name + ".partial")
@@ -53,7 +55,9 @@ def restore(config: Path | None, state_dir: Path | None, source: Path) -> Path:
 
     if not source.is_file():
         raise NotFound(f"there is no backup {source}")
-    folder = load(config, state_dir).state_dir
+    settings = load(config, state_dir)
+    _require_file(settings)
+    folder = settings.state_dir
     lock = StateLock(folder)
     try:
         instance, schema = _instance(source)
@@ -74,6 +78,11 @@ def restore(config: Path | None, state_dir: Path | None, source: Path) -> Path:
     finally:
         lock.release()
     return folder / _NAME
+
+
+def _require_file(settings: Settings) -> None:
+    if settings.database.url:
+        raise Precondition("the database is PostgreSQL: use pg_dump, and after pg_restore `volgate state disarm`")
 
 
 def _set_aside(folder: Path) -> None:

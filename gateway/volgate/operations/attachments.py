@@ -159,7 +159,7 @@ def detach_volume(ctx: Context, request: requests.DetachVolume) -> None:
                 _release(ctx, host, record, float(request.wait_seconds))
         except Cancelled:
             held = replace(record, state=AttachmentState.ATTACHED)
-            ctx.world.database.write(lambda commit: attachments.put(commit, held))
+            ctx.write(lambda commit: attachments.put(commit, held))
             raise
     ctx.commit(lambda commit: attachments.forget(commit, record.id))
 
@@ -173,7 +173,7 @@ def _release(ctx: Context, host: Host, record: AttachmentRecord, wait: float) ->
     if left <= 0:
         leaving = replace(record, state=AttachmentState.DETACHING)
         if record != leaving:
-            ctx.world.database.write(lambda commit: attachments.put(commit, leaving))
+            ctx.write(lambda commit: attachments.put(commit, leaving))
         ctx.on_pending(leaving)
     raise Parked(min(left, _PARKED_SECONDS) if left > 0 else _PARKED_SECONDS)
 

@@ -7,10 +7,14 @@ from typing import Any
 
 import msgspec
 
+from volgate import errors
+from volgate.errors import Holder, VolgateError
 from volgate.operations import requests
 from volgate.operations.requests import Request
+from volgate.secret import redacted
+from volgate.store.records import OperationRecord
 
-__all__ = ["body_hash", "decode_request", "encode"]
+__all__ = ["body_hash", "decode_answer", "decode_failure", "decode_request", "encode", "encode_failure"]
 
 _KINDS: dict[str, type[Any]] = {
     kind.method: kind
@@ -41,6 +45,39 @@ def decode_request(method: str, data: bytes) -> Request:
     """Read a request back."""
     found: Request = msgspec.json.decode(data, type=_KINDS[method])
     return found
+
+
+class _Failure(msgspec.Struct, frozen=True):
+    """What of an error its record has no column for."""
+
+    kind: str = "VolgateError"
+    field: str = ""
+    retry_after: float | None = None
+    holders: tuple[Holder, ...] = ()
+    metadata: dict[str, str] = {}
+
+
+def encode_failure(error: VolgateError) -> bytes:
+    """What the journal keeps of an error beside its reason and message: a caller who joined elsewhere gets the same one."""
+    told = {key: redacted(value) for key, value in error.metadata.items()}
+    holders = tuple(Holder(one.kind, one.name, redacted(one.detail)) for one in error.holders)
+    return encode(_Failure(type(error).__name__, error.field, error.retry_after, holders, told))
+
+
+def decode_failure(record: OperationRecord) -> VolgateError:
+    """The error of an operation that failed."""
+    kept = msgspec.json.decode(record.result, type=_Failure) if record.result else _Failure()
+    kind = getattr(errors, kept.kind, VolgateError)
+    failure: VolgateError = kind(record.error_message, reason=record.error_reason)
+    failure.retry_after = kept.retry_after
+    failure.operation, failure.field, failure.holders = f"operations/{record.id}", kept.field, kept.holders
+    failure.metadata = dict(kept.metadata)
+    return failure
+
+
+def decode_answer(record: OperationRecord, kind: Any) -> object:
+    """The answer of an operation that was done, as its handler's type."""
+    return msgspec.json.decode(record.result, type=kind) if record.result else None
 
 
 def body_hash(request: Request) -> str:

@@ -55,6 +55,7 @@ class Context:
         self.waited: Callable[[], float] = lambda: 0.0
         self.on_pending: Callable[[AttachmentRecord], None] = lambda _record: None
         self.checkpoint: Callable[[], None] = lambda: None
+        self.require_ours: Callable[[Commit], None] = lambda _commit: None
         self._changed = changed
         self._undo: list[tuple[str, Undo]] = []
         self._finally: list[Callable[[Commit], object]] = []
@@ -102,7 +103,18 @@ class Context:
     def note(self, **facts: str | float | bool) -> None:
         """Write facts durably now, before an effect that must be found again by them."""
         self.facts.update(facts)
-        self.checkpoint()
+        with self.world.lease.resting():
+            self.checkpoint()
+
+    def write(self, change: Callable[[Commit], object]) -> None:
+        """Write a change durably now, if the operation is still ours. Raises Unreachable (TAKEN_OVER, DATABASE_DOWN)."""
+
+        def checked(commit: Commit) -> None:
+            self.require_ours(commit)
+            change(commit)
+
+        with self.world.lease.resting():
+            self.world.database.write(checked)
 
     def commit(self, change: Callable[[Commit], object]) -> None:
         """Put a change into the commit that ends the operation."""

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import itertools
-import shutil
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
 from dataclasses import replace
-from pathlib import Path
 from queue import SimpleQueue
+from typing import TYPE_CHECKING
 
 import structlog
 
-from volgate.backend import Adopts, FinishedRecord, Foreign, PathsSeen
+from volgate.backend import Adopts, Foreign, PathsSeen
 from volgate.errors import NotFound, Unreachable, VolgateError
 from volgate.hosts.interface import Domain, EventKind, HostEvent, HostInfo
 from volgate.lanes import Lane
@@ -23,8 +22,8 @@ from volgate.model import Path as IoPath
 from volgate.names import AttachmentName, SnapshotName, VolumeName
 from volgate.operations import lookups, paths, requests, transfer
 from volgate.operations.admission import admit
-from volgate.operations.audit import tell_ended
 from volgate.operations.handlers import HANDLERS
+from volgate.operations.ledger import Ledger
 from volgate.operations.pool_states import PoolStates
 from volgate.operations.quarantine import refuse
 from volgate.operations.recovery import Rebuild, repair_host
@@ -42,6 +41,10 @@ from volgate.pools import Pool, PoolStatus
 from volgate.settings import Settings
 from volgate.store import attachments, index, journal
 from volgate.store.records import AttachmentRecord, IndexedSnapshot, IndexedVolume, OperationRecord, VolumeRow
+
+if TYPE_CHECKING:
+    # see `_peers`
+    from volgate.operations.peers import Peers
 
 __all__ = ["Gateway"]
 
@@ -62,9 +65,11 @@ class Gateway:
         self._rebuild = Rebuild(world, self.runner)
         self._merges = Merges(world, self.runner)
         self._scans: Sweep[int | None] = Sweep("scan")
-        self._resumes = Resumes(world)
-        self._reload = Reload(world, self.runner)
         self.pool_states = PoolStates(world, self.runner)
+        self.peers = _peers(world, self.runner, self.pool_states.load) if world.database.shared else None
+        self._ledger = Ledger(world, self.runner)
+        self._resumes = Resumes(world)
+        self._reload = Reload(world, self.runner, self.peers)
         self._changes: SimpleQueue[tuple[Settings, Future[None]]] = SimpleQueue()
         self._unrepaired: set[str] = set()
         self._stop = threading.Event()
@@ -75,14 +80,17 @@ class Gateway:
         """Open the pools, take up what a dead process left, begin to keep the index true."""
         world = self.world
         world.settings.spool_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if self.peers:
+            self.peers.start()
+            self.peers.serve(pool.name for pool in world.pools)
         self.pool_states.load()
         world.pools.check()
         for host in world.hosts.values():
             host.subscribe(self._on_event)
-        self._sweep_spool()
+        transfer.sweep_spool(world)
         self._unrepaired = {name for name in world.hosts if not repair_host(world, name)}
         self._rebuild.run()
-        left = self.runner.recover()
+        left = self.peers.join() if self.peers else self.runner.recover()
         _log.info("gateway started", pools=[pool.name for pool in world.pools], resumed=left)
         self._thread.start()
 
@@ -105,6 +113,11 @@ class Gateway:
         now = self.world.settings
         return [name for name in type(now).__struct_fields__ if name != "pools" and getattr(now, name) != getattr(settings, name)]
 
+    def when_lost(self, act: Callable[[], object]) -> None:
+        """Call `act` once other controllers have taken this one for dead and its place."""
+        if self.peers:
+            self.peers.when_lost(act)
+
     def begin_stop(self) -> None:
         """Accept no new mutation."""
         self.runner.begin_stop()
@@ -119,6 +132,8 @@ class Gateway:
         self._scans.close()
         self._rebuild.close()
         self._resumes.close()
+        if self.peers:
+            self.peers.close()
         for host in self.world.hosts.values():
             host.close()
         self.world.pools.close()
@@ -138,9 +153,14 @@ class Gateway:
         return HANDLERS[request.method].plan(self.world, completed)
 
     def _completed(self, request: Request, scope: Scope) -> Request:
-        """Fill in which volume a detach is about: that is what it locks. Raises Denied, NotFound for what lies outside of the scope."""
+        """Fill in which volume a detach is about: that is what it locks; among controllers, which host an attach is for.
+
+        Raises Denied, NotFound for what lies outside of the scope.
+        """
         if isinstance(request, requests.AttachVolume) and scope.hosts is not None:
             scope.require_host(self.world.host(request.host)[0])
+        if isinstance(request, requests.AttachVolume) and self.peers:
+            return replace(request, host=self.world.host(request.host)[0])  # whoever goes on with it knows which one was the only one
         if isinstance(request, requests.DetachVolume):
             with self.world.database.read() as connection:
                 record = attachments.find(connection, request.attachment)
@@ -302,44 +322,21 @@ class Gateway:
 
     def get_operation(self, identifier: str, scope: Scope = EVERYTHING) -> OperationRecord:
         """One operation. Raises NotFound, also for one outside of the scope."""
-        if job := self.runner.find(identifier):
-            found: OperationRecord | None = job.record
-        else:
-            with self.world.database.read() as connection:
-                found = journal.find(connection, identifier)
-        if found is None or not scope.has_operation(found.principal):
-            raise NotFound(f"operations/{identifier} does not exist, or ended longer ago than operations are kept")
-        return found
+        return self._ledger.get(identifier, scope)
 
     def list_operations(self, after: str, limit: int, scope: Scope = EVERYTHING, *, unfinished: bool) -> list[OperationRecord]:
         """A page, newest first; `after` is `created_at:id` of the last row seen."""
-        at, _, identifier = after.partition(":")
-        before = (float(at), identifier) if after else None
-        with self.world.database.read() as connection:
-            found = journal.page(connection, before, limit, only_unfinished=unfinished, principal=scope.owner)
-        return [job.record if (job := self.runner.find(record.id)) else record for record in found]
+        return self._ledger.page(after, limit, scope, unfinished=unfinished)
 
     def watch_operation(
         self, identifier: str, listener: Callable[[OperationRecord], None], scope: Scope = EVERYTHING
     ) -> Callable[[], None]:
         """Call `listener` now and at each change until it ends; return what stops that. Raises NotFound."""
-        job, now = self.runner.find(identifier), self.get_operation(identifier, scope)
-        if job is None:
-            listener(now)
-            return lambda: None
-        job.listeners.append(listener)
-        listener(job.record)
-        return lambda: job.listeners.remove(listener) if listener in job.listeners else None
+        return self._ledger.watch(identifier, listener, scope)
 
     def cancel_operation(self, identifier: str, caller: Caller) -> OperationRecord:
         """Ask an operation to stop and undo. Raises NotFound."""
-        record, began = self.get_operation(identifier, caller.scope), time.monotonic()
-        if not record.state.final:
-            self.runner.cancel(identifier)
-            seconds, name = time.monotonic() - began, f"operations/{identifier}"
-            ended = FinishedRecord(name, "CancelOperation", record.target, record.uid, caller.principal, "ok", seconds)
-            tell_ended(self.world.registry, ended)
-        return self.get_operation(identifier)
+        return self._ledger.cancel(identifier, caller)
 
     # -- background
 
@@ -407,15 +404,11 @@ class Gateway:
         oldest = time.time() - self.world.settings.limits.operation_retention_hours * 3600
         self.world.database.write(lambda commit: journal.prune(commit, oldest))
 
-    def _sweep_spool(self) -> None:
-        """Remove what a dead process left in the spool, but for the uploads that unfinished operations need."""
-        with self.world.database.read() as connection:
-            needed = b"\n".join(record.request for record in journal.unfinished(connection))
-        for path in Path(self.world.settings.spool_dir).iterdir():
-            if path.is_dir():
-                shutil.rmtree(path)  # a sandbox of a dead process
-            elif path.name.encode() not in needed:
-                path.unlink()
+
+def _peers(world: World, runner: Runner, changed: Callable[[], None]) -> Peers:
+    from volgate.operations.peers import Peers  # with it comes the driver of a database that most have not
+
+    return Peers(world, runner, changed)
 
 
 def _require_attachment(record: AttachmentRecord, scope: Scope) -> None:

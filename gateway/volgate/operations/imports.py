@@ -35,7 +35,7 @@ def import_volume(ctx: Context, request: requests.ImportVolume) -> IndexedVolume
         )
     if existing is not None and existing.state is VolumeState.READY:
         return _finish(ctx, pool, request, existing)  # an earlier attempt died between the volume's completion and its record
-    pool.require_accepting()
+    lookups.require_accepting(ctx.world, pool)
     if not Path(request.path).exists():
         raise NotFound(f"the image {request.path} is gone; upload it again", field="header.path")
     with ctx.step("inspect"):

@@ -24,8 +24,8 @@ __all__ = ["Job"]
 class Job:
     """An operation, its newest record, its ticket and who watches it."""
 
-    def __init__(self, request: Request, caller: Caller, digest: str, *, long: bool) -> None:
-        """Draw what the first commit will hold: the id, the uid of what is made, a nonce."""
+    def __init__(self, request: Request, caller: Caller, digest: str, *, long: bool, owner: str = "") -> None:
+        """Draw what the first commit will hold: the id, the uid of what is made, a nonce. `owner`: this controller, if there are others."""
         now = time.time()
         self.request = request
         self.caller = caller
@@ -45,6 +45,8 @@ class Job:
             facts=codec.encode(self.facts),
             created_at=now,
             trace=caller.trace,
+            owner=owner,
+            claim=1 if owner else 0,
         )
         self._prepare()
 

@@ -12,7 +12,7 @@ from volgate.names import SnapshotName, VolumeName
 from volgate.operations.context import Context
 from volgate.operations.world import World
 from volgate.pools import Pool
-from volgate.store import attachments, index
+from volgate.store import attachments, index, pool_notes
 from volgate.store.records import AttachmentRecord, IndexedVolume
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "refuse_attached",
     "refuse_held",
     "released",
+    "require_accepting",
     "require_uid",
     "require_volume",
     "round_up",
@@ -56,6 +57,14 @@ def require_uid(name: str, found: str, meant: str) -> None:
     """Raise Precondition if a caller means another object than the one that has the name now."""
     if meant and meant != found:
         raise Precondition(f"{name} has uid {found} now, not {meant}: the object that was meant is gone", reason="UID_MISMATCH")
+
+
+def require_accepting(world: World, pool: Pool) -> None:
+    """Raise Precondition while the pool is draining, by the word of whichever controller."""
+    if world.database.shared:
+        with world.database.read() as connection:
+            pool.draining = pool.name in pool_notes.draining(connection)
+    pool.require_accepting()
 
 
 def identity(volume: Volume) -> VolumeId:

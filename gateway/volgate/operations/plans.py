@@ -40,7 +40,7 @@ def plan_adopt(world: World, request: requests.AdoptVolume) -> Plan:
     """What an adoption would do; the object itself is looked at by the call alone."""
     pool = world.pools.get(request.pool)
     adopts = pool.facet(Adopts)
-    pool.require_accepting()
+    lookups.require_accepting(world, pool)
     if existing := lookups.find_volume(pool, request.volume):
         raise AlreadyExists(f"{request.target} exists with uid {existing.uid}; adopt under another name", metadata={"uid": existing.uid})
 

@@ -17,17 +17,23 @@ from volgate.operations.sweep import Sweep
 from volgate.operations.world import World
 from volgate.pools import Pool
 from volgate.store import attachments, journal
-from volgate.store.records import AttachmentRecord, AttachmentState
+from volgate.store.records import AttachmentRecord, AttachmentState, OperationRecord
 
 __all__ = ["Rebuild", "repair_host"]
 
 _log = structlog.get_logger()
 _HOST_SECONDS = 10.0  # a start does not wait longer for a libvirt that hangs
 _POOL_SECONDS = 5.0  # nor for pools that hang
+_DISKS = (requests.AttachVolume, requests.CreateSnapshot, requests.DetachVolume)
 
 
 def repair_host(world: World, name: str) -> bool:
-    """Remove what interrupted attaches left in the guests of a host; False if the host does not answer."""
+    """Remove what interrupted attaches left in the guests of a host; False if the host does not answer.
+
+    Nor while another controller changes disks: what QEMU has and libvirt does not list yet may be its attach.
+    """
+    if _others_attach(world):
+        return False
     host, timeout = world.hosts[name], min(_HOST_SECONDS, world.settings.limits.libvirt_timeout)
     try:
         running = [domain for domain in host.list_domains(timeout=timeout) if domain.active]
@@ -41,16 +47,28 @@ def repair_host(world: World, name: str) -> bool:
     return True
 
 
+def _others_attach(world: World) -> bool:
+    if not world.database.shared:
+        return False
+    with world.database.read() as connection:
+        left = {record.id for record in journal.orphans(connection)}
+        running = journal.unfinished(connection)
+    mine = (world.database.owner, *left)
+    return any(isinstance(_request(one), _DISKS) for one in running if one.owner not in mine and one.id not in mine)
+
+
+def _request(record: OperationRecord) -> requests.Request:
+    return codec.decode_request(record.method, record.request)
+
+
 def _sources(world: World, host: str) -> list[str]:
     """The files that a domain may hold by our doing: those on record, and those of operations that were interrupted."""
     with world.database.read() as connection:
         found = {record.source for record in attachments.page(connection, host=host, limit=100_000)}
         left = journal.unfinished(connection)
     for record in left:
-        request = codec.decode_request(record.method, record.request)
-        if isinstance(request, requests.AttachVolume | requests.CreateSnapshot | requests.DetachVolume) and request.target.startswith(
-            "pools/"
-        ):
+        request = _request(record)
+        if isinstance(request, _DISKS) and request.target.startswith("pools/"):
             found |= _files(world, VolumeName.parse(request.target), host)
     return sorted(found - {""})
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
@@ -14,6 +14,10 @@ from volgate.operations.runner import Runner
 from volgate.operations.world import World
 from volgate.store import attachments, index, pool_notes
 from volgate.store.database import Commit
+
+if TYPE_CHECKING:
+    # with it comes the driver of a database that most have not
+    from volgate.operations.peers import Peers
 
 __all__ = ["Reload"]
 
@@ -24,11 +28,13 @@ _log = structlog.get_logger()
 class Reload:
     """Brings the served pools to what is wanted: at once what can be, the rest when nothing holds it any more."""
 
-    def __init__(self, world: World, runner: Runner) -> None:
+    def __init__(self, world: World, runner: Runner, peers: Peers | None = None) -> None:
         """What is served now is wanted."""
         self._world = world
+        self._peers = peers
         self._runner = runner
         self._lock = threading.Lock()
+        self._told: set[str] | None = None
         self._wanted: Mapping[str, Mapping[str, Any]] = {pool.name: pool.table for pool in world.pools}
 
     def want(self, tables: Mapping[str, Mapping[str, Any]]) -> None:
@@ -57,9 +63,16 @@ class Reload:
                 if name not in self._world.pools:
                     self._come(name, table)
             self._tidy()
+            if self._peers and (now := {pool.name for pool in self._world.pools}) != self._told:
+                self._peers.serve(now)
+                self._told = now
+
+    def _elsewhere(self) -> set[str]:
+        """The pools that other controllers serve: what is known of them is theirs too."""
+        return self._peers.served() if self._peers else set()
 
     def _held(self, name: str, *, goes: bool) -> list[str]:
-        held = self._runner.at_pool(name)
+        held = self._runner.jobs.at_pool(name)
         if goes:  # one that only changes keeps its volumes where they are
             with self._world.database.read() as connection:
                 held += [f"attachments/{record.id}" for record in attachments.page(connection, pool=name, limit=_SHOWN)]
@@ -69,13 +82,16 @@ class Reload:
         self._world.pools.remove(name)
         self._runner.lanes.forget(name)
         self._world.attachments_known.discard(name)
-        self._world.database.write(lambda commit: _forget(commit, name))
+        if name not in self._elsewhere():
+            self._world.database.write(lambda commit: _forget(commit, name))
         _log.info("pool is served no more", pool=name)
 
     def _tidy(self) -> None:
         """Forget what the index has of pools that are not served: they went while the gateway was down, or a scan of them ended late."""
         with self._world.database.read() as connection:
             gone = [name for name in index.pools(connection) if name not in self._world.pools]
+        if gone:
+            gone = sorted(set(gone) - self._elsewhere())
         for name in gone:
             self._world.database.write(partial(index.forget_pool, pool=name))
 

@@ -6,13 +6,11 @@ case runs; the answer, the index rows and "done" go into one commit. A crash at 
 
 from __future__ import annotations
 
-import threading
 import time
 import uuid
 from collections.abc import Callable
 from dataclasses import replace
 
-import msgspec
 import structlog
 from opentelemetry import metrics
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
@@ -24,17 +22,19 @@ from volgate.operations.admission import admit
 from volgate.operations.alarm import Alarm
 from volgate.operations.audit import tell_ended
 from volgate.operations.context import Context, Parked
+from volgate.operations.elsewhere import Elsewhere, answer
 from volgate.operations.handlers import HANDLERS, lock_keys
 from volgate.operations.job import Job
+from volgate.operations.jobs import Jobs
+from volgate.operations.order import LocalOrder, Order, SharedOrder
 from volgate.operations.pool_lanes import PoolLanes
 from volgate.operations.quarantine import WAIT_SECONDS, refuse, waits
-from volgate.operations.queues import Queues
-from volgate.operations.repeats import answering, require_same_body
+from volgate.operations.repeats import answering
 from volgate.operations.requests import Caller, Request
 from volgate.operations.ticket import Ticket
 from volgate.operations.world import World
 from volgate.secret import redacted
-from volgate.store import journal
+from volgate.store import journal, turns
 from volgate.store.database import Commit
 from volgate.store.records import OperationRecord, OperationState
 from volgate.tracing import failed, span
@@ -56,29 +56,25 @@ class Runner:
         self._after = after
         self._most = world.settings.limits.queued_operations
         self.lanes = PoolLanes(world)
+        self.order: Order = SharedOrder(world.database) if world.database.shared else LocalOrder()
+        self.elsewhere = Elsewhere(world.database)
+        self.jobs = Jobs()
         self._alarm = Alarm("operations-alarm")
-        self._queues = Queues()
-        self._lock = threading.Lock()
-        self._jobs: dict[str, Job] = {}
-        self._by_request: dict[tuple[str, str], Job] = {}  # by principal and request id: nobody joins or learns of another's
-        self._by_body: dict[tuple[str, str], Job] = {}  # by principal and body
         self._stopping = False
-        self._empty = threading.Condition(self._lock)
 
     def submit(self, request: Request, caller: Caller) -> Ticket:
         """Join the operation that does this already, or begin one. Returns at once. Raises InvalidRequest, Busy, Unreachable (stopping)."""
         digest = codec.body_hash(request)
-        handler = HANDLERS[request.method]
-        with self._lock:
+        with self.jobs.lock:
             if self._stopping:
                 raise Unreachable("the gateway is stopping; repeat the call when it is back", reason="STOPPING", retry_after=2.0)
-            job = self._same(caller, digest)
+            job = self.jobs.same(caller, digest)
             fresh = job is None
             if job is None:
-                if len(self._jobs) >= self._most:
+                if self.jobs.unfinished() >= self._most:
                     raise Busy(f"{self._most} operations are queued; come back later")
-                job = Job(request, caller, digest, long=_is_long(request))
-                self._register(job, joins=handler.joins)
+                job = Job(request, caller, digest, long=_is_long(request), owner=self._world.database.owner)
+                self.jobs.add(job)
                 self._enter(job)
             again = not fresh and (job.parked or job.record.state is OperationState.IN_DOUBT) and job.reopen()
             ticket = job.ticket
@@ -89,40 +85,34 @@ class Runner:
         return ticket
 
     def recover(self) -> int:
-        """Take up everything that a dead process left, in its order; return how many."""
+        """Take up everything that a dead process left, in its order; return how many. Where controllers share it, they are `resume`d."""
+        if self._world.database.shared:
+            return 0
         with self._world.database.read() as connection:
             left = journal.unfinished(connection)
         for record in left:
-            handler = HANDLERS[record.method]
-            job = Job.resumed(record, long=_is_long(codec.decode_request(record.method, record.request)))
-            with self._lock:
-                self._register(job, joins=handler.joins)
-                self._enter(job)
-            self._start_if_ready(job, "recorded")
+            self.resume(record)
         return len(left)
+
+    def resume(self, record: OperationRecord) -> None:
+        """Go on with an operation that is ours now, when its turn comes."""
+        job = Job.resumed(record, long=_is_long(codec.decode_request(record.method, record.request)))
+        with self.jobs.lock:
+            self.jobs.add(job)
+            self._enter(job)
+        self._start_if_ready(job, "recorded")
 
     def hold(self, target: str, timeout: float) -> Callable[[], None]:
         """Lock one object for a long read (an export); return what lets go. Raises Busy when others keep it for `timeout` seconds."""
-        member, turn = uuid.uuid4().hex, threading.Event()
-        self._queues.enter(member, (target,), turn.set)
-        if not turn.wait(timeout):
-            self._queues.leave(member)
-            raise Busy(f"{target} is busy with other operations for {timeout:g} s")
-        return lambda: self._queues.leave(member)
+        return self.order.hold(target, timeout)
 
     def hold_if_free(self, target: str) -> Callable[[], None] | None:
         """Lock one object if no operation on it runs or waits; return what lets go, or None."""
-        member, mine = uuid.uuid4().hex, threading.Event()
-        self._queues.enter(member, (target,), mine.set)
-        if mine.is_set():
-            return lambda: self._queues.leave(member)
-        self._queues.leave(member)
-        return None
+        return self.order.hold_if_free(target)
 
     def find(self, identifier: str) -> Job | None:
-        """The job of an operation that has not ended."""
-        with self._lock:
-            return self._jobs.get(identifier)
+        """The job of an operation that has not ended here."""
+        return self.jobs.find(identifier)
 
     def cancel(self, identifier: str) -> None:
         """Ask an operation to stop and undo."""
@@ -131,91 +121,43 @@ class Runner:
             if job.context:
                 job.context.cancelled.set()
             if job.parked:
-                self._again(job)
+                self.again(job)
 
     def rouse(self) -> None:
         """Something changed outside: run what is parked."""
-        with self._lock:
-            parked = [job for job in self._jobs.values() if job.parked]
-        for job in parked:
-            self._again(job)
+        for job in self.jobs.all():
+            if job.parked:
+                self.again(job)
 
-    def unfinished(self) -> int:
-        """Operations that have not ended."""
-        with self._lock:
-            return len(self._jobs)
-
-    def doubtful(self) -> int:
-        """Operations in doubt, those included that are being tried again."""
-        with self._lock:
-            return sum(job.doubted for job in self._jobs.values())
-
-    def oldest(self) -> float:
-        """The age of the oldest operation that has not ended, seconds by the wall clock; 0 without any."""
-        with self._lock:
-            return max(0.0, time.time() - min((job.record.created_at for job in self._jobs.values()), default=float("inf")))
+    def publish(self, identifier: str) -> None:
+        """Write down how far an operation is, for whoever watches it elsewhere. Raises VolgateError."""
+        if (job := self.find(identifier)) and job.active and job.context:
+            self._note(job)
 
     def begin_stop(self) -> None:
         """Accept nothing more."""
-        with self._lock:
+        with self.jobs.lock:
             self._stopping = True
 
     def stop(self, grace: float) -> int:
         """Accept nothing more and wait up to `grace` seconds for what runs; return how many are left for the next start."""
-        deadline = time.monotonic() + grace
         self.begin_stop()
-        with self._empty:
-            while any(job.active for job in self._jobs.values()) and (left := deadline - time.monotonic()) > 0:
-                self._empty.wait(min(left, 0.5))
-            remaining = len(self._jobs)
+        remaining = self.jobs.wait_idle(grace)
         self._alarm.close()
         for lane in self.lanes.all:
             lane.close()
         return remaining
 
-    def at_pool(self, name: str) -> list[str]:
-        """The operations on a pool, and on what is in it, that have not ended."""
-        with self._lock:
-            jobs = list(self._jobs.values())
-        return [f"operations/{job.id}" for job in jobs if any(f"{key}/".startswith(f"pools/{name}/") for key in lock_keys(job.request))]
-
-    # -- joining and queueing
-
-    def _same(self, caller: Caller, digest: str) -> Job | None:
-        """The running job that this call repeats.
-
-        A request id of its own joins nothing else: the journal keeps one id per operation, and an id that is not kept could
-        not answer a late repeat.
-        """
-        if not caller.request_id:
-            return self._by_body.get((caller.principal, digest))
-        job = self._by_request.get((caller.principal, caller.request_id))
-        if job is not None:
-            require_same_body(job.record, digest)
-        return job
-
-    def _register(self, job: Job, *, joins: bool) -> None:
-        self._jobs[job.id] = job
-        if job.caller.request_id:
-            self._by_request[job.caller.principal, job.caller.request_id] = job
-        if joins:
-            self._by_body.setdefault((job.caller.principal, job.digest), job)
-
     def _enter(self, job: Job) -> None:
-        self._queues.enter(job.id, lock_keys(job.request), lambda: self._start_if_ready(job, "first"))
+        self.order.enter(job.id, lock_keys(job.request), lambda: self._start_if_ready(job, "first"))
 
     def _start_if_ready(self, job: Job, condition: str) -> None:
         if job.arrive(condition):
             self.lanes.of(job.request.target).submit(self._run, job)
 
     def _forget(self, job: Job) -> None:
-        with self._lock:
-            self._jobs.pop(job.id, None)
-            for index, key in ((self._by_request, job.caller.request_id), (self._by_body, job.digest)):
-                if index.get((job.caller.principal, key)) is job:
-                    del index[job.caller.principal, key]
-            self._empty.notify_all()
-        self._queues.leave(job.id)
+        self.jobs.remove(job)
+        self.order.leave(job.id)
 
     # -- recording
 
@@ -233,7 +175,9 @@ class Runner:
         else:
             if earlier is not None:
                 self._replay(job, earlier)
-            elif job.arrive("recorded"):
+                return
+            self.order.begun(job.id)
+            if job.arrive("recorded"):
                 self._run(job)  # in this thread: a hand-over to the next one costs as much as a read of the database
 
     def _known(self, job: Job) -> bool:
@@ -243,22 +187,40 @@ class Runner:
         with self._world.database.read() as connection:
             return answering(journal.by_request_id(connection, job.caller.principal, job.caller.request_id), job.digest) is not None
 
-    @staticmethod
-    def _begin(commit: Commit, job: Job) -> OperationRecord | None:
+    def _begin(self, commit: Commit, job: Job) -> OperationRecord | None:
+        """Write the operation and its turns, unless the journal knows one that answers the call."""
         caller = job.caller
-        if caller.request_id and (earlier := answering(journal.by_request_id(commit, caller.principal, caller.request_id), job.digest)):
-            return earlier
-        journal.begin(commit, job.record)
-        return None
+        if caller.request_id:
+            earlier = answering(journal.by_request_id(commit, caller.principal, caller.request_id), job.digest)
+        elif self._world.database.shared and HANDLERS[job.request.method].joins:
+            earlier = journal.running_like(commit, job.request.target, caller.principal, job.digest)
+        else:
+            earlier = None
+        if earlier is None:
+            journal.begin(commit, job.record)
+            self.order.begin(commit, job.id, lock_keys(job.request))
+        return earlier
 
     def _replay(self, job: Job, earlier: OperationRecord) -> None:
-        """Answer with what is recorded."""
-        value = msgspec.json.decode(earlier.result, type=HANDLERS[earlier.method].answer) if earlier.result else None
-        ticket = job.ticket
+        """Answer with what is recorded, or once it is."""
         self._forget(job)
-        job.record = earlier
-        ticket.operation = earlier.id
-        ticket.resolve(value)
+        self._follow_elsewhere(job, earlier)
+
+    def _follow_elsewhere(self, job: Job, record: OperationRecord) -> None:
+        """Let who waits for a job have what becomes of an operation that another controller works on."""
+        if record.state is OperationState.IN_DOUBT:  # a repeat lets it be tried again, as it does here
+            self._world.database.submit(lambda commit: turns.tell(commit, "again", record.id))
+            record = replace(record, state=OperationState.RUNNING)
+        if answer(job, record, self._world.database):
+            return
+        stops: list[Callable[[], None]] = []
+
+        def changed(now: OperationRecord) -> None:
+            if answer(job, now, self._world.database):
+                for stop in stops:
+                    stop()
+
+        stops.append(self.elsewhere.follow(record, changed))
 
     def _refuse(self, job: Job, error: VolgateError) -> None:
         ticket = job.ticket
@@ -289,7 +251,8 @@ class Runner:
                 return
             context = self._context(job)
             try:
-                value = HANDLERS[job.request.method].body(context, job.request)
+                with self._world.lease.working():
+                    value = HANDLERS[job.request.method].body(context, job.request)
                 self._finish(job, context, value)
             except InDoubt as error:
                 if delay is None:
@@ -300,7 +263,9 @@ class Runner:
             except Parked as parked:
                 self._park(job, parked.seconds)
             except VolgateError as error:
-                if context.resumed and error.retryable:
+                if error.reason == "TAKEN_OVER":
+                    self._lose(job)
+                elif context.resumed and error.retryable:
                     self._doubt(job, error)  # what the earlier attempt did is there: neither finished nor undone yet
                 else:
                     self._fail(job, context, error)
@@ -311,13 +276,14 @@ class Runner:
     def _park(self, job: Job, seconds: float) -> None:
         job.park()
         job.tell()
-        self._alarm.after(seconds, lambda: self._again(job))
+        self._alarm.after(seconds, lambda: self.again(job))
 
     def _context(self, job: Job) -> Context:
         context = Context(self._world, job.id, job.request.method, job.facts, job.changed, resumed=job.attempted)
         job.attempted = True
         context.on_pending, context.waited = job.ticket.postpone, job.ticket.waited
         context.checkpoint = lambda: self._note(job)
+        context.require_ours = lambda commit: journal.require_ours(commit, job.record)
         if job.cancel:
             context.cancelled.set()
         job.context = context
@@ -346,10 +312,13 @@ class Runner:
         def settle(commit: Commit) -> None:
             context.apply(commit)
             journal.settle(commit, done)
+            self.order.end(commit, job.id)
 
         try:
             self._world.database.write(settle)
         except VolgateError as error:
+            if error.reason == "TAKEN_OVER":
+                raise
             raise InDoubt(
                 f"{job.request.method} took effect but could not be recorded: {error.message}", operation=f"operations/{job.id}"
             ) from error
@@ -373,7 +342,11 @@ class Runner:
             _log.exception("bug after an operation", operation=job.id, method=job.request.method)
 
     def _fail(self, job: Job, context: Context, error: VolgateError) -> None:
-        failures = context.undo()
+        try:
+            with self._world.lease.working():
+                failures = context.undo()
+        except VolgateError as unleased:
+            failures = [("everything", unleased)]
         if failures:
             name, cause = failures[0]
             text = f"{error.message}; and undoing {name} failed: {cause}"
@@ -385,12 +358,21 @@ class Runner:
             state=state,
             error_reason=error.reason,
             error_message=redacted(error.message),  # no secret reaches the database
+            result=codec.encode_failure(error),
             finished_at=time.time(),
             uid=context.uid,
         )
+
+        def settle(commit: Commit) -> None:
+            journal.settle(commit, ended)
+            self.order.end(commit, job.id)
+
         try:
-            self._world.database.write(lambda commit: journal.settle(commit, ended))
+            self._world.database.write(settle)
         except VolgateError as unrecorded:
+            if unrecorded.reason == "TAKEN_OVER":
+                self._lose(job)
+                return
             text = f"{error.message}; and that could not be recorded: {unrecorded.message}"
             self._doubt(job, InDoubt(text, operation=f"operations/{job.id}"))
             return
@@ -406,6 +388,9 @@ class Runner:
         try:
             self._world.database.write(lambda commit: journal.settle(commit, record))
         except VolgateError as unrecorded:
+            if unrecorded.reason == "TAKEN_OVER":
+                self._lose(job)
+                return
             _log.warning("doubt could not be recorded", operation=job.id, error=unrecorded.message)
         with job.lock:
             job.active, job.doubted = False, True
@@ -414,11 +399,20 @@ class Runner:
         )
         job.ticket.fail(told)
         job.tell()
-        self._alarm.after(_DOUBT_SECONDS, lambda: self._again(job))
+        self._alarm.after(_DOUBT_SECONDS, lambda: self.again(job))
 
-    def _again(self, job: Job) -> None:
-        with self._lock:
-            run = not self._stopping and job.id in self._jobs and job.reopen()
+    def _lose(self, job: Job) -> None:
+        """Another controller has taken an operation over: nothing more is done for it here but to tell what becomes of it."""
+        _log.warning("operation was taken over", operation=job.id, method=job.request.method, target=job.request.target)
+        with job.lock:
+            job.active = False
+        self._forget(job)
+        self._follow_elsewhere(job, job.record)
+
+    def again(self, job: Job) -> None:
+        """Try an operation that is in doubt or parked again."""
+        with self.jobs.lock:
+            run = not self._stopping and job.id in self.jobs and job.reopen()
         if run:
             self.lanes.of(job.request.target).submit(self._run, job)
 

@@ -132,9 +132,8 @@ def reconcile_attachments(world: World, runner: Runner, told: Mapping[str, str] 
         if record.state not in (AttachmentState.ATTACHED, AttachmentState.LOST) or record.host not in world.hosts:
             continue
         target = str(VolumeName(record.pool, record.volume))
-        if (free := runner.hold_if_free(target)) is None:
+        if not runner.order.is_free(target):
             continue  # its operation looks for itself, and would wait for QEMU's monitor until this look is over
-        free()
         now = _observe(world, record, told.get(record.id, ""))
         if now == record or (release := runner.hold_if_free(target)) is None:
             continue

@@ -80,7 +80,7 @@ def _cut_under_guest(ctx: Context, pool: Pool, volume: Volume, spec: SnapshotSpe
             if error.reason == "OVERLAY_TORN":  # the guest goes on upon the new layer, the old one becomes no snapshot
                 pool.call(overlays.finish_overlay, identity, spec)
                 pool.call(overlays.delete_snapshot, identity, spec.uid)
-                ctx.world.database.write(lambda commit: attachments.put(commit, replace(record, source=top)))
+                ctx.write(lambda commit: attachments.put(commit, replace(record, source=top)))
             raise
     with ctx.step("finish overlay"):
         snapshot = pool.call(overlays.finish_overlay, identity, spec)

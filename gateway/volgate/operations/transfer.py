@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -19,8 +20,9 @@ from volgate.operations import lookups
 from volgate.operations.content import ContentDigest
 from volgate.operations.runner import Runner
 from volgate.operations.world import World
+from volgate.store import journal
 
-__all__ = ["ExportReader", "Upload", "open_export"]
+__all__ = ["ExportReader", "Upload", "open_export", "sweep_spool"]
 
 _CHUNK = 1 << 20
 _ZEROES = bytes(_CHUNK)
@@ -90,6 +92,7 @@ class ExportReader:
         self._descriptors = list(descriptors)
         self._pieces = pieces
         self._release: Callable[[], None] | None = release
+        self.require: Callable[[], None] = lambda: None
 
     @classmethod
     def of_file(cls, path: Path, release: Callable[[], None], *, temporary: bool) -> ExportReader:
@@ -112,7 +115,8 @@ class ExportReader:
         return cls(size, descriptors, _of_layers(descriptors, parts), release)
 
     def next(self) -> tuple[int, bytes] | None:
-        """The next piece as offset and bytes, None at the end."""
+        """The next piece as offset and bytes, None at the end. Raises Unreachable once others may change the volume."""
+        self.require()
         return next(self._pieces, None)
 
     def close(self) -> None:
@@ -154,6 +158,17 @@ def _read(descriptor: int, offset: int, length: int, start: int) -> Pieces:
         done += len(piece)
 
 
+def sweep_spool(world: World) -> None:
+    """Remove what a dead process left in the spool, but for the uploads that unfinished operations need."""
+    with world.database.read() as connection:
+        needed = b"\n".join(record.request for record in journal.unfinished(connection))
+    for path in Path(world.settings.spool_dir).iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)  # a sandbox of a dead process
+        elif path.name.encode() not in needed:
+            path.unlink()
+
+
 def open_export(world: World, runner: Runner, name: VolumeName | SnapshotName, wanted: Format) -> ExportReader:
     """Lock the volume, make the image and return its reader. Raises InUse for an attached volume, NotFound, OutOfSpace."""
     of = name.of if isinstance(name, SnapshotName) else name
@@ -180,6 +195,7 @@ def open_export(world: World, runner: Runner, name: VolumeName | SnapshotName, w
                 target.unlink(missing_ok=True)
                 raise
         stack.pop_all()
+    reader.require = world.lease.require
     return reader
 
 

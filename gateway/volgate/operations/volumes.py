@@ -37,7 +37,7 @@ def create_volume(ctx: Context, request: requests.CreateVolume) -> IndexedVolume
     if existing is not None and existing.uid != ctx.drawn_uid:
         _refuse_different(request, existing)
         return lookups.put(ctx, pool, existing)
-    pool.require_accepting()
+    lookups.require_accepting(ctx.world, pool)
     spec = specify(ctx.world, pool, request, ctx.drawn_uid)
     if spec.source is not None and spec.source.kind is SourceKind.VOLUME:
         source = VolumeName(request.pool, spec.source.volume)
@@ -195,7 +195,7 @@ def adopt_volume(ctx: Context, request: requests.AdoptVolume) -> IndexedVolume:
     """Tag a foreign object. There is no undo: it would delete data that is not ours."""
     pool = ctx.world.pools.get(request.pool)
     adopts = pool.facet(Adopts)
-    pool.require_accepting()
+    lookups.require_accepting(ctx.world, pool)
     existing = lookups.find_volume(pool, request.volume)
     if existing is not None and existing.uid != ctx.drawn_uid:
         raise AlreadyExists(f"{request.target} exists with uid {existing.uid}; adopt under another name", metadata={"uid": existing.uid})
@@ -212,7 +212,7 @@ def plan_create(world: World, request: requests.CreateVolume) -> Plan:
     if existing is not None:
         _refuse_different(request, existing)
         return Plan(("return the existing volume",))
-    pool.require_accepting()
+    lookups.require_accepting(world, pool)
     spec = specify(world, pool, request, "00000000-0000-0000-0000-000000000000")
     backend = pool.backend()
     copied = pool.call(backend.bytes_to_copy, spec) if isinstance(backend, Clones) and spec.source is not None else 0

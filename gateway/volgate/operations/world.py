@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from volgate.errors import InvalidRequest, NotFound
 from volgate.hosts.interface import Host
+from volgate.operations.lease import Lease
 from volgate.pools import Pools
 from volgate.registry import Registry
 from volgate.settings import Settings
@@ -23,6 +24,8 @@ class World:
     database: Database
     pools: Pools
     hosts: dict[str, Host]
+    lease: Lease = field(default_factory=Lease)
+    """Until when work may go on; without end unless other controllers share the database."""
     attachments_known: set[str] = field(default_factory=set)
     """Pools of whose volumes every disk that a host has is on record: not yet after the database was lost. One that goes is taken out."""
 
