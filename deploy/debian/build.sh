@@ -41,6 +41,7 @@ files() {
 recipe() {
     cp -r "$top/deploy/debian/package" "$recipe/debian"
     cp "$top/deploy/systemd/volgate.service" "$recipe/debian/volgate.service"
+    cp "$top/deploy/systemd/volgate-host.service" "$recipe/debian/volgate.volgate-host.service"
     cp "$top/deploy/systemd/volgate.sysusers.conf" "$recipe/debian/volgate.sysusers"
     cat >"$recipe/debian/changelog" <<EOF
 volgate ($version) stable; urgency=medium

@@ -11,7 +11,17 @@ from dataclasses import dataclass
 
 from volgate.errors import InvalidRequest
 
-__all__ = ["AttachmentName", "PoolName", "SnapshotName", "VolumeName", "attachment_id", "check_identifier", "object_name", "parse_volume"]
+__all__ = [
+    "AttachmentName",
+    "PoolName",
+    "SnapshotName",
+    "VolumeName",
+    "attachment_id",
+    "check_identifier",
+    "host_certificate_name",
+    "object_name",
+    "parse_volume",
+]
 
 IDENTIFIER = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -106,6 +116,11 @@ def parse_volume(text: str, field: str = "volume") -> VolumeName:
 def attachment_id(volume_uid: str, host: str, domain_uuid: str) -> str:
     """Return the id of the attachment of a volume to a domain on a host: the same three always give the same uuid."""
     return str(uuid.uuid5(_NAMESPACE, f"{volume_uid}/{host}/{domain_uuid}"))
+
+
+def host_certificate_name(host: str) -> str:
+    """Return the DNS name that only the certificate of this host carries: whoever connects to the host compares it."""
+    return f"{host}.host.volgate.internal"
 
 
 def object_name(name: str, uid: str) -> str:

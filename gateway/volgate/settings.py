@@ -18,6 +18,8 @@ import msgspec
 from volgate.errors import InvalidRequest
 
 __all__ = [
+    "ROLES",
+    "Controller",
     "Database",
     "Exports",
     "Host",
@@ -33,6 +35,9 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+_ANYWHERE = ("0.0.0.0", "[::]")  # noqa: S104  # what a listener may say and a caller cannot
+ROLES = ("all", "controller", "host")
+"""What a process is: a gateway with the hosts of its machine, one without any, or a host alone."""
 
 
 class Server(msgspec.Struct, frozen=True):
@@ -40,8 +45,11 @@ class Server(msgspec.Struct, frozen=True):
 
     `socket` "" means `<state_dir>/volgate.sock`. `instance` "" means the id kept in `<state_dir>/instance`: set it only to
     take over pools after the whole state directory was lost. `name` is this host's name in the contract. `listen` holds
-    host:port of TCP listeners, which need [tls].
+    host:port of TCP listeners, which need [tls]. `role` is one of ROLES. `advertise` is host:port where controllers call a host;
+    "" means the first of `listen`.
     """
+
+    role: str = "all"
 
     state_dir: str = "/var/lib/volgate"
     socket: str = ""
@@ -51,6 +59,13 @@ class Server(msgspec.Struct, frozen=True):
     instance: str = ""
     stop_seconds: float = 20.0
     listen: tuple[str, ...] = ()
+    advertise: str = ""
+
+
+class Controller(msgspec.Struct, frozen=True):
+    """Where a host registers: host:port of each controller."""
+
+    addresses: tuple[str, ...] = ()
 
 
 class Tls(msgspec.Struct, frozen=True):
@@ -97,6 +112,8 @@ class Limits(msgspec.Struct, frozen=True):
     client_streams: int = 32
     connections: int = 4096
     handshake_seconds: float = 10.0
+    heartbeat_seconds: float = 5.0
+    host_dead_seconds: float = 30.0
 
 
 class Imports(msgspec.Struct, frozen=True):
@@ -128,6 +145,7 @@ class Settings(msgspec.Struct, frozen=True):
     """The whole tree. `pools` holds each pool's table as it stands; its plugin gives it a type."""
 
     server: Server = Server()
+    controller: Controller = Controller()
     tls: Tls = Tls()
     database: Database = Database()
     telemetry: Telemetry = Telemetry()
@@ -160,10 +178,10 @@ class Settings(msgspec.Struct, frozen=True):
         return "".join(c if c.isalnum() or c in "._-" else "-" for c in name).strip("._-") or "localhost"
 
 
-def load(path: str | os.PathLike[str] | None = None, state_dir: str | os.PathLike[str] | None = None) -> Settings:
+def load(path: str | os.PathLike[str] | None = None, state_dir: str | os.PathLike[str] | None = None, role: str = "") -> Settings:
     """Read the file (none: defaults) and add what is left out: a pool `default` under the state directory, this host on qemu:///system.
 
-    Raises InvalidRequest naming the key.
+    A controller has no hosts of its own, a host no pools. Raises InvalidRequest naming the key.
     """
     tree: dict[str, Any] = {}
     if path is not None:
@@ -175,12 +193,43 @@ def load(path: str | os.PathLike[str] | None = None, state_dir: str | os.PathLik
             raise InvalidRequest(f"configuration {path}: {error}", field="config") from error
     if state_dir is not None:
         tree.setdefault("server", {})["state_dir"] = str(Path(state_dir).resolve())
+    if role:
+        tree.setdefault("server", {})["role"] = role
     settings = convert_strictly(tree, Settings, "")
-    return msgspec.structs.replace(
-        settings,
-        hosts=settings.hosts or {settings.host_name: Host()},
-        pools=settings.pools or {"default": {"kind": "directory", "path": str(settings.state_dir / "pools" / "default")}},
-    )
+    _check_role(settings)
+    role = settings.server.role
+    hosts = {} if role == "controller" else settings.hosts or {settings.host_name: Host()}
+    default = {"default": {"kind": "directory", "path": str(settings.state_dir / "pools" / "default")}}
+    return msgspec.structs.replace(settings, hosts=hosts, pools={} if role == "host" else settings.pools or default)
+
+
+def _check_role(settings: Settings) -> None:
+    """Raise InvalidRequest for what the role has not or lacks."""
+    server = settings.server
+    if server.role not in ROLES:
+        raise InvalidRequest(f"configuration: server.role: {server.role!r} is none of {', '.join(ROLES)}", field="server.role")
+    if server.role == "controller" and settings.hosts:
+        told = "configuration: hosts: a controller has none of its own, they register; take [hosts.*] out, or use the role all"
+        raise InvalidRequest(told, field="hosts")
+    if server.role != "host":
+        if settings.controller.addresses:
+            told = "configuration: controller.addresses: only a host registers at controllers; take it out, or use the role host"
+            raise InvalidRequest(told, field="controller.addresses")
+        return
+    needed = {
+        "controller.addresses": (settings.controller.addresses, "where the host registers, such as controller.example:7443"),
+        "server.listen": (server.listen, "where controllers call the host, such as 10.0.0.5:7444"),
+    }
+    for key, (value, what) in needed.items():
+        if not value:
+            raise InvalidRequest(f"configuration: {key}: a host needs it: {what}", field=key)
+    if not server.advertise and server.listen[0].rpartition(":")[0] in _ANYWHERE:
+        told = f"configuration: server.advertise: controllers cannot call {server.listen[0]}; say an address of this host, with the port"
+        raise InvalidRequest(told, field="server.advertise")
+    if settings.pools:
+        raise InvalidRequest("configuration: pools: a host opens none, its controllers do; take [pools.*] out", field="pools")
+    if len(settings.hosts) > 1:
+        raise InvalidRequest("configuration: hosts: the role host has one hypervisor; name one", field="hosts")
 
 
 def convert_strictly(value: Mapping[str, Any], kind: type[T], where: str) -> T:

@@ -6,6 +6,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterable, MutableMapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import structlog
@@ -20,6 +21,7 @@ __all__ = [
     "TelemetrySettings",
     "configure",
     "configure_logs",
+    "observe_hosts",
     "observe_lanes",
     "observe_operations",
     "observe_pools",
@@ -159,6 +161,17 @@ def observe_operations(unfinished: Callable[[], int], doubtful: Callable[[], int
     meter.create_observable_gauge("volgate.operation.unfinished", observed(unfinished), description=now)
     meter.create_observable_gauge("volgate.operation.doubtful", observed(doubtful), description="Operations in doubt")
     meter.create_observable_gauge("volgate.operation.oldest", observed(oldest), unit="s", description="Age of the oldest unfinished one")
+
+
+def observe_hosts(known: Callable[[], int], dead: Callable[[], int]) -> None:
+    """Offer how many hosts there are, and how many of them are dead and not released."""
+    meter = metrics.get_meter("volgate")
+    meter.create_observable_gauge("volgate.host.known", [partial(_counted, known)], description="Hosts")
+    meter.create_observable_gauge("volgate.host.dead", [partial(_counted, dead)], description="Hosts without heartbeats")
+
+
+def _counted(count: Callable[[], int], _options: metrics.CallbackOptions) -> Iterable[metrics.Observation]:
+    return [metrics.Observation(count())]
 
 
 def observe_pools(pools: Callable[[], Iterable[ObservedPool]]) -> None:

@@ -19,6 +19,7 @@ from volgate.hypervisor import marks, overlay
 from volgate.model import DiskOptions, Format
 from volgate.names import SnapshotName, VolumeName
 from volgate.operations import codec, requests, snapshots
+from volgate.operations.fleet import Fleet
 from volgate.operations.requests import Caller
 from volgate.operations.runner import Runner
 from volgate.operations.world import World
@@ -44,7 +45,7 @@ class Gateway:
         pools = Pools(self.registry, settings.pools, "an-instance", settings.limits.native_timeout)
         pools.check()
         self.host = LocalHost("local", uri)
-        self.world = World(settings, self.registry, Database(settings.state_dir / "volgate.db"), pools, {"local": self.host})
+        self.world = World(settings, self.registry, Database(settings.state_dir / "volgate.db"), pools, Fleet({"local": self.host}))
         self.world.attachments_known.add("p")
         self.runner = Runner(self.world)
 

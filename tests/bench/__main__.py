@@ -30,6 +30,7 @@ GROUPS = {
     "worker": "workers",
     "isolation": "workers",
     "attach": "attachments",
+    "hosts": "hosts",
     "controllers": "controllers",
 }
 """Group to module: each is imported when it runs, for not every machine has what each needs."""

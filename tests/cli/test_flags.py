@@ -19,8 +19,8 @@ COMMANDS = [
     "snapshot create", "snapshot list", "snapshot show", "snapshot delete",
     "attachment attach", "attachment detach", "attachment list", "attachment show", "attachment paths",
     "operation list", "operation show", "operation watch", "operation cancel",
-    "host list", "host show",
-    "pki init", "pki server", "pki client",
+    "host list", "host show", "host cordon", "host uncordon", "host release", "host remove",
+    "pki init", "pki server", "pki controller", "pki host", "pki client",
     "state move", "state disarm", "state controllers", "state gone",
 ]  # fmt: skip
 

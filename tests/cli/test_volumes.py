@@ -102,10 +102,25 @@ def test_hosts(cli):
     (host,) = cli.json("host", "list")
     assert host.keys() == {
         "name", "uri", "connected", "problem", "libvirt_version", "qemu_version", "boot_id", "machine_id", "features", "domains",
+        "address", "live", "last_heartbeat", "cordoned", "iqn", "nqn", "nvme_host_id", "version", "released",
     }  # fmt: skip
     assert cli.json("host", "show", host["name"].removeprefix("hosts/"))["uri"] == "qemu:///system"
     assert cli("host", "list").lines[0][0] == host["name"].removeprefix("hosts/")
     assert cli("host", "show", host["name"]).out.splitlines()[0].split() == ["name", host["name"]]
+
+
+def test_the_maintenance_and_the_end_of_a_host(cli):
+    name = cli.json("host", "list")[0]["name"].removeprefix("hosts/")
+    assert cli("host", "cordon", name).out == f"{name} is cordoned; nothing is attached there\n"
+    assert "cordoned" in cli("host", "show", name).out
+    assert cli.json("host", "cordon", name)["host"]["cordoned"] is True
+    assert cli("host", "uncordon", name).out == f"{name} is open\n"
+    assert cli.json("host", "uncordon", name) == cli.json("host", "uncordon", name)
+    assert "assume_off" in cli("host", "release", name, status=2).err
+    assert "HOST_LIVE" in cli("host", "release", name, "--assume-off", status=4).err
+    assert "configuration" in cli("host", "remove", name, status=4).err
+    assert cli("host", "remove", "nobody").out == "nobody is removed\n"
+    assert "NOT_FOUND" in cli("host", "cordon", "nobody", status=3).err
 
 
 def test_operations_by_id_and_by_request_id(cli):

@@ -216,20 +216,32 @@ def test_a_pool_that_drains_by_one_refuses_at_both(both):
     one(create(fresh()))
 
 
-def test_a_pool_in_quarantine_by_one_is_left_alone_by_both(both):
+def test_a_pool_that_is_put_in_quarantine_by_one_is_left_alone_by_both(shared, both):
+    """What runs at the other one goes on to its end, what waits there waits for the release; whoever asks is told of both."""
     one, two = both
-    one(create(name := fresh()))
-    one.pools.QuarantinePool(pool_pb2.QuarantinePoolRequest(name=POOL, reason="a test"), timeout=30)
-    try:
-        until(lambda: two.pools.GetPool(pool_pb2.GetPoolRequest(name=POOL), timeout=30).pool.quarantine == "a test", "the word")
-        for caller in both:
-            with pytest.raises(Refused) as refused:
-                caller.once(label(name, "x"))
-            assert refused.value.reason == "POOL_QUARANTINED"
-    finally:
-        two.pools.QuarantinePool(pool_pb2.QuarantinePoolRequest(name=POOL, release=True), timeout=30)
-    until(lambda: not one.pools.GetPool(pool_pb2.GetPoolRequest(name=POOL), timeout=30).pool.quarantine, "the release")
-    one(label(name, "y"))
+    name = fresh()
+    call = imported(shared, name, 8 * MIB)
+    with ThreadPoolExecutor(2) as threads, Halting(shared[2], "qemu-img convert") as halting:
+        first = threads.submit(two, call)
+        halting.caught()
+        behind = threads.submit(two, label(name, "late"))
+        until(lambda: len(one.list_operations(unfinished=True)) == 2, "the second operation")
+        told = one.pools.QuarantinePool(pool_pb2.QuarantinePoolRequest(name=POOL, reason="suspect"), timeout=30)
+        try:
+            assert set(told.operations) == {row.name for row in one.list_operations(unfinished=True)}
+            until(lambda: two.pools.GetPool(pool_pb2.GetPoolRequest(name=POOL), timeout=30).pool.quarantine == "suspect", "the word")
+            halting.go()
+            first.result(60)
+            for caller in both:
+                with pytest.raises(Refused) as refused:
+                    caller.once(create(fresh()))
+                assert refused.value.reason == "POOL_QUARANTINED"
+            assert not behind.done()
+        finally:
+            one.pools.QuarantinePool(pool_pb2.QuarantinePoolRequest(name=POOL, release=True), timeout=30)
+        assert behind.result(60).volume.labels == {"n": "late"}
+    until(lambda: not two.pools.GetPool(pool_pb2.GetPoolRequest(name=POOL), timeout=30).pool.quarantine, "the release")
+    two(create(fresh()))
 
 
 def test_many_calls_at_both_leave_what_one_would_have_left(shared, both):

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from volgate import settings
+from volgate.errors import InvalidRequest
 from volgate.pools import Pools
 from volgate.registry import Registry
 from volgate_plugins.directory import DirectorySettings
@@ -18,6 +19,7 @@ EXAMPLE = Path(__file__).parents[2] / "deploy/config-examples/volgate.toml"
 TEXT = EXAMPLE.read_text(encoding="utf-8")
 SECTIONS = {
     "server": settings.Server,
+    "controller": settings.Controller,
     "tls": settings.Tls,
     "database": settings.Database,
     "telemetry": settings.Telemetry,
@@ -71,3 +73,31 @@ def test_the_example_with_every_default_spelt_out_is_the_configuration_without_i
 def test_no_section_of_the_settings_is_left_out():
     names = {field.name for field in msgspec.structs.fields(settings.Settings)}
     assert {section.partition(".")[0] for section in SECTIONS} == names
+
+
+@pytest.mark.parametrize("role", ["controller", "host"])
+def test_the_examples_of_the_other_roles_are_read(role):
+    found = settings.load(EXAMPLE.with_name(f"{role}.toml"))
+    assert found.server.role == role
+    assert (set(found.hosts), set(found.pools)) == ((set(), {"shared"}) if role == "controller" else ({"node1"}, set()))
+    assert found.tls.certificate.startswith(f"/etc/volgate/{role}-")
+
+
+@pytest.mark.parametrize(
+    ("role", "more", "key"),
+    [
+        ("none", "", "server.role"),
+        ("controller", "[hosts.a]\n", "hosts"),
+        ("all", '[controller]\naddresses = ["a:1"]\n', "controller.addresses"),
+        ("host", "", "controller.addresses"),
+        ("host", '[controller]\naddresses = ["a:1"]\n', "server.listen"),
+        ("host", '[controller]\naddresses = ["a:1"]\n[server]\nlisten = ["0.0.0.0:1"]\n', "server.advertise"),
+        ("host", '[controller]\naddresses = ["a:1"]\n[server]\nlisten = ["b:1"]\n[pools.p]\nkind = "directory"\n', "pools"),
+    ],
+)
+def test_what_a_role_has_not_or_lacks_is_refused_by_its_key(tmp_path, role, more, key):
+    path = tmp_path / "volgate.toml"
+    path.write_text(more)
+    with pytest.raises(InvalidRequest, match=key) as refused:
+        settings.load(path, role=role)
+    assert refused.value.field == key

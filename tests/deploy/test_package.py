@@ -82,9 +82,9 @@ def install(machine: Machine, file: str = "volgate") -> str:
     return machine.run(*APT, f"/tmp/{file}.deb")
 
 
-def state(machine: Machine) -> tuple[str, str]:
-    """Whether the service is enabled, and whether it runs."""
-    shown = machine.run("systemctl", "show", "--property=UnitFileState,ActiveState", "volgate.service")
+def state(machine: Machine, unit: str = "volgate") -> tuple[str, str]:
+    """Whether a service is enabled, and whether it runs."""
+    shown = machine.run("systemctl", "show", "--property=UnitFileState,ActiveState", f"{unit}.service")
     found = dict(line.split("=") for line in shown.split())
     return found["UnitFileState"], found["ActiveState"]
 
@@ -111,6 +111,8 @@ def test_the_package_is_what_pyproject_and_the_folder_say(package, unpacked):
     for inside, source in {
         CONFIG: "deploy/config-examples/volgate.toml",
         "/lib/systemd/system/volgate.service": "deploy/systemd/volgate.service",
+        "/lib/systemd/system/volgate-host.service": "deploy/systemd/volgate-host.service",
+        "/usr/share/doc/volgate/examples/host.toml": "deploy/config-examples/host.toml",
         "/usr/lib/sysusers.d/volgate.conf": "deploy/systemd/volgate.sysusers.conf",
         "/usr/share/volgate/prometheus/volgate.rules.yml": "deploy/prometheus/volgate.rules.yml",
         "/usr/share/volgate/grafana/volgate.json": "deploy/grafana/volgate.json",
@@ -152,10 +154,11 @@ if SOAK:  # a second build
 def test_an_installed_gateway_waits_for_its_operator(machine):
     said = install(machine)
     assert "not starting it" in said
-    assert state(machine) == ("disabled", "inactive")
+    assert state(machine) == state(machine, "volgate-host") == ("disabled", "inactive")
     assert not machine.path("/var/lib/volgate").exists() and machine.status("pgrep", "-f", "volgate") == 1
     assert machine.run("id", "--name", "--groups", "volgate").split() == ["volgate", "libvirt"]
-    assert machine.run("systemd-analyze", "verify", "--man=no", "/lib/systemd/system/volgate.service") == ""
+    for unit in ("volgate", "volgate-host"):
+        assert machine.run("systemd-analyze", "verify", "--man=no", f"/lib/systemd/system/{unit}.service") == ""
     before = machine.changed()
     assert re.search(r"^directory +built-in +loaded", machine.run("volgate", "plugins"), re.MULTILINE)
     assert {path for path in machine.changed() - before if path.startswith("/opt")} == set(), "what is run leaves no files"

@@ -187,8 +187,11 @@ def test_every_alert_leads_to_words_about_it(rules):
             assert place in [heading.lower().replace(" ", "-") for heading in headings], rule["name"]
 
 
+ROWS = ["Calls", "Operations", "Lanes", "Pools", "Workers", "Hosts"]
+
+
 def test_the_dashboard_has_its_rows_and_lets_one_choose_a_gateway(watched):
-    assert [panel["title"] for panel in BOARD["panels"] if panel["type"] == "row"] == ["Calls", "Operations", "Lanes", "Pools", "Workers"]
+    assert [panel["title"] for panel in BOARD["panels"] if panel["type"] == "row"] == ROWS
     assert len({panel["id"] for panel in BOARD["panels"]}) == len(BOARD["panels"])
     source, instance = BOARD["templating"]["list"]
     assert (source["name"], source["query"]) == ("datasource", "prometheus")

@@ -25,6 +25,8 @@ from volgate_client import Client
 
 ROOT = Path(__file__).parents[2]
 UNIT = ROOT / "deploy/systemd/volgate.service"
+HOST_UNIT = ROOT / "deploy/systemd/volgate-host.service"
+UNITS = (UNIT, HOST_UNIT)
 SYSUSERS = ROOT / "deploy/systemd/volgate.sysusers.conf"
 TIGHT = "20"  # systemd's exposure level times ten; services of its own are between 10 and 40
 USER, QEMU = pwd.getpwnam("daemon").pw_uid, pwd.getpwnam("libvirt-qemu").pw_uid  # libvirt wants a user with a name
@@ -36,10 +38,10 @@ os.execv(sys.argv[1], sys.argv[1:])
 """
 
 
-def unit() -> RawConfigParser:
+def unit(path: Path = UNIT) -> RawConfigParser:
     parser = RawConfigParser(strict=True)
     parser.optionxform = str  # type: ignore[method-assign,assignment]
-    parser.read(UNIT)
+    parser.read(path)
     return parser
 
 
@@ -49,9 +51,10 @@ def run(*command: str | Path, **options) -> str:
     return done.stdout + done.stderr
 
 
-def test_systemd_accepts_the_unit(tmp_path):
-    local = tmp_path / UNIT.name
-    local.write_text(UNIT.read_text().replace("/opt/volgate/bin/volgate", str(Path(sys.executable).with_name("volgate"))))
+@pytest.mark.parametrize("path", UNITS, ids=lambda path: path.stem)
+def test_systemd_accepts_the_unit(tmp_path, path):
+    local = tmp_path / path.name
+    local.write_text(path.read_text().replace("/opt/volgate/bin/volgate", str(Path(sys.executable).with_name("volgate"))))
     assert run("systemd-analyze", "verify", "--man=no", "--recursive-errors=no", local) == ""
 
 
@@ -62,8 +65,21 @@ def test_systemd_accepts_the_users(tmp_path):
     assert re.search(r"user 'volgate'", made) and re.search(r"group 'volgate'", made), made
 
 
-def test_the_unit_is_tight():
-    run("systemd-analyze", "security", "--no-pager", "--offline=true", f"--threshold={TIGHT}", UNIT)
+@pytest.mark.parametrize("path", UNITS, ids=lambda path: path.stem)
+def test_the_unit_is_tight(path):
+    run("systemd-analyze", "security", "--no-pager", "--offline=true", f"--threshold={TIGHT}", path)
+
+
+def test_the_unit_of_a_host_is_that_of_the_gateway_but_for_what_a_host_has_not():
+    of_gateway, of_host = unit()["Service"], unit(HOST_UNIT)["Service"]
+    differing = {key for key in {*of_gateway, *of_host} if of_gateway.get(key) != of_host.get(key)}
+    assert differing == {
+        *("ExecStartPre", "ExecStart", "ExecReload"),
+        *("StateDirectory", "StateDirectoryMode", "RuntimeDirectory", "RuntimeDirectoryMode"),
+    }
+    example = (ROOT / "deploy/config-examples/host.toml").read_text()
+    assert f'state_dir = "/var/lib/{of_host["StateDirectory"]}"' in example
+    assert of_host["ExecStart"].endswith("/etc/volgate/host.toml")
 
 
 def test_what_the_unit_names_is_what_the_example_configuration_says():

@@ -22,6 +22,7 @@ from volgate_plugins.directory.store import GRAIN, MANIFEST
 GUIDE = (Path(__file__).parents[2] / "docs/operator-guide.md").read_text(encoding="utf-8")
 SECTIONS = {
     "[server]": settings.Server,
+    "[controller]": settings.Controller,
     "[tls]": settings.Tls,
     "[database]": settings.Database,
     "[telemetry]": settings.Telemetry,

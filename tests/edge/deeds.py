@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 from grpc_health.v1 import health_pb2
@@ -10,9 +11,10 @@ from grpc_reflection.v1alpha import reflection_pb2
 from tests.edge.place import MIB, parts
 from tests.edge.secured import Secured
 from tests.edge.wire import Wire, refusal, refused
+from volgate.hosts.wire import PROTOCOL
 from volgate.v1 import attachment_pb2, host_pb2, operation_pb2, pool_pb2, snapshot_pb2, volume_pb2
 
-__all__ = ["Deed", "deed", "prepared", "streaming"]
+__all__ = ["Deed", "deed", "prepared", "registered", "registration", "streaming"]
 
 RAW = volume_pb2.VOLUME_FORMAT_RAW
 
@@ -49,17 +51,16 @@ def deed(place: Secured, method: str) -> Deed:
     if not method.startswith("/volgate"):
         return _standard(method)
     name, v, s, a, o = place.name(), volume_pb2, snapshot_pb2, attachment_pb2, operation_pb2
-    made = (
-        place.volume(pool="shallow")
-        if verb not in ("ListPools", "GetPool", "DrainPool", "QuarantinePool", "ListHosts", "GetHost")
-        else None
-    )
+    made = place.volume(pool="shallow") if "Pool" not in verb and "Host" not in verb else None
     full = made.name if made else ""
     cut = place.snapshot(made).name if verb in ("DeleteSnapshot", "GetSnapshot", "RevertVolume") else ""
     held = prepared(place, full) if verb in ("DetachVolume", "GetAttachment") else None
     last = place.wire.operations.ListOperations(o.ListOperationsRequest(page_size=1)).operations
     if verb == "AdoptVolume":
         (place.top / "shallow" / f"{name}.img").write_bytes(b"\1" * MIB)
+    host = registered(place, name) if verb in ("ReleaseHost", "RemoveHost") else ""
+    if verb in ("RegisterHost", "HeartbeatHost"):
+        registered(place, "someone")
     requests = {
         "ListPools": pool_pb2.ListPoolsRequest,
         "GetPool": lambda: pool_pb2.GetPoolRequest(name="pools/main"),
@@ -86,6 +87,11 @@ def deed(place: Secured, method: str) -> Deed:
         "ListPaths": lambda: a.ListPathsRequest(name=full),
         "ListHosts": host_pb2.ListHostsRequest,
         "GetHost": lambda: host_pb2.GetHostRequest(name="hosts/lab"),
+        "RegisterHost": lambda: registration("someone"),
+        "HeartbeatHost": lambda: host_pb2.HeartbeatHostRequest(name="hosts/someone", session="of someone"),
+        "CordonHost": lambda: host_pb2.CordonHostRequest(name="hosts/lab", uncordon=True),
+        "ReleaseHost": lambda: host_pb2.ReleaseHostRequest(name=host, assume_off=True),
+        "RemoveHost": lambda: host_pb2.RemoveHostRequest(name=host),
         "GetOperation": lambda: o.GetOperationRequest(name=last[0].name),
         "ListOperations": o.ListOperationsRequest,
         "WatchOperation": lambda: o.WatchOperationRequest(name=last[0].name),
@@ -99,6 +105,25 @@ def _standard(method: str) -> Deed:
         return Deed("reflection.ServerReflectionInfo", [reflection_pb2.ServerReflectionRequest(list_services="")])
     kind = health_pb2.HealthListRequest if method.endswith("List") else health_pb2.HealthCheckRequest
     return Deed(f"health.{method.rpartition('/')[2]}", kind())
+
+
+def registration(host: str) -> host_pb2.RegisterHostRequest:
+    """What a host says that nobody can reach."""
+    identity = host_pb2.HostIdentity(machine_id=f"machine of {host}", boot_id="1")
+    return host_pb2.RegisterHostRequest(
+        name=f"hosts/{host}", address="127.0.0.1:1", session=f"of {host}", protocol=PROTOCOL, identity=identity
+    )
+
+
+def registered(place: Secured, host: str) -> str:
+    """A host that registered, and is dead once the answer is there; the gateway has looked for it, and at its pools beside that."""
+    place.by("host", host).hosts.RegisterHost(registration(host), timeout=30)
+    deadline = time.monotonic() + 20
+    while place.wire.hosts.GetHost(host_pb2.GetHostRequest(name=f"hosts/{host}"), timeout=30).host.live:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    place.line("disks cannot be listed", host=host)
+    return f"hosts/{host}"
 
 
 def prepared(place: Secured, volume: str, host: str = "lab") -> str:

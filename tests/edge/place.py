@@ -66,9 +66,9 @@ class Place:
         subprocess.run(command, check=True, capture_output=True, timeout=30)
         shutil.rmtree(gone)
         self.server.start()
-        self._rest()
+        self.rest()
 
-    def _rest(self) -> None:
+    def rest(self) -> None:
         """Wait until the hosts' first events have had their check of the pools, which tries a file in each."""
         seen, since = 0, time.monotonic()
         while time.monotonic() - since < 1.0:

@@ -26,7 +26,7 @@ SCOPES = {Role.ORCHESTRATOR: (("main", "shallow"), ("lab",))}
 
 @pytest.fixture(scope="module")
 def place() -> Iterator[Secured]:
-    with secured() as made:
+    with secured("host_dead_seconds = 0.3") as made:
         yield made
         assert made.server.stop() == 0
 

@@ -197,6 +197,22 @@ def serial(rng: random.Random) -> Bad:
     return Bad(rng.choice(("x" * 21, "a b", "a/b", "ü", "\0", "a,b", "'", '"', "<x/>", "a\n", "x" * 10_000)))
 
 
+def line(rng: random.Random) -> Bad:
+    return Bad(rng.choice(("a\nb", "a\0", "\x1b[31m", "x" * 10_000)))
+
+
+def lines(rng: random.Random) -> Bad:
+    return Bad(rng.choice((["a\nb"], ["x" * 10_000], ["good", "\0"], ["x"] * 100)))
+
+
+def own_host(rng: random.Random) -> Bad:
+    return rng.choice((Bad(""), Bad(rng.choice(("hosts/lab", "hosts/", "pools/main", "fuzz", text(rng))), ("PERMISSION_DENIED",))))
+
+
+def address(rng: random.Random) -> Bad:
+    return Bad(rng.choice(("", "host", "host:", ":1", "host:x", "a b:1", "http://host:1", "host:1\n", "user@host:1", "x" * 300 + ":1")))
+
+
 def chunk(_: random.Random) -> Bad:
     return Bad(bytes((1 << 20) + 1))
 
@@ -238,6 +254,19 @@ KINDS: dict[str, Strategy] = {
     "DetachVolume.name": _ATTACHMENT,
     "ListPaths.name": resource("pools", "volumes", unknown=_GONE_VOLUME),
     "GetHost.name": resource("hosts", unknown=Bad("hosts/nobody", ("NOT_FOUND",))),
+    "RegisterHost.name": own_host,
+    "HeartbeatHost.name": own_host,
+    "CordonHost.name": resource("hosts", unknown=Bad("hosts/nobody", ("NOT_FOUND",))),
+    "ReleaseHost.name": resource("hosts", unknown=Bad("hosts/nobody", ("NOT_FOUND",))),
+    "RemoveHost.name": resource("hosts"),
+    "HeartbeatHost.session": lambda rng: rng.choice((Bad(""), Bad("a\nb"), Bad("another", ("FAILED_PRECONDITION",)))),
+    "session": lambda rng: Bad(rng.choice(("", "a\nb", "x" * 300))),
+    "instance": lambda rng: rng.choice((Bad("a\nb"), Bad("another", ("PERMISSION_DENIED",)))),
+    "protocol": lambda rng: Bad(rng.choice((0, -1, 2, MOST32)), ("FAILED_PRECONDITION",)),
+    "address": address,
+    "features": lines,
+    **dict.fromkeys(("version", "machine_id", "boot_id", "iqn", "nqn", "nvme_host_id", "uri", "problem"), line),
+    **dict.fromkeys(("libvirt_version", "qemu_version"), line),
     "GetOperation.name": _OPERATION,
     "WatchOperation.name": _OPERATION,
     "CancelOperation.name": _OPERATION,

@@ -10,7 +10,8 @@ from typing import Any
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import DecodeError
 
-from tests.edge.place import MIB, Place
+from tests.edge.place import MIB
+from tests.edge.secured import Secured
 from tests.fuzz.badness import INVALID, LEAST64, MOST64, SIZE_MOST, kind_of
 from tests.fuzz.good import GOOD, NAME
 from tests.fuzz.walk import CALLS, Call, Field
@@ -35,7 +36,7 @@ class Case:
     what: str = ""
 
 
-def cases(place: Place, rng: random.Random, number: int) -> Iterator[Case]:
+def cases(place: Secured, rng: random.Random, number: int) -> Iterator[Case]:
     """First each field of each call in both ways, then contradictions, then as the dice fall until there are `number`."""
     every = [(call, one) for call in CALLS.values() for one in call.fields]
     drawn = 0
@@ -58,7 +59,7 @@ def cases(place: Place, rng: random.Random, number: int) -> Iterator[Case]:
         drawn += 1
 
 
-def _base(place: Place, rng: random.Random, call: Call) -> list[Any]:
+def _base(place: Secured, rng: random.Random, call: Call) -> list[Any]:
     good = GOOD[call.name](place, rng)
     messages = good if isinstance(good, list) else [good]
     if "validate_only" in call.descriptor.input_type.fields_by_name:
@@ -66,7 +67,7 @@ def _base(place: Place, rng: random.Random, call: Call) -> list[Any]:
     return messages
 
 
-def corrupted(place: Place, rng: random.Random, call: Call, chosen: list[Field]) -> Case:
+def corrupted(place: Secured, rng: random.Random, call: Call, chosen: list[Field]) -> Case:
     """Wrong values; flags and messages have none, so one of their siblings gets it."""
     case = Case(call, _base(place, rng, call), what="value")
     for one in chosen:
@@ -85,7 +86,7 @@ def corrupted(place: Place, rng: random.Random, call: Call, chosen: list[Field])
     return case
 
 
-def _spoil(place: Place, rng: random.Random, case: Case, one: Field) -> None:
+def _spoil(place: Secured, rng: random.Random, case: Case, one: Field) -> None:
     strategy = kind_of(case.call.name, one.path)
     assert strategy is not None, f"{case.call.name}.{one.path}: say in badness.py how it can be wrong"
     bad, first = strategy(rng), case.messages[0]
@@ -134,7 +135,7 @@ def _out_of_order(case: Case, rng: random.Random, path: str) -> Case:
     return case
 
 
-def malformed(place: Place, rng: random.Random, call: Call, one: Field) -> Case:
+def malformed(place: Secured, rng: random.Random, call: Call, one: Field) -> Case:
     """A good request followed by this field in bytes that no parser takes."""
     messages = _base(place, rng, call)
     data = messages[0].SerializeToString() + _broken(one, call, rng)
@@ -177,7 +178,7 @@ def _varint(value: int) -> bytes:
     return bytes([*out, value])
 
 
-def contradictions(place: Place, rng: random.Random) -> Iterator[Case]:
+def contradictions(place: Secured, rng: random.Random) -> Iterator[Case]:
     """Each field is fine, together they are not."""
 
     def attach(where: str, *paths: str, **options: Any) -> Case:

@@ -6,7 +6,9 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from tests.edge.place import MIB, Place
+from tests.edge.deeds import registered, registration
+from tests.edge.place import MIB
+from tests.edge.secured import Secured
 from volgate.v1 import attachment_pb2, host_pb2, operation_pb2, pool_pb2, snapshot_pb2, volume_pb2
 
 __all__ = ["FOLLOWED", "GOOD", "furnish"]
@@ -17,7 +19,7 @@ NAME = "pools/main/volumes/v"
 IMAGE = b"image" + bytes(4091)
 
 
-def furnish(place: Place) -> None:
+def furnish(place: Secured) -> None:
     """What the good requests speak of: volume v with snapshot s, a prepared attachment of p, a foreign file, an ended operation."""
     made = place.volume(4 * MIB, volume_id="v")
     place.snapshot(made, "s")
@@ -27,6 +29,9 @@ def furnish(place: Place) -> None:
     (place.pool / "foreign.img").write_bytes(bytes(MIB))
     (place.images / "image.raw").write_bytes(bytes(MIB))
     (place.exports / "taken").write_bytes(b"taken")
+    for host in ("fuzz", "dead"):
+        registered(place, host)
+    place.rest()
     place.operation = place.wire.operations.ListOperations(O.ListOperationsRequest(page_size=1), timeout=30).operations[0].name
 
 
@@ -45,7 +50,7 @@ def _options(rng: random.Random) -> A.DiskOptions:
     )
 
 
-def _import(place: Place, rng: random.Random) -> list[Any]:
+def _import(place: Secured, rng: random.Random) -> list[Any]:
     header = V.ImportHeader(
         pool="pools/main",
         volume_id=place.name("import"),
@@ -59,13 +64,13 @@ def _import(place: Place, rng: random.Random) -> list[Any]:
     return [V.ImportVolumeRequest(header=header), V.ImportVolumeRequest(chunk=IMAGE)]
 
 
-def _export(place: Place, rng: random.Random) -> Any:
+def _export(place: Secured, rng: random.Random) -> Any:
     path = rng.choice(("", str(place.exports / place.name("out"))))
     named = {"name": rng.choice((NAME, f"{NAME}/snapshots/s")), "request_id": place.name("export")}
     return V.ExportVolumeRequest(**named, format=rng.choice((0, 1, 2)), path=path)
 
 
-def _create(place: Place, rng: random.Random) -> Any:
+def _create(place: Secured, rng: random.Random) -> Any:
     source = rng.choice(("", "", f"{NAME}/snapshots/s"))
     return V.CreateVolumeRequest(
         pool="pools/main",
@@ -80,29 +85,29 @@ def _create(place: Place, rng: random.Random) -> Any:
     )
 
 
-def _revert(place: Place, _: random.Random) -> Any:
+def _revert(place: Secured, _: random.Random) -> Any:
     return V.RevertVolumeRequest(name=NAME, snapshot="s", request_id=place.name("revert"), validate_only=True)
 
 
-def _expand(place: Place, _: random.Random) -> Any:
+def _expand(place: Secured, _: random.Random) -> Any:
     return V.ExpandVolumeRequest(name=NAME, size_bytes=4 * MIB, request_id=place.name("expand"))
 
 
-def _update(place: Place, rng: random.Random) -> Any:
+def _update(place: Secured, rng: random.Random) -> Any:
     return V.UpdateVolumeRequest(name=NAME, labels={"n": str(rng.random())}, request_id=place.name("update"))
 
 
-def _adopt(place: Place, _: random.Random) -> Any:
+def _adopt(place: Secured, _: random.Random) -> Any:
     return V.AdoptVolumeRequest(
         pool="pools/main", locator="foreign.img", volume_id=place.name("adopt"), format=V.VOLUME_FORMAT_RAW, validate_only=True
     )
 
 
-def _attach(_: Place, rng: random.Random) -> Any:
+def _attach(_: Secured, rng: random.Random) -> Any:
     return A.AttachVolumeRequest(volume=NAME, host="hosts/lab", domain="test", options=_options(rng), validate_only=True)
 
 
-GOOD: dict[str, Callable[[Place, random.Random], Any]] = {
+GOOD: dict[str, Callable[[Secured, random.Random], Any]] = {
     "ListPools": lambda _, rng: P.ListPoolsRequest(page_size=rng.choice((0, 1, 1000))),
     "GetPool": lambda _, __: P.GetPoolRequest(name="pools/main"),
     "DrainPool": lambda _, __: P.DrainPoolRequest(name="pools/main", resume=True),
@@ -130,6 +135,11 @@ GOOD: dict[str, Callable[[Place, random.Random], Any]] = {
     "ListPaths": lambda _, __: A.ListPathsRequest(name=NAME),
     "ListHosts": lambda _, rng: H.ListHostsRequest(page_size=rng.choice((0, 1))),
     "GetHost": lambda _, __: H.GetHostRequest(name="hosts/lab"),
+    "RegisterHost": lambda _, __: registration("fuzz"),
+    "HeartbeatHost": lambda _, __: H.HeartbeatHostRequest(name="hosts/fuzz", session="of fuzz"),
+    "CordonHost": lambda _, __: H.CordonHostRequest(name="hosts/lab", uncordon=True),
+    "ReleaseHost": lambda _, __: H.ReleaseHostRequest(name="hosts/dead", assume_off=True),
+    "RemoveHost": lambda _, __: H.RemoveHostRequest(name="hosts/none"),
     "GetOperation": lambda place, _: O.GetOperationRequest(name=place.operation),
     "ListOperations": lambda _, rng: O.ListOperationsRequest(page_size=rng.choice((1, 5)), unfinished_only=rng.choice((True, False))),
     "WatchOperation": lambda place, _: O.WatchOperationRequest(name=place.operation),

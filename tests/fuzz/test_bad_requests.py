@@ -11,13 +11,15 @@ import pytest
 
 from tests.contract.reasons import listed
 from tests.edge import fingerprint
-from tests.edge.place import Place, running
+from tests.edge.secured import Secured, secured
 from tests.edge.wire import Refusal, refusal
 from tests.fuzz.badness import kind_of
 from tests.fuzz.cases import Case, cases
 from tests.fuzz.good import FOLLOWED, GOOD, furnish
 from tests.fuzz.walk import CALLS
 from tests.soaking import count, draw
+from volgate.edge.identity import Role
+from volgate.edge.policy import POLICY
 from volgate.v1 import operation_pb2
 
 NUMBER = count(1000, soak=10_000)
@@ -27,17 +29,18 @@ REASONS = set(listed())
 
 @pytest.fixture
 def place():
-    with running() as made:
+    with secured("host_dead_seconds = 0.3") as made:
         furnish(made)
         yield made
 
 
-def send(place: Place, call, messages) -> Refusal | None:
+def send(place: Secured, call, messages) -> Refusal | None:
     """Send a request; None if it was answered."""
+    channel = place.wire.channel if Role.ADMIN in POLICY[call.path].roles else place.by("host", "fuzz").channel
     kinds = {
-        (False, False): place.wire.channel.unary_unary,
-        (False, True): place.wire.channel.unary_stream,
-        (True, False): place.wire.channel.stream_unary,
+        (False, False): channel.unary_unary,
+        (False, True): channel.unary_stream,
+        (True, False): channel.stream_unary,
     }
     wire = [message if isinstance(message, bytes) else message.SerializeToString() for message in messages]
     streams = (call.descriptor.client_streaming, call.descriptor.server_streaming)
@@ -68,7 +71,7 @@ def problem(case: Case, said: Refusal | None) -> str:
     return f"{case.call.name} ({case.what} of {sorted(case.covers)}): {found}\n{str(case.messages)[:800]}\n{said and said.message[:300]}"
 
 
-def settle(place: Place) -> None:
+def settle(place: Secured) -> None:
     """Wait until what follows the controls by itself has ended."""
     quiet = 0
     while quiet < 3:
@@ -77,11 +80,11 @@ def settle(place: Place) -> None:
         time.sleep(0.005)
 
 
-def seen(place: Place):
+def seen(place: Secured):
     return fingerprint.of_pool(place.pool), fingerprint.of_database(place.state, without=("operation",)), place.spool()
 
 
-def journal(place: Place) -> dict[str, str]:
+def journal(place: Secured) -> dict[str, str]:
     connection = sqlite3.connect(f"file:{place.state}/volgate.db?mode=ro", uri=True)
     try:
         return dict(connection.execute("SELECT id, state FROM operation"))

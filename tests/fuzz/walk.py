@@ -32,7 +32,10 @@ class Field:
         *parents, last = self.path.split("{")[0].split(".")
         for parent in parents:
             message = getattr(message, parent)
-        if isinstance(value, dict):
+        if isinstance(value, list):
+            del getattr(message, last)[:]
+            getattr(message, last).extend(value)
+        elif isinstance(value, dict):
             getattr(message, last).clear()
             getattr(message, last).update(value)
         elif value is None:

@@ -12,6 +12,7 @@ from volgate.backend import Overlays, SnapshotSpec, VolumeId
 from volgate.model import DiskOptions, Format, Health
 from volgate.names import SnapshotName, VolumeName
 from volgate.operations import requests
+from volgate.operations.fleet import Fleet
 from volgate.operations.requests import Caller
 from volgate.operations.runner import Runner
 from volgate.operations.scan import Merges, scan_pool
@@ -38,7 +39,7 @@ class Place:
         self.registry = Registry()
         pools = Pools(self.registry, settings.pools, "an-instance", settings.limits.native_timeout)
         pools.check()
-        self.world = World(settings, self.registry, Database(settings.state_dir / "volgate.db"), pools, {})
+        self.world = World(settings, self.registry, Database(settings.state_dir / "volgate.db"), pools, Fleet({}))
         self.world.attachments_known.add("p")
         self.runner = Runner(self.world)
         self.pool = pools.get("p")

@@ -11,6 +11,7 @@ from volgate.backend import BackendType, hookimpl
 from volgate.errors import Busy, InDoubt, Precondition
 from volgate.model import Format
 from volgate.operations import requests
+from volgate.operations.fleet import Fleet
 from volgate.operations.requests import Caller
 from volgate.operations.runner import Runner
 from volgate.operations.world import World
@@ -54,7 +55,7 @@ def world(tmp_path):
     database = Database(settings.state_dir / "volgate.db")
     pools = Pools(registry, settings.pools, "an-instance", settings.limits.native_timeout)
     pools.check()
-    made = World(settings, registry, database, pools, {})
+    made = World(settings, registry, database, pools, Fleet({}))
     made.attachments_known.add("p")
     yield made
     pools.close()

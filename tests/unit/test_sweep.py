@@ -35,7 +35,7 @@ def test_one_that_hangs_is_left_behind_not_begun_twice_and_answers_later():
             go_on.wait(30)
         return pool.name
 
-    sweep = Sweep[str]("s")
+    sweep = Sweep[Named, str]("s")
     assert sweep.run(POOLS, work, 0.3) == {"a": "a", "c": "c"}
     since = time.monotonic()
     assert sweep.run(POOLS, work, 20) == {"a": "a", "c": "c"}
@@ -57,5 +57,5 @@ def test_an_error_is_raised_when_the_others_have_ended():
         ended.append(pool.name)
 
     with pytest.raises(KeyError, match="a bug"):
-        Sweep[None]("s").run(POOLS, work)
+        Sweep[Named, None]("s").run(POOLS, work)
     assert sorted(ended) == ["b", "c"]

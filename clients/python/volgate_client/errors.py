@@ -169,7 +169,11 @@ _REASONS = {
         "POOL_DIRECTORY_MISSING",
         "DISK_NOT_FOUND",
     ),
-    "ALREADY_EXISTS": ("EXISTS_DIFFERENT",),
+    "ALREADY_EXISTS": (
+        "EXISTS_DIFFERENT",
+        "HOST_CLONED",
+        "HOST_NAME_TAKEN",
+    ),
     "RESOURCE_EXHAUSTED": (
         "OUT_OF_SPACE",
         "OVERSUBSCRIBED",
@@ -186,6 +190,7 @@ _REASONS = {
         "DENIED",
         "ROLE_TOO_SMALL",
         "OUT_OF_SCOPE",
+        "HOST_OF_ANOTHER",
     ),
     "UNAUTHENTICATED": ("BAD_CERTIFICATE",),
     "UNAVAILABLE": (
@@ -211,6 +216,8 @@ _REASONS = {
         "OVERLAY_TORN",
         "POOL_OCCUPIED",
         "TOO_MANY_CALLS",
+        "HOST_DOWN",
+        "HOST_UNSETTLED",
     ),
     "ABORTED": (
         "IN_DOUBT",

@@ -8,7 +8,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from volgate.cli import attachments, controllers, inspect, pki, snapshots, volumes
+from volgate.cli import attachments, controllers, hosts, inspect, pki, snapshots, volumes
 from volgate.cli.output import object_
 from volgate.cli.session import DEFAULT_SERVER, SESSION
 
@@ -26,7 +26,7 @@ app.add_typer(volumes.app, name="volume")
 app.add_typer(snapshots.app, name="snapshot")
 app.add_typer(attachments.app, name="attachment")
 app.add_typer(inspect.operations, name="operation")
-app.add_typer(inspect.hosts, name="host")
+app.add_typer(hosts.app, name="host")
 app.add_typer(pki.app, name="pki")
 app.add_typer(controllers.app, name="state")
 
@@ -70,12 +70,13 @@ def serve(
     config: Config = None,
     state_dir: State = None,
     *,
+    role: Annotated[str, typer.Option("--role", help="controller, host or all; else [server] role.")] = "",
     check: Annotated[bool, typer.Option("--check", help="Only read the configuration, and ask the database of [database].")] = False,
 ) -> None:
     """Serve until SIGTERM; with no configuration, a directory pool `default` below the state directory on STATE_DIR/volgate.sock."""
     from volgate.cli import serve as server
 
-    raise typer.Exit(server.run(config, state_dir, check_only=check))
+    raise typer.Exit(server.run(config, state_dir, role, check_only=check))
 
 
 @app.command()

@@ -16,8 +16,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, load_pem_private_key
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from volgate.edge.identity import Principal
+from volgate.edge.identity import Principal, Role
 from volgate.errors import InvalidRequest, Precondition, from_os_error
+from volgate.names import host_certificate_name
 
 __all__ = ["Authority"]
 
@@ -66,21 +67,32 @@ class Authority:
     def server(self, hosts: Sequence[str], days: int) -> tuple[Path, Path]:
         """A certificate that a gateway shows, for the names and addresses that clients use; return its two files."""
         names = [_general_name(host) for host in hosts]
-        return self._issue(hosts[0].replace(":", "-"), hosts[0], names, ExtendedKeyUsageOID.SERVER_AUTH, days)
+        return self._issue(hosts[0].replace(":", "-"), hosts[0], names, [ExtendedKeyUsageOID.SERVER_AUTH], days)
+
+    def both(self, role: str, name: str, hosts: Sequence[str], days: int) -> tuple[Path, Path]:
+        """A certificate of a controller or a host, which serve and call; return its two files. Raises InvalidRequest."""
+        caller = Principal.made(role, name, (), ())
+        names = [x509.UniformResourceIdentifier(caller.uri), *(_general_name(host) for host in hosts)]
+        if caller.role is Role.HOST:
+            names.append(x509.DNSName(host_certificate_name(name)))
+        uses = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
+        return self._issue(f"{role}-{name}", str(caller), names, uses, days)
 
     def client(self, role: str, name: str, pools: Sequence[str], hosts: Sequence[str], days: int) -> tuple[Path, Path]:
         """A certificate that says who calls; return its two files. Raises InvalidRequest for what the gateway would not take."""
         caller = Principal.made(role, name, pools, hosts)
         uri = x509.UniformResourceIdentifier(caller.uri)
-        return self._issue(f"{role}-{name}", str(caller), [uri], ExtendedKeyUsageOID.CLIENT_AUTH, days)
+        return self._issue(f"{role}-{name}", str(caller), [uri], [ExtendedKeyUsageOID.CLIENT_AUTH], days)
 
-    def _issue(self, stem: str, common: str, names: Sequence[x509.GeneralName], use: x509.ObjectIdentifier, days: int) -> tuple[Path, Path]:
+    def _issue(
+        self, stem: str, common: str, names: Sequence[x509.GeneralName], uses: Sequence[x509.ObjectIdentifier], days: int
+    ) -> tuple[Path, Path]:
         key = ec.generate_private_key(ec.SECP256R1())
         until = min(_now() + timedelta(days=days), self.certificate.not_valid_after_utc)
         built = _builder(_subject(common), self.certificate.subject, key, until)
         built = built.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         built = built.add_extension(x509.SubjectAlternativeName(names), critical=False)
-        built = built.add_extension(x509.ExtendedKeyUsage([use]), critical=False)
+        built = built.add_extension(x509.ExtendedKeyUsage(uses), critical=False)
         ours = x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key())
         built = built.add_extension(ours, critical=False)
         return _write(self.folder / f"{stem}.crt", self.folder / f"{stem}.key", built.sign(self.key, hashes.SHA256()), key)

@@ -1,4 +1,4 @@
-"""`volgate pool|host|operation ...` and `volgate plugins`: what the gateway knows about itself."""
+"""`volgate pool|operation ...` and `volgate plugins`: what the gateway knows about itself."""
 
 from __future__ import annotations
 
@@ -14,16 +14,14 @@ from volgate.cli.arguments import full
 from volgate.cli.output import human, object_, record, short, table, when
 from volgate.cli.progress import fraction
 from volgate.cli.session import SESSION
-from volgate.v1 import host_pb2, operation_pb2, pool_pb2
+from volgate.v1 import operation_pb2, pool_pb2
 from volgate_client.words import word
 
-__all__ = ["hosts", "list_plugins", "operations", "pools"]
+__all__ = ["list_plugins", "operations", "pools"]
 
 pools = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Pools.")
-hosts = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Hosts.")
 operations = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Operations: the journal.")
 Pool = Annotated[str, typer.Argument(metavar="POOL", help="Full resource name, or its id.", autocompletion=completion.pools)]
-Host = Annotated[str, typer.Argument(metavar="HOST", help="Full resource name, or its id.", autocompletion=completion.hosts)]
 Operation = Annotated[str, typer.Argument(metavar="OPERATION", help="Full resource name, or its id.", autocompletion=completion.operations)]
 
 
@@ -89,27 +87,6 @@ def release(pool: Pool) -> None:
     """Serve a pool again that was in quarantine."""
     with SESSION.client() as client:
         _show_pool(client.release_pool(full("pools", pool)))
-
-
-@hosts.command("list")
-def list_hosts() -> None:
-    """List hosts."""
-    with SESSION.client() as client:
-        table(client.list_hosts(), ("NAME", "CONNECTED", "LIBVIRT", "QEMU", "URI", "PROBLEM"), lambda h: (
-            short(h.name), "yes" if h.connected else "no", h.libvirt_version, h.qemu_version, h.uri, h.problem,
-        ))  # fmt: skip
-
-
-@hosts.command("show")
-def show_host(host: Host) -> None:
-    """Show a host and its domains."""
-    with SESSION.client() as client:
-        found: host_pb2.Host = client.get_host(full("hosts", host))
-    record(found, [
-        ("name", found.name), ("uri", found.uri), ("connected", "yes" if found.connected else "no"), ("libvirt", found.libvirt_version),
-        ("qemu", found.qemu_version), ("features", ", ".join(found.features)), ("problem", found.problem),
-        ("domains", ", ".join(f"{d.name} ({'running' if d.active else 'off'})" for d in found.domains)),
-    ])  # fmt: skip
 
 
 def _show_operation(found: operation_pb2.Operation) -> None:

@@ -41,9 +41,35 @@ def server(
 
 
 @app.command()
+def controller(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The controller's name, as the logs of hosts call it.")],
+    hosts: Annotated[list[str], typer.Argument(metavar="HOST...", help="Names and addresses that clients and hosts reach it by.")],
+    authority: Folder,
+    days: Days = 90,
+) -> None:
+    """Issue the certificate of a gateway that hosts register at: controller-NAME.crt and controller-NAME.key for its [tls]."""
+    from volgate.cli.authority import Authority
+
+    _show(Authority.load(authority).both("controller", name, hosts, days))
+
+
+@app.command()
+def host(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The host's name, as in hosts/NAME; it may register no other.")],
+    hosts: Annotated[list[str], typer.Argument(metavar="HOST...", help="Its names and addresses.")],
+    authority: Folder,
+    days: Days = 90,
+) -> None:
+    """Issue the certificate of a host that registers: host-NAME.crt and host-NAME.key for its [tls]."""
+    from volgate.cli.authority import Authority
+
+    _show(Authority.load(authority).both("host", name, hosts, days))
+
+
+@app.command()
 def client(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Who it is, as logs and the journal call it.")],
-    role: Annotated[str, typer.Option("--role", help="admin, operator, viewer, orchestrator or host.")],
+    role: Annotated[str, typer.Option("--role", help="admin, operator, viewer, orchestrator, host or controller.")],
     authority: Folder,
     pool: Annotated[Names, typer.Option("--pool", help="Of an orchestrator: a pool that it may use, repeatable.")] = None,
     host: Annotated[Names, typer.Option("--host", help="Of an orchestrator: a host that it may use, repeatable.")] = None,

@@ -21,7 +21,10 @@ from volgate.spawner import Spawner
 if TYPE_CHECKING:
     # imported where they are used: `volgate --help` stays quick
     from volgate.edge.network import Network
+    from volgate.hosts.agent import Agent
     from volgate.hosts.interface import AttachPlan
+    from volgate.hosts.local import LocalHost
+    from volgate.operations.fleet import Connect
     from volgate.operations.gateway import Gateway
     from volgate.registry import Registry
     from volgate.secret import Secret
@@ -35,9 +38,9 @@ _LOOPBACK = re.compile(r"(127(\.[0-9]{1,3}){3}|localhost|):[0-9]{1,5}")
 __all__ = ["check", "logs_to_stderr", "rescan", "run"]
 
 
-def run(config: Path | None, state_dir: Path | None, *, check_only: bool = False) -> int:
+def run(config: Path | None, state_dir: Path | None, role: str = "", *, check_only: bool = False) -> int:
     """Serve until SIGTERM or SIGINT; return the exit status. Raises VolgateError when it cannot begin."""
-    settings = load(config, state_dir)
+    settings = load(config, state_dir, role)
     _require_usable(settings)
     if check_only:
         return check(settings)
@@ -45,7 +48,10 @@ def run(config: Path | None, state_dir: Path | None, *, check_only: bool = False
     spawner = Spawner.start()  # older than every thread and than gRPC: nothing forks from this process afterwards
     commands.install(spawner)
     try:
-        asyncio.run(_serve(settings, lambda: load(config, state_dir), spawner))
+        if settings.server.role == "host":
+            asyncio.run(_serve_host(settings))
+        else:
+            asyncio.run(_serve(settings, lambda: load(config, state_dir, role), spawner))
     finally:
         spawner.close()
     return 0
@@ -117,6 +123,8 @@ def check(settings: Settings) -> int:
 def rescan(config: Path | None, state_dir: Path | None) -> dict[str, int]:
     """Rebuild the index of a stopped gateway from its storages; return the rows changed in each pool. Raises VolgateError."""
     settings = load(config, state_dir)
+    if settings.server.role == "host":
+        raise InvalidRequest("configuration: server.role: a host has no index; run this where its controller is", field="server.role")
     logs_to_stderr()
     spawner = Spawner.start()
     commands.install(spawner)
@@ -153,8 +161,8 @@ def logs_to_stderr() -> None:
 @contextlib.contextmanager
 def _opened(settings: Settings, spawner: Spawner) -> Iterator[Gateway]:
     """Lock the state directory and open the store, the pools' settings and the hosts."""
-    from volgate.hosts.interface import Host
     from volgate.hosts.local import LocalHost
+    from volgate.operations.fleet import Fleet
     from volgate.operations.gateway import Gateway
     from volgate.operations.lease import Lease
     from volgate.operations.world import World
@@ -165,18 +173,29 @@ def _opened(settings: Settings, spawner: Spawner) -> Iterator[Gateway]:
     lock = StateLock(settings.state_dir)
     registry: Registry | None = None
     try:
+        fresh = not (settings.database.url or settings.server.instance or (settings.state_dir / "instance").exists())
         registry = Registry(settings.plugins.blocked, log_level=settings.telemetry.log_level)
         database, instance = _database(settings)
         pools = Pools(registry, settings.pools, instance, settings.limits.native_timeout, _locks(settings))
-        hosts: dict[str, Host] = {
-            name: LocalHost(name, host.uri, disk_hook=_disk_hook(registry, name)) for name, host in settings.hosts.items()
-        }
+        local = {name: LocalHost(name, host.uri, disk_hook=_disk_hook(registry, name)) for name, host in settings.hosts.items()}
+        fleet = Fleet(local, _connector(settings, instance), settings.limits.host_dead_seconds, fresh=fresh)
         lease = Lease(settings.database.lease_seconds, spawner.lease) if database.shared else Lease()
-        yield Gateway(World(settings, registry, database, pools, hosts, lease))
+        yield Gateway(World(settings, registry, database, pools, fleet, lease))
     finally:
         if registry is not None:
             registry.close()
         lock.release()
+
+
+def _connector(settings: Settings, instance: str) -> Connect | None:
+    """What reaches hosts that register; None where none can."""
+    if not settings.server.listen:
+        return None
+    from volgate.hosts.remote import RemoteHost
+    from volgate.hosts.remote_channel import Channels
+
+    channels = Channels(settings.tls)
+    return lambda name, standing: RemoteHost(name, instance, channels, standing)
 
 
 def _locks(settings: Settings) -> Path:
@@ -269,15 +288,13 @@ def _raise_descriptors() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 
-async def _serve(settings: Settings, again: Callable[[], Settings], spawner: Spawner) -> None:
-    """`again` reads the configuration as it is now."""
+def _begun(settings: Settings) -> tuple[Network | None, Callable[[], None], asyncio.Event]:
+    """What every role begins with: the listeners, what ends the telemetry, and what is set when the process is to stop."""
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # or its library has a line, not of JSON, for each handshake of a stranger
     from volgate import telemetry
-    from volgate.edge.server import EdgeServer
 
     _raise_descriptors()  # of this process alone: what the spawner starts keeps the usual limit
     network = _network(settings)
-
     seen = settings.telemetry
     finish = telemetry.configure(
         telemetry.TelemetrySettings(
@@ -288,10 +305,67 @@ async def _serve(settings: Settings, again: Callable[[], Settings], spawner: Spa
         )
     )
     stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
     for name in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(name, stop.set)
-    changed = asyncio.Event()
+        asyncio.get_running_loop().add_signal_handler(name, stop.set)
+    return network, finish, stop
+
+
+async def _serve_host(settings: Settings) -> None:
+    """The role host: one hypervisor, its journal, and whoever has the certificate of a controller."""
+    network, finish, stop = _begun(settings)
+    from volgate.edge.agent_server import AgentServer
+    from volgate.hosts.remote_channel import Channels
+    from volgate.hosts.remote_registrar import Registrar
+
+    assert network is not None, "the settings of a host have addresses"
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, lambda: None)  # a host has no pools to read again, and does not die of it
+    with _opened_host(settings) as (agent, host):
+        server = AgentServer(agent, network, settings.limits.reader_timeout)
+        bound = await server.start()
+        address = settings.server.advertise or bound[0]
+        registrar = Registrar(agent.membership, address, host.info, Channels(settings.tls))
+        agent.start()
+        registrar.start(settings.controller.addresses)
+        await stop.wait()
+        registrar.close()
+        await server.stop(settings.server.stop_seconds)
+    await asyncio.to_thread(finish)
+
+
+@contextlib.contextmanager
+def _opened_host(settings: Settings) -> Iterator[tuple[Agent, LocalHost]]:
+    """Lock the state directory, open the host's journal and its libvirt."""
+    from volgate.hosts.agent import Agent
+    from volgate.hosts.journal import JournalledHost
+    from volgate.hosts.local import LocalHost
+    from volgate.hosts.membership import Membership
+    from volgate.registry import Registry
+    from volgate.store.database import StateLock
+    from volgate.store.steps import Steps
+
+    ((_, table),) = settings.hosts.items()
+    name = settings.server.name or next(iter(settings.hosts))
+    lock = StateLock(settings.state_dir)
+    with contextlib.ExitStack() as held:
+        held.callback(lock.release)
+        steps = Steps(settings.state_dir / "host.db")
+        held.callback(steps.close)
+        registry = Registry(settings.plugins.blocked, log_level=settings.telemetry.log_level)
+        held.callback(registry.close)
+        host = LocalHost(name, table.uri, disk_hook=_disk_hook(registry, name))
+        held.callback(host.close)
+        agent = Agent(host, JournalledHost(host, steps), Membership(name, steps))
+        held.callback(agent.close)
+        yield agent, host
+
+
+async def _serve(settings: Settings, again: Callable[[], Settings], spawner: Spawner) -> None:
+    """`again` reads the configuration as it is now."""
+    network, finish, stop = _begun(settings)
+    from volgate import telemetry
+    from volgate.edge.server import EdgeServer
+
+    loop, changed = asyncio.get_running_loop(), asyncio.Event()
     loop.add_signal_handler(signal.SIGHUP, changed.set)
     lost = asyncio.Event()
     with _opened(settings, spawner) as gateway:
@@ -311,6 +385,7 @@ async def _serve(settings: Settings, again: Callable[[], Settings], spawner: Spa
             telemetry.observe_lanes(lambda: [*gateway.lanes(), *server.lanes])
             telemetry.observe_operations(gateway.runner.jobs.unfinished, gateway.runner.jobs.doubtful, gateway.runner.jobs.oldest)
             telemetry.observe_pools(lambda: gateway.world.pools)
+            telemetry.observe_hosts(lambda: len(gateway.world.hosts), gateway.world.hosts.dead)
             reloading = loop.create_task(_reload(gateway, again, changed))
             await stop.wait()
             if lost.is_set():

@@ -21,7 +21,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from volgate.edge.gate import Gate
 from volgate.edge.identity import CALLER, Principal
-from volgate.edge.policy import POLICY, Rule, require_role, require_scope, target_of
+from volgate.edge.policy import Rule, require_role, require_scope, rule_of, target_of
 from volgate.edge.status import as_ours, to_status
 from volgate.edge.types import Context
 from volgate.errors import DeadlineExceeded, Denied, InvalidRequest, Unauthenticated, Unreachable, VolgateError
@@ -35,7 +35,9 @@ CALL_ID = "x-request-id"
 _log = structlog.get_logger()
 _seconds = metrics.get_meter("volgate").create_histogram("rpc.server.duration", unit="s", description="Time of one call")
 _QUIET = ("/grpc.",)  # health checks and reflection are not worth a line each
-_WATCHES = ("/grpc.", "/volgate.v1.OperationService/WatchOperation")  # streams that end when the server stops, not when they are done
+_HEARTBEAT = "/volgate.v1.HostService/HeartbeatHost"  # as often as health checks, for each host
+_ENDLESS = ("/volgate.v1.OperationService/WatchOperation", "/volgate.v1.AgentService/Listen")
+_WATCHES = ("/grpc.", *_ENDLESS)  # streams that end when the server stops, not when they are done
 _MARGIN = 0.1  # less than what a mutation keeps for its own answer, which names the operation
 _ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 
@@ -166,7 +168,7 @@ def _reading_each(inner: Any, parse: Any) -> Any:
 def _about(method: str, request: Any, parse: Any) -> str:
     """What a denied call was about, for the log alone; "" of a stream, which is not read, and of what is no message."""
     try:
-        return target_of(POLICY[method], parse(request)) if isinstance(request, bytes) else ""
+        return target_of(rule_of(method), parse(request)) if isinstance(request, bytes) else ""
     except (KeyError, VolgateError):
         return ""
 
@@ -247,7 +249,8 @@ def _observed(method: str, context: Context) -> Iterator[_Call]:
             seconds = time.monotonic() - began
             current.set_attribute("rpc.grpc.status_code", call.code)
             _seconds.record(seconds, {"rpc.method": name, "rpc.grpc.status_code": call.code})
-            if not method.startswith(_QUIET) or call.denied is not None:
+            quiet = method.startswith(_QUIET) or (method == _HEARTBEAT and call.code == "OK")
+            if not quiet or call.denied is not None:
                 level = _log.info if call.code == "OK" else _log.warning
                 about = {} if call.denied is None else {"denied": True, "target": call.denied}
                 level("call", method=name, principal=call.principal, code=call.code, reason=call.reason, seconds=round(seconds, 4), **about)

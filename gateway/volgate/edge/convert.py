@@ -217,7 +217,7 @@ def foreign(found: Foreign) -> pool_pb2.ForeignObject:
     return pool_pb2.ForeignObject(locator=found.locator, size_bytes=found.size, format=found.format or "", reason=found.reason)
 
 
-def host(info: HostInfo, domains: list[Domain]) -> host_pb2.Host:
+def host(info: HostInfo, domains: Sequence[Domain] = ()) -> host_pb2.Host:
     """A host."""
     return host_pb2.Host(
         name=f"hosts/{info.name}",
@@ -226,10 +226,19 @@ def host(info: HostInfo, domains: list[Domain]) -> host_pb2.Host:
         problem=info.problem,
         libvirt_version=info.libvirt_version,
         qemu_version=info.qemu_version,
-        boot_id=info.boot_id,
-        machine_id=info.machine_id,
+        boot_id=info.identity.boot_id,
+        machine_id=info.identity.machine_id,
         features=info.features,
         domains=[host_pb2.Domain(uuid=d.uuid, name=d.name, active=d.active, persistent=d.persistent) for d in domains],
+        address=info.address,
+        live=info.live,
+        last_heartbeat=stamp(info.last_heartbeat),
+        cordoned=info.cordoned,
+        iqn=info.identity.iqn,
+        nqn=info.identity.nqn,
+        nvme_host_id=info.identity.nvme_host_id,
+        version=info.version,
+        released=info.released,
     )
 
 

@@ -29,11 +29,12 @@ class Role(StrEnum):
     VIEWER = "viewer"
     ORCHESTRATOR = "orchestrator"
     HOST = "host"
+    CONTROLLER = "controller"
 
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who calls. `pools` and `hosts` are an orchestrator's; every other role has all of them."""
+    """Who calls. `pools` and `hosts` are an orchestrator's; a host has itself, every other role all of them."""
 
     role: Role
     name: str
@@ -45,7 +46,9 @@ class Principal:
 
     @property
     def scope(self) -> Scope:
-        """What it may see and touch."""
+        """What it may see and touch: a host nothing but itself."""
+        if self.role is Role.HOST:
+            return Scope(frozenset(), frozenset({self.name}), str(self))
         return Scope(self.pools, self.hosts, str(self)) if self.role is Role.ORCHESTRATOR else EVERYTHING
 
     @property

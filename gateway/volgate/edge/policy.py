@@ -13,10 +13,11 @@ from typing import Any
 from volgate.edge.identity import Principal, Role
 from volgate.errors import Denied, Unsupported
 
-__all__ = ["POLICY", "Rule", "require_role", "require_scope", "target_of"]
+__all__ = ["AGENT", "POLICY", "Rule", "require_role", "require_scope", "rule_of", "target_of"]
 
 _ALL = frozenset(Role)
-_READ = _ALL - {Role.HOST}
+_READ = _ALL - {Role.HOST, Role.CONTROLLER}
+_HOST = frozenset({Role.HOST})
 _CHANGE = _READ - {Role.VIEWER}
 _ADMIN = frozenset({Role.ADMIN})
 _LONGEST = 200
@@ -58,6 +59,11 @@ POLICY: dict[str, Rule] = {
     f"{_V1}AttachmentService/ListPaths": Rule(_READ, ("name",)),
     f"{_V1}HostService/ListHosts": Rule(_READ),
     f"{_V1}HostService/GetHost": Rule(_READ, ("name",)),
+    f"{_V1}HostService/RegisterHost": Rule(_HOST, ("name",)),
+    f"{_V1}HostService/HeartbeatHost": Rule(_HOST, ("name",)),
+    f"{_V1}HostService/CordonHost": Rule(_ADMIN | {Role.OPERATOR}, ("name",)),
+    f"{_V1}HostService/ReleaseHost": Rule(_ADMIN, ("name",)),  # a wrong word of its caller costs data
+    f"{_V1}HostService/RemoveHost": Rule(_ADMIN, ("name",)),
     f"{_V1}OperationService/GetOperation": Rule(_READ, ("name",)),
     f"{_V1}OperationService/ListOperations": Rule(_READ),
     f"{_V1}OperationService/WatchOperation": Rule(_READ, ("name",)),
@@ -67,11 +73,26 @@ POLICY: dict[str, Rule] = {
     "/grpc.health.v1.Health/Watch": Rule(_ALL),
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": Rule(_READ),
 }
+AGENT: dict[str, Rule] = {
+    f"{_V1}AgentService/Call": Rule(frozenset({Role.CONTROLLER})),
+    f"{_V1}AgentService/Listen": Rule(frozenset({Role.CONTROLLER})),
+    "/grpc.health.v1.Health/Check": POLICY["/grpc.health.v1.Health/Check"],
+    "/grpc.health.v1.Health/Watch": POLICY["/grpc.health.v1.Health/Watch"],
+}
+"""What a host serves, to controllers."""
+
+
+_ROWS = POLICY | AGENT
+
+
+def rule_of(method: str) -> Rule:
+    """The rule of a method. Raises KeyError."""
+    return _ROWS[method]
 
 
 def require_role(method: str, caller: Principal) -> Rule:
     """The rule of a method that the caller may call. Raises Denied (ROLE_TOO_SMALL), Unsupported (nobody may)."""
-    rule = POLICY.get(method)
+    rule = _ROWS.get(method)
     if rule is not None and not rule.roles:
         raise Unsupported(f"{method} is not served")
     if rule is None or caller.role not in rule.roles:

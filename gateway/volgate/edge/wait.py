@@ -41,20 +41,23 @@ class Calls:
         self.gateway = gateway
         self._index = Lane("reads", 16, 4096)
         self._native: dict[str, Lane] = {}
-        for place in ("pools", "hosts", *(f"hosts/{name}" for name in gateway.world.hosts), _SPOOL):
+        for place in ("pools", "hosts", "registrations", _SPOOL):
             self._native[place] = _lane(place)
 
     @property
     def lanes(self) -> list[Lane]:
-        """Every lane; those of pools that are gone are forgotten."""
-        for place in [place for place in self._native if place.startswith("pools/") and not self._serves(place)]:
+        """Every lane; those of pools and hosts that are gone are forgotten."""
+        for place in [place for place in self._native if "/" in place and not self._serves(place)]:
             self._native.pop(place).close()
         for pool in self.gateway.world.pools:
             self._lane(f"pools/{pool.name}")
+        for name in self.gateway.world.hosts.local:  # of others when somebody asks them: there may be thousands
+            self._lane(f"hosts/{name}")
         return [self._index, *self._native.values()]
 
     def _serves(self, place: str) -> bool:
-        return place.removeprefix("pools/") in self.gateway.world.pools
+        kind, _, name = place.partition("/")
+        return name in (self.gateway.world.pools if kind == "pools" else self.gateway.world.hosts)
 
     async def read(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run a blocking read of the database off the event loop. Raises Busy and what the read raises."""
@@ -83,8 +86,8 @@ class Calls:
 
     def _lane(self, place: str) -> Lane:
         found = self._native.get(place)
-        if found is None and place.startswith("pools/") and self._serves(place):
-            found = self._native.setdefault(place, _lane(place))  # pools come while the gateway runs
+        if found is None and place.startswith(("pools/", "hosts/")) and self._serves(place):
+            found = self._native.setdefault(place, _lane(place))  # pools and hosts come while the gateway runs
         return found or self._index  # what is not known is refused without asking anybody
 
     async def submit(self, request: Request, request_id: str) -> Ticket:

@@ -26,26 +26,44 @@ __all__ = [
     "Host",
     "HostEvent",
     "HostInfo",
+    "Identity",
     "Presence",
 ]
 
 
 @dataclass(frozen=True, slots=True)
-class HostInfo:
-    """Facts about a host, probed. `boot_id` changes with every boot.
+class Identity:
+    """What no two hosts may share; "" is what a host does not have. `boot_id` changes with every boot."""
 
-    `problem` says why libvirt is not connected, or, where it is, why its features are not known.
+    machine_id: str = ""
+    boot_id: str = ""
+    iqn: str = ""
+    nqn: str = ""
+    nvme_host_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class HostInfo:
+    """Facts about a host, probed.
+
+    `problem` says why libvirt is not connected, or, where it is, why its features are not known. `live`: it can be asked;
+    `last_heartbeat` is in UTC seconds, 0 for a host of this process.
     """
 
     name: str
-    machine_id: str
-    boot_id: str
+    identity: Identity
     uri: str
     connected: bool
     libvirt_version: str = ""
     qemu_version: str = ""
     features: tuple[Feature, ...] = ()
     problem: str = ""
+    version: str = ""
+    address: str = ""
+    live: bool = True
+    last_heartbeat: float = 0.0
+    cordoned: bool = False
+    released: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import structlog
 
@@ -16,6 +15,7 @@ from volgate.connect.health import file_paths
 from volgate.connect.local import connect, unwritten
 from volgate.connection import Connection, DiskSource
 from volgate.errors import NotFound, Precondition, VolgateError
+from volgate.hosts.identity import boot_id, identify, program_version
 from volgate.hosts.interface import (
     AttachedDisk,
     AttachPlan,
@@ -70,7 +70,7 @@ class LocalHost:
     def info(self) -> HostInfo:
         """Describe the host; a libvirt that is down is a fact, not an error."""
         deadline = time.monotonic() + _INFO_SECONDS
-        found = HostInfo(self.name, _first_line("/etc/machine-id"), _boot_id(), self._link.uri, connected=False)
+        found = HostInfo(self.name, identify(), self._link.uri, connected=False, version=program_version())
         try:
             versions = self._calls.ask("describe", deadline, describe_link)
             found = replace(found, connected=True, libvirt_version=versions[0], qemu_version=versions[1])
@@ -134,7 +134,7 @@ class LocalHost:
                 live=seen.live is not None,
                 config=seen.config is not None,
                 xml=device.xml,
-                boot_id=_boot_id(),
+                boot_id=boot_id(),
             )
 
         return self._calls.change(self._key(plan.domain, deadline), "attach", deadline, work)
@@ -383,7 +383,7 @@ def _found_disk(domain: str, name: str, seen: ours.Found) -> FoundDisk:
         live=seen.live,
         config=seen.config,
         xml=device.xml,
-        boot_id=_boot_id(),
+        boot_id=boot_id(),
     )
     return FoundDisk(disk, ours.read_options(device.xml))
 
@@ -391,14 +391,3 @@ def _found_disk(domain: str, name: str, seen: ours.Found) -> FoundDisk:
 def _soon(deadline: float) -> float:
     """A deadline that leaves time to ask libvirt at all."""
     return max(deadline, time.monotonic() + _ASK_SECONDS)
-
-
-def _boot_id() -> str:
-    return _first_line("/proc/sys/kernel/random/boot_id")
-
-
-def _first_line(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="ascii").strip()
-    except OSError:
-        return ""

@@ -11,6 +11,7 @@ from volgate.model import Access, DiskOptions, Format, Volume
 from volgate.names import attachment_id
 from volgate.operations import lookups, requests
 from volgate.operations.context import Context, Parked
+from volgate.operations.fleet import refuse_released
 from volgate.operations.requests import Plan
 from volgate.operations.world import World
 from volgate.pools import Pool
@@ -46,8 +47,10 @@ def attach_volume(ctx: Context, request: requests.AttachVolume) -> Attached:
     mine, others = _known(ctx, pool, volume, identifier)
     if mine is not None and (standing := _standing(mine, host, options, prepared=request.prepare_only, timeout=timeout)):
         return standing
+    ctx.world.hosts.require_usable(host_name)
     _refuse_second_writer(volume, options, others)
     ctx.uid = volume.uid
+    ctx.commit(lambda commit: refuse_released(commit, host_name))
     with ctx.step("connection"):
         connection = pool.call(pool.backend().connection, lookups.identity(volume), host=host_name)
     plan = AttachPlan(identifier, alias, domain.uuid, connection, options, str(request.volume))
@@ -190,5 +193,6 @@ def plan_attach(world: World, request: requests.AttachVolume) -> Plan:
     records = lookups.attachments_of(world, pool.name, volume)
     if any(record.id == identifier for record in records):
         return Plan(("return the existing attachment",))
+    world.hosts.require_usable(host_name)
     steps = ("connection", "prepare") if request.prepare_only else ("connection", "attach")
     return Plan(steps, 0, tuple(f"attachments/{record.id}" for record in records))

@@ -15,7 +15,7 @@ import structlog
 
 from volgate.backend import Adopts, Foreign, PathsSeen
 from volgate.errors import NotFound, Unreachable, VolgateError
-from volgate.hosts.interface import Domain, EventKind, HostEvent, HostInfo
+from volgate.hosts.interface import EventKind, HostEvent
 from volgate.lanes import Lane
 from volgate.model import Format, PathState, Redundancy, Volume
 from volgate.model import Path as IoPath
@@ -23,10 +23,11 @@ from volgate.names import AttachmentName, SnapshotName, VolumeName
 from volgate.operations import lookups, paths, requests, transfer
 from volgate.operations.admission import admit
 from volgate.operations.handlers import HANDLERS
+from volgate.operations.hosts import Hosts
 from volgate.operations.ledger import Ledger
 from volgate.operations.pool_states import PoolStates
 from volgate.operations.quarantine import refuse
-from volgate.operations.recovery import Rebuild, repair_host
+from volgate.operations.recovery import Rebuild, Repairs, repair_host
 from volgate.operations.reload import Reload
 from volgate.operations.requests import Caller, Plan, Request
 from volgate.operations.resumes import Resumes
@@ -62,16 +63,17 @@ class Gateway:
         """Take the world; `start` does the rest."""
         self.world = world
         self.runner = Runner(world, self._follow)
-        self._rebuild = Rebuild(world, self.runner)
+        self.hosts = Hosts(world, self.runner, world.database.instance(), self._arrived)
+        self._rebuild = Rebuild(world, self.runner, self.hosts.settled)
         self._merges = Merges(world, self.runner)
-        self._scans: Sweep[int | None] = Sweep("scan")
+        self._scans: Sweep[Pool, int | None] = Sweep("scan")
+        self._repairs = Repairs(world)
+        self._resumes = Resumes(world)
         self.pool_states = PoolStates(world, self.runner)
         self.peers = _peers(world, self.runner, self.pool_states.load) if world.database.shared else None
         self._ledger = Ledger(world, self.runner)
-        self._resumes = Resumes(world)
         self._reload = Reload(world, self.runner, self.peers)
         self._changes: SimpleQueue[tuple[Settings, Future[None]]] = SimpleQueue()
-        self._unrepaired: set[str] = set()
         self._stop = threading.Event()
         self._wake = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="gateway-keeper", daemon=True)
@@ -85,10 +87,12 @@ class Gateway:
             self.peers.serve(pool.name for pool in world.pools)
         self.pool_states.load()
         world.pools.check()
-        for host in world.hosts.values():
-            host.subscribe(self._on_event)
+        self.hosts.load()
+        world.hosts.subscribe(self._on_event)
         transfer.sweep_spool(world)
-        self._unrepaired = {name for name in world.hosts if not repair_host(world, name)}
+        for name in world.hosts.local:  # others mend themselves at their start
+            if not repair_host(world, name):
+                self._repairs.add(name)
         self._rebuild.run()
         left = self.peers.join() if self.peers else self.runner.recover()
         _log.info("gateway started", pools=[pool.name for pool in world.pools], resumed=left)
@@ -131,6 +135,7 @@ class Gateway:
             _log.warning("operations are left to the next start", count=left)
         self._scans.close()
         self._rebuild.close()
+        self._repairs.close()
         self._resumes.close()
         if self.peers:
             self.peers.close()
@@ -280,7 +285,7 @@ class Gateway:
         found: list[IoPath] = []
         if isinstance(backend, PathsSeen):
             found += pool.call(backend.paths, lookups.identity(volume))
-        host_name, host = self.world.host(record.host if record else next(iter(self.world.hosts), ""))
+        host_name, host = self.world.host(record.host if record else self.world.hosts.one())
         try:
             connection = pool.call(backend.connection, lookups.identity(volume), host=host_name)
             found += host.file_paths(connection, timeout=timeout)
@@ -308,16 +313,6 @@ class Gateway:
         backend = pool.backend()
         return pool.call(_first_foreign, backend) if isinstance(backend, Adopts) else []
 
-    def list_hosts(self, scope: Scope = EVERYTHING) -> list[HostInfo]:
-        """Every host."""
-        return [host.info() for name, host in sorted(self.world.hosts.items()) if scope.has_host(name)]
-
-    def get_host(self, name: str) -> tuple[HostInfo, list[Domain]]:
-        """One host with its domains; no domains while libvirt is down."""
-        _, host = self.world.host(name)
-        info = host.info()
-        return info, list(host.list_domains(timeout=self.world.settings.limits.libvirt_timeout)) if info.connected else []
-
     # -- operations
 
     def get_operation(self, identifier: str, scope: Scope = EVERYTHING) -> OperationRecord:
@@ -340,6 +335,12 @@ class Gateway:
 
     # -- background
 
+    def _arrived(self, name: str) -> None:
+        """A host is there, perhaps after a reboot: its domains and its attachments are looked at now."""
+        self._repairs.add(name)
+        self.runner.rouse()
+        self._wake.set()
+
     def _on_event(self, event: HostEvent) -> None:
         if event.kind is not EventKind.IO_ERROR:  # of these there may be many; a guest that is stopped by one is told of by itself
             self.runner.rouse()
@@ -354,7 +355,8 @@ class Gateway:
                 self._change()
                 self.world.pools.check()
                 self._reload.settle()
-                self._unrepaired = {name for name in self._unrepaired if not repair_host(self.world, name)}
+                self.hosts.keep()
+                self._repairs.run()
                 if not self._rebuild.done:
                     self._rebuild.run()
                 reconcile_attachments(self.world, self.runner, self._resumes.look())

@@ -33,6 +33,8 @@ __all__ = [
     "source_of",
 ]
 
+_SHOWN = 20
+
 
 def find_volume(pool: Pool, name: str) -> Volume | None:
     """Read a volume from the storage, None if there is none."""
@@ -77,7 +79,7 @@ def attachments_of(world: World, pool: str, volume: Volume) -> list[AttachmentRe
     if pool not in world.attachments_known:
         raise Unreachable(
             f"{pool}/{volume.name}: the database is new, and a host or pools/{pool} has not told yet what it has, so nobody knows what is "
-            f"attached; start libvirt on {', '.join(sorted(world.hosts))}, look at the health of pools/{pool}, and repeat",
+            f"attached; start libvirt on {', '.join(sorted(world.hosts)[:_SHOWN])}, look at the health of pools/{pool}, and repeat",
             retry_after=5.0,
         )
     with world.database.read() as connection:
@@ -109,7 +111,7 @@ def released(ctx: Context, record: AttachmentRecord) -> bool:
         return False
     timeout = ctx.world.settings.limits.libvirt_timeout
     try:
-        seen = ctx.world.hosts[record.host].presence(record.domain, record.alias, record.source, timeout=timeout)
+        seen = ctx.world.host(record.host)[1].presence(record.domain, record.alias, record.source, timeout=timeout)
     except VolgateError:
         return False
     if seen.live or seen.config or seen.qemu:

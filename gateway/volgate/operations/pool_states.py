@@ -16,7 +16,7 @@ from volgate.operations.requests import Caller
 from volgate.operations.runner import Runner
 from volgate.operations.world import World
 from volgate.pools import PoolStatus
-from volgate.store import pool_notes, turns
+from volgate.store import journal, pool_notes, turns
 from volgate.store.database import Commit
 
 __all__ = ["PoolStates"]
@@ -62,7 +62,7 @@ class PoolStates:
             pool.check()
             self._runner.rouse()
         self._tell("QuarantinePool", name, caller, began)
-        return pool.status(), self._runner.jobs.at_pool(name)
+        return pool.status(), self._unfinished(name)
 
     def _say(self, change: Callable[[Commit], object]) -> None:
         """Write it down, and tell other controllers."""
@@ -73,6 +73,13 @@ class PoolStates:
                 turns.tell(commit, "pools")
 
         self._world.database.write(said)
+
+    def _unfinished(self, name: str) -> list[str]:
+        """The operations in a pool that have not ended, wherever they run."""
+        inside = f"pools/{name}/"
+        with self._world.database.read() as connection:
+            found = {f"operations/{record.id}" for record in journal.unfinished(connection) if f"{record.target}/".startswith(inside)}
+        return sorted(found | set(self._runner.jobs.at_pool(name)))
 
     def _tell(self, method: str, name: str, caller: Caller, began: float) -> None:
         ended = FinishedRecord("", method, f"pools/{name}", "", caller.principal, "ok", time.monotonic() - began)

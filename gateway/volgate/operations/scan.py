@@ -127,14 +127,21 @@ def reconcile_attachments(world: World, runner: Runner, told: Mapping[str, str] 
     """
     with world.database.read() as connection:
         records = attachments.page(connection, limit=100_000)
-    changed = []
+    changed, away = [], set[str]()
     for record in records:
         if record.state not in (AttachmentState.ATTACHED, AttachmentState.LOST) or record.host not in world.hosts:
             continue
         target = str(VolumeName(record.pool, record.volume))
         if not runner.order.is_free(target):
             continue  # its operation looks for itself, and would wait for QEMU's monitor until this look is over
-        now = _observe(world, record, told.get(record.id, ""))
+        if record.host in away:
+            continue
+        try:
+            now = _observe(world, record, told.get(record.id, ""))
+        except VolgateError as error:
+            _log.info("attachment cannot be observed", attachment=record.id, error=error.message)
+            away |= {record.host} if error.reason == "HOST_DOWN" else set()  # who waited for it once waits no second time
+            continue
         if now == record or (release := runner.hold_if_free(target)) is None:
             continue
         try:
@@ -146,12 +153,8 @@ def reconcile_attachments(world: World, runner: Runner, told: Mapping[str, str] 
 
 
 def _observe(world: World, record: AttachmentRecord, told: str) -> AttachmentRecord:
-    host = world.hosts[record.host]
-    try:
-        seen = host.presence(record.domain, record.alias, record.source, timeout=world.settings.limits.libvirt_timeout)
-    except VolgateError as error:
-        _log.info("attachment cannot be observed", attachment=record.id, error=error.message)
-        return record
+    timeout = world.settings.limits.libvirt_timeout
+    seen = world.host(record.host)[1].presence(record.domain, record.alias, record.source, timeout=timeout)
     if seen.live or seen.config:
         return replace(record, state=AttachmentState.ATTACHED, live=seen.live, config=seen.config, problem=told)
     problem = "the domain does not exist any more" if not seen.domain_exists else "the domain does not have the disk any more"

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from volgate.errors import InvalidRequest, NotFound
 from volgate.hosts.interface import Host
+from volgate.operations.fleet import Fleet
 from volgate.operations.lease import Lease
 from volgate.pools import Pools
 from volgate.registry import Registry
@@ -13,6 +14,8 @@ from volgate.settings import Settings
 from volgate.store.database import Database
 
 __all__ = ["World"]
+
+_SHOWN = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +26,7 @@ class World:
     registry: Registry
     database: Database
     pools: Pools
-    hosts: dict[str, Host]
+    hosts: Fleet
     lease: Lease = field(default_factory=Lease)
     """Until when work may go on; without end unless other controllers share the database."""
     attachments_known: set[str] = field(default_factory=set)
@@ -33,8 +36,9 @@ class World:
         """The host of a name, or the only one. Raises NotFound, InvalidRequest (none named although there are several)."""
         if not name:
             if len(self.hosts) != 1:
-                raise InvalidRequest(f"host: name one of {', '.join(sorted(self.hosts)) or 'none'}", field="host")
+                raise InvalidRequest(f"host: name one of {', '.join(sorted(self.hosts)[:_SHOWN]) or 'none'}", field="host")
             return next(iter(self.hosts.items()))
-        if name not in self.hosts:
-            raise NotFound(f"host {name!r} is not known; there are: {', '.join(sorted(self.hosts)) or 'none'}")
-        return name, self.hosts[name]
+        found = self.hosts.get(name)  # once: hosts come and go
+        if found is None:
+            raise NotFound(f"host {name!r} is not known; there are: {', '.join(sorted(self.hosts)[:_SHOWN]) or 'none'}")
+        return name, found

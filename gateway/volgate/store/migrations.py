@@ -34,8 +34,21 @@ def _index_callers(connection: Connection) -> None:
     connection.exec_driver_sql("CREATE INDEX operation_by_request ON operation (principal, request_id) WHERE request_id != ''")
 
 
+def _add_hosts(connection: Connection) -> None:
+    """Hosts that are processes of their own are known by name, and by what no two of them may share."""
+    run, postgresql = connection.exec_driver_sql, connection.dialect.name == "postgresql"
+    text, binary, number = ('VARCHAR COLLATE "C"', "BYTEA", "DOUBLE PRECISION") if postgresql else ("VARCHAR", "BLOB", "FLOAT")
+    words = ", ".join(f"{name} {text} NOT NULL" for name in ("name", "machine_id", "iqn", "nqn", "nvme_host_id"))
+    run(
+        f"CREATE TABLE host ({words}, record {binary} NOT NULL, session {text} NOT NULL, last_heartbeat {number} NOT NULL, "
+        "PRIMARY KEY (name))"
+    )
+    for column in ("machine_id", "iqn", "nqn", "nvme_host_id"):
+        run(f"CREATE UNIQUE INDEX host_by_{column} ON host ({column}) WHERE {column} != ''")
+
+
 def _claim_operations(connection: Connection) -> None:
-    """Operations have an owner among controllers, and turns where they wait. The first step that PostgreSQL runs too."""
+    """Operations have an owner among controllers, and turns where they wait."""
     run, postgresql = connection.exec_driver_sql, connection.dialect.name == "postgresql"
     text, number = ('VARCHAR COLLATE "C"', "DOUBLE PRECISION") if postgresql else ("VARCHAR", "FLOAT")
     run(f"ALTER TABLE operation ADD COLUMN owner {text} DEFAULT '' NOT NULL")
@@ -54,7 +67,7 @@ def _claim_operations(connection: Connection) -> None:
 
 
 _PUT = Upsert(tables.meta, ["key"], ["value"])
-STEPS: dict[int, Callable[[Connection], None]] = {1: _index_domains, 2: _index_callers, 3: _claim_operations}
+STEPS: dict[int, Callable[[Connection], None]] = {1: _index_domains, 2: _index_callers, 3: _add_hosts, 4: _claim_operations}
 """From version N to N + 1, keyed by N; each is kept for ever, in words of its own: the tables go on changing."""
 
 

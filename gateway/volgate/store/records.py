@@ -13,6 +13,7 @@ from volgate.model import DiskOptions, Qos, Snapshot, Volume
 __all__ = [
     "AttachmentRecord",
     "AttachmentState",
+    "HostRecord",
     "IndexedSnapshot",
     "IndexedVolume",
     "OperationRecord",
@@ -117,6 +118,38 @@ class AttachmentRecord:
     def qos(self) -> Qos:
         """The limits now: those of a later UpdateVolume, else those asked for with the attachment."""
         return self.options.qos if self.limits is None else self.limits
+
+
+@dataclass(frozen=True, slots=True)
+class HostRecord:
+    """A host that is a process of its own, as it last said; of a host of this process only whether it is cordoned.
+
+    `session` is drawn by the host for a registration, "" after its release. `released`: its attachments were let go; `returning`: it
+    registered after that, and its domains are to be rid of what is attached elsewhere. `new`: it registered for the first time, and
+    its domains were not looked at yet. `note` tells what was taken from them.
+    """
+
+    name: str
+    address: str = ""
+    session: str = ""
+    machine_id: str = ""
+    boot_id: str = ""
+    iqn: str = ""
+    nqn: str = ""
+    nvme_host_id: str = ""
+    version: str = ""
+    uri: str = ""
+    connected: bool = False
+    problem: str = ""
+    libvirt_version: str = ""
+    qemu_version: str = ""
+    features: tuple[str, ...] = ()
+    last_heartbeat: float = 0.0
+    cordoned: bool = False
+    released: bool = False
+    returning: bool = False
+    new: bool = False
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)

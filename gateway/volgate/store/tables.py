@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from sqlalchemy import BigInteger, Column, Float, Index, Integer, LargeBinary, MetaData, String, Table, text
 
-__all__ = ["SCHEMA_VERSION", "attachment", "controller", "meta", "metadata", "operation", "snapshot", "turn", "volume"]
+__all__ = ["SCHEMA_VERSION", "attachment", "controller", "host", "meta", "metadata", "operation", "snapshot", "turn", "volume"]
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 metadata = MetaData()
 Text = String().with_variant(String(collation="C"), "postgresql")  # ordered by code point in both, whatever the server's language
 
@@ -77,7 +77,22 @@ snapshot = Table(
     Column("observed_at", Float, nullable=False),
 )
 
-# Since 4, and with rows on PostgreSQL alone: SQLite has one process, which queues in memory.
+host = Table(  # since 4
+    "host",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("machine_id", Text, nullable=False),
+    Column("iqn", Text, nullable=False),
+    Column("nqn", Text, nullable=False),
+    Column("nvme_host_id", Text, nullable=False),
+    Column("record", LargeBinary, nullable=False),
+    Column("session", Text, nullable=False),
+    Column("last_heartbeat", Float, nullable=False),
+)
+for _column in (host.c.machine_id, host.c.iqn, host.c.nqn, host.c.nvme_host_id):  # no two hosts have one; "" is none
+    Index(f"host_by_{_column.name}", _column, unique=True, sqlite_where=_column != "", postgresql_where=_column != "")
+
+# Since 5, and with rows on PostgreSQL alone: SQLite has one process, which queues in memory.
 
 controller = Table(
     "controller",

@@ -259,12 +259,44 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """An operator put the pool in quarantine: nothing is done in it until it is released (FAILED_PRECONDITION; retry: after
     the cause is gone).
     """
+    REASON_HOST_CLONED: _Reason.ValueType  # 86
+    """A host has an identity (machine id, IQN, NQN, NVMe host id) that belongs to another host; the message names both
+    (ALREADY_EXISTS; retry: after the cause is gone).
+    """
+    REASON_HOST_NAME_TAKEN: _Reason.ValueType  # 87
+    """Another machine, or another boot of it, has the host's name and is not known to be gone (ALREADY_EXISTS; retry: after
+    the cause is gone).
+    """
+    REASON_HOST_DOWN: _Reason.ValueType  # 88
+    """The host sends no heartbeats, or cannot be reached; nothing changed (UNAVAILABLE; retry: same call)."""
+    REASON_HOST_LIVE: _Reason.ValueType  # 89
+    """The host sends heartbeats, so it is neither off nor fenced (FAILED_PRECONDITION; retry: after the cause is gone)."""
     REASON_DATABASE_DOWN: _Reason.ValueType  # 90
     """The database that controllers share does not serve this one now; nothing was changed (UNAVAILABLE; retry: same call)."""
     REASON_TAKEN_OVER: _Reason.ValueType  # 91
     """Other controllers took this one for dead and went on with its operations; it begins anew (UNAVAILABLE; retry: same
     call).
     """
+    REASON_HOST_CORDONED: _Reason.ValueType  # 92
+    """The host is closed to new attachments by CordonHost (FAILED_PRECONDITION; retry: after the cause is gone)."""
+    REASON_HOST_RELEASED: _Reason.ValueType  # 93
+    """The host's attachments were let go by ReleaseHost, and it has not registered since (FAILED_PRECONDITION; retry: after
+    the cause is gone).
+    """
+    REASON_HOST_UNSETTLED: _Reason.ValueType  # 94
+    """The host came back a moment ago and what its domains have is still compared with the record (UNAVAILABLE; retry: same
+    call).
+    """
+    REASON_HOST_STALE: _Reason.ValueType  # 95
+    """The host registered anew, or was released or removed: the session of the call is not the present one
+    (FAILED_PRECONDITION; retry: same call).
+    """
+    REASON_HOST_OF_ANOTHER: _Reason.ValueType  # 96
+    """The host belongs to another gateway (PERMISSION_DENIED; retry: never)."""
+    REASON_HOST_PROTOCOL: _Reason.ValueType  # 97
+    """Controller and host speak different versions of their protocol (FAILED_PRECONDITION; retry: after the cause is gone)."""
+    REASON_ALIAS_WITHDRAWN: _Reason.ValueType  # 98
+    """The attach comes too late: its alias was detached or given up (FAILED_PRECONDITION; retry: never)."""
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Reason names what went wrong in a word that programs compare; ErrorInfo.reason holds the part after REASON_."""
@@ -501,10 +533,42 @@ REASON_POOL_QUARANTINED: Reason.ValueType  # 85
 """An operator put the pool in quarantine: nothing is done in it until it is released (FAILED_PRECONDITION; retry: after
 the cause is gone).
 """
+REASON_HOST_CLONED: Reason.ValueType  # 86
+"""A host has an identity (machine id, IQN, NQN, NVMe host id) that belongs to another host; the message names both
+(ALREADY_EXISTS; retry: after the cause is gone).
+"""
+REASON_HOST_NAME_TAKEN: Reason.ValueType  # 87
+"""Another machine, or another boot of it, has the host's name and is not known to be gone (ALREADY_EXISTS; retry: after
+the cause is gone).
+"""
+REASON_HOST_DOWN: Reason.ValueType  # 88
+"""The host sends no heartbeats, or cannot be reached; nothing changed (UNAVAILABLE; retry: same call)."""
+REASON_HOST_LIVE: Reason.ValueType  # 89
+"""The host sends heartbeats, so it is neither off nor fenced (FAILED_PRECONDITION; retry: after the cause is gone)."""
 REASON_DATABASE_DOWN: Reason.ValueType  # 90
 """The database that controllers share does not serve this one now; nothing was changed (UNAVAILABLE; retry: same call)."""
 REASON_TAKEN_OVER: Reason.ValueType  # 91
 """Other controllers took this one for dead and went on with its operations; it begins anew (UNAVAILABLE; retry: same
 call).
 """
+REASON_HOST_CORDONED: Reason.ValueType  # 92
+"""The host is closed to new attachments by CordonHost (FAILED_PRECONDITION; retry: after the cause is gone)."""
+REASON_HOST_RELEASED: Reason.ValueType  # 93
+"""The host's attachments were let go by ReleaseHost, and it has not registered since (FAILED_PRECONDITION; retry: after
+the cause is gone).
+"""
+REASON_HOST_UNSETTLED: Reason.ValueType  # 94
+"""The host came back a moment ago and what its domains have is still compared with the record (UNAVAILABLE; retry: same
+call).
+"""
+REASON_HOST_STALE: Reason.ValueType  # 95
+"""The host registered anew, or was released or removed: the session of the call is not the present one
+(FAILED_PRECONDITION; retry: same call).
+"""
+REASON_HOST_OF_ANOTHER: Reason.ValueType  # 96
+"""The host belongs to another gateway (PERMISSION_DENIED; retry: never)."""
+REASON_HOST_PROTOCOL: Reason.ValueType  # 97
+"""Controller and host speak different versions of their protocol (FAILED_PRECONDITION; retry: after the cause is gone)."""
+REASON_ALIAS_WITHDRAWN: Reason.ValueType  # 98
+"""The attach comes too late: its alias was detached or given up (FAILED_PRECONDITION; retry: never)."""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015

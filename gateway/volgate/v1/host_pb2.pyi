@@ -6,6 +6,7 @@ Hosts: hypervisors that volumes are attached on."""
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 import builtins as _builtins
 import sys
@@ -34,6 +35,15 @@ class Host(_message.Message):
     MACHINE_ID_FIELD_NUMBER: _builtins.int
     FEATURES_FIELD_NUMBER: _builtins.int
     DOMAINS_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    LIVE_FIELD_NUMBER: _builtins.int
+    LAST_HEARTBEAT_FIELD_NUMBER: _builtins.int
+    CORDONED_FIELD_NUMBER: _builtins.int
+    IQN_FIELD_NUMBER: _builtins.int
+    NQN_FIELD_NUMBER: _builtins.int
+    NVME_HOST_ID_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    RELEASED_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """hosts/{host}."""
     uri: _builtins.str
@@ -50,6 +60,22 @@ class Host(_message.Message):
     """Changes at every boot."""
     machine_id: _builtins.str
     """/etc/machine-id."""
+    address: _builtins.str
+    """HOST:PORT where the controller calls it; empty for a host of the controller's own process."""
+    live: _builtins.bool
+    """It can be asked: a heartbeat came within limits.host_dead_seconds. Always true for a host of the controller's own process."""
+    cordoned: _builtins.bool
+    """Closed to new attachments by CordonHost."""
+    iqn: _builtins.str
+    """Its name as an iSCSI initiator, of /etc/iscsi/initiatorname.iscsi; empty where there is none."""
+    nqn: _builtins.str
+    """Its name as an NVMe host, of /etc/nvme/hostnqn; empty where there is none."""
+    nvme_host_id: _builtins.str
+    """Its id as an NVMe host, of /etc/nvme/hostid; empty where there is none."""
+    version: _builtins.str
+    """The version of its volgate."""
+    released: _builtins.bool
+    """ReleaseHost let go of its attachments, and it has not registered since."""
     @_builtins.property
     def features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What the host can do of what Volgate uses, in order of name: asked of libvirt and of its default QEMU for the host's own
@@ -66,6 +92,10 @@ class Host(_message.Message):
     def domains(self) -> _containers.RepeatedCompositeFieldContainer[Global___Domain]:
         """The domains there; only GetHost fills it."""
 
+    @_builtins.property
+    def last_heartbeat(self) -> _timestamp_pb2.Timestamp:
+        """When the last heartbeat came; not set for a host of the controller's own process."""
+
     def __init__(
         self,
         *,
@@ -79,14 +109,105 @@ class Host(_message.Message):
         machine_id: _builtins.str = ...,
         features: _abc.Iterable[_builtins.str] | None = ...,
         domains: _abc.Iterable[Global___Domain] | None = ...,
+        address: _builtins.str = ...,
+        live: _builtins.bool = ...,
+        last_heartbeat: _timestamp_pb2.Timestamp | None = ...,
+        cordoned: _builtins.bool = ...,
+        iqn: _builtins.str = ...,
+        nqn: _builtins.str = ...,
+        nvme_host_id: _builtins.str = ...,
+        version: _builtins.str = ...,
+        released: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["last_heartbeat", b"last_heartbeat"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_id", b"boot_id", "connected", b"connected", "domains", b"domains", "features", b"features", "libvirt_version", b"libvirt_version", "machine_id", b"machine_id", "name", b"name", "problem", b"problem", "qemu_version", b"qemu_version", "uri", b"uri"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "boot_id", b"boot_id", "connected", b"connected", "cordoned", b"cordoned", "domains", b"domains", "features", b"features", "iqn", b"iqn", "last_heartbeat", b"last_heartbeat", "libvirt_version", b"libvirt_version", "live", b"live", "machine_id", b"machine_id", "name", b"name", "nqn", b"nqn", "nvme_host_id", b"nvme_host_id", "problem", b"problem", "qemu_version", b"qemu_version", "released", b"released", "uri", b"uri", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Host: _TypeAlias = Host  # noqa: Y015
+
+@_typing.final
+class HostIdentity(_message.Message):
+    """HostIdentity is what no two hosts may share. What a host does not have is empty, and not compared."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MACHINE_ID_FIELD_NUMBER: _builtins.int
+    BOOT_ID_FIELD_NUMBER: _builtins.int
+    IQN_FIELD_NUMBER: _builtins.int
+    NQN_FIELD_NUMBER: _builtins.int
+    NVME_HOST_ID_FIELD_NUMBER: _builtins.int
+    machine_id: _builtins.str
+    """/etc/machine-id."""
+    boot_id: _builtins.str
+    """/proc/sys/kernel/random/boot_id; changes at every boot."""
+    iqn: _builtins.str
+    """InitiatorName of /etc/iscsi/initiatorname.iscsi."""
+    nqn: _builtins.str
+    """/etc/nvme/hostnqn."""
+    nvme_host_id: _builtins.str
+    """/etc/nvme/hostid."""
+    def __init__(
+        self,
+        *,
+        machine_id: _builtins.str = ...,
+        boot_id: _builtins.str = ...,
+        iqn: _builtins.str = ...,
+        nqn: _builtins.str = ...,
+        nvme_host_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_id", b"boot_id", "iqn", b"iqn", "machine_id", b"machine_id", "nqn", b"nqn", "nvme_host_id", b"nvme_host_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HostIdentity: _TypeAlias = HostIdentity  # noqa: Y015
+
+@_typing.final
+class HostStatus(_message.Message):
+    """HostStatus is how a host is at the moment."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    URI_FIELD_NUMBER: _builtins.int
+    CONNECTED_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    LIBVIRT_VERSION_FIELD_NUMBER: _builtins.int
+    QEMU_VERSION_FIELD_NUMBER: _builtins.int
+    FEATURES_FIELD_NUMBER: _builtins.int
+    uri: _builtins.str
+    """libvirt's connection URI there."""
+    connected: _builtins.bool
+    """libvirt answers."""
+    problem: _builtins.str
+    """Why not, and what to do."""
+    libvirt_version: _builtins.str
+    """libvirt's version."""
+    qemu_version: _builtins.str
+    """QEMU's version."""
+    @_builtins.property
+    def features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """As Host.features."""
+
+    def __init__(
+        self,
+        *,
+        uri: _builtins.str = ...,
+        connected: _builtins.bool = ...,
+        problem: _builtins.str = ...,
+        libvirt_version: _builtins.str = ...,
+        qemu_version: _builtins.str = ...,
+        features: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["connected", b"connected", "features", b"features", "libvirt_version", b"libvirt_version", "problem", b"problem", "qemu_version", b"qemu_version", "uri", b"uri"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HostStatus: _TypeAlias = HostStatus  # noqa: Y015
 
 @_typing.final
 class Domain(_message.Message):
@@ -221,3 +342,283 @@ class GetHostResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetHostResponse: _TypeAlias = GetHostResponse  # noqa: Y015
+
+@_typing.final
+class RegisterHostRequest(_message.Message):
+    """RegisterHostRequest says who a host is, where it is called, and how it is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    SESSION_FIELD_NUMBER: _builtins.int
+    INSTANCE_FIELD_NUMBER: _builtins.int
+    PROTOCOL_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    IDENTITY_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """hosts/{host}: the name of the caller's certificate."""
+    address: _builtins.str
+    """HOST:PORT where controllers call it."""
+    session: _builtins.str
+    """Drawn by the host for this registration; calls of an earlier one are refused by the host."""
+    instance: _builtins.str
+    """The gateway's id that this host belongs to since its first registration; empty before that."""
+    protocol: _builtins.int
+    """The version of the protocol between controller and host that it speaks."""
+    version: _builtins.str
+    """The version of its volgate."""
+    @_builtins.property
+    def identity(self) -> Global___HostIdentity:
+        """Who it is."""
+
+    @_builtins.property
+    def status(self) -> Global___HostStatus:
+        """How it is."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        address: _builtins.str = ...,
+        session: _builtins.str = ...,
+        instance: _builtins.str = ...,
+        protocol: _builtins.int = ...,
+        version: _builtins.str = ...,
+        identity: Global___HostIdentity | None = ...,
+        status: Global___HostStatus | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["identity", b"identity", "status", b"status"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "identity", b"identity", "instance", b"instance", "name", b"name", "protocol", b"protocol", "session", b"session", "status", b"status", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RegisterHostRequest: _TypeAlias = RegisterHostRequest  # noqa: Y015
+
+@_typing.final
+class RegisterHostResponse(_message.Message):
+    """RegisterHostResponse tells a host what it belongs to."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTANCE_FIELD_NUMBER: _builtins.int
+    HEARTBEAT_SECONDS_FIELD_NUMBER: _builtins.int
+    instance: _builtins.str
+    """The gateway's id: the host takes calls of no other."""
+    heartbeat_seconds: _builtins.float
+    """Seconds from one heartbeat to the next."""
+    def __init__(
+        self,
+        *,
+        instance: _builtins.str = ...,
+        heartbeat_seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["heartbeat_seconds", b"heartbeat_seconds", "instance", b"instance"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RegisterHostResponse: _TypeAlias = RegisterHostResponse  # noqa: Y015
+
+@_typing.final
+class HeartbeatHostRequest(_message.Message):
+    """HeartbeatHostRequest says that a host is alive."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    SESSION_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """hosts/{host}: the name of the caller's certificate."""
+    session: _builtins.str
+    """The session that it registered."""
+    @_builtins.property
+    def status(self) -> Global___HostStatus:
+        """How it is."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        session: _builtins.str = ...,
+        status: Global___HostStatus | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["status", b"status"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "session", b"session", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HeartbeatHostRequest: _TypeAlias = HeartbeatHostRequest  # noqa: Y015
+
+@_typing.final
+class HeartbeatHostResponse(_message.Message):
+    """HeartbeatHostResponse is empty: all is well."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HeartbeatHostResponse: _TypeAlias = HeartbeatHostResponse  # noqa: Y015
+
+@_typing.final
+class CordonHostRequest(_message.Message):
+    """CordonHostRequest closes a host, or opens it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    UNCORDON_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """hosts/{host}."""
+    uncordon: _builtins.bool
+    """Open it to new attachments again."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        uncordon: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "uncordon", b"uncordon"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CordonHostRequest: _TypeAlias = CordonHostRequest  # noqa: Y015
+
+@_typing.final
+class CordonHostResponse(_message.Message):
+    """CordonHostResponse holds the host and what must move before its maintenance."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOST_FIELD_NUMBER: _builtins.int
+    ATTACHMENTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def host(self) -> Global___Host:
+        """The host."""
+
+    @_builtins.property
+    def attachments(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """attachments/{id} of each attachment that the host has."""
+
+    def __init__(
+        self,
+        *,
+        host: Global___Host | None = ...,
+        attachments: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["host", b"host"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attachments", b"attachments", "host", b"host"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CordonHostResponse: _TypeAlias = CordonHostResponse  # noqa: Y015
+
+@_typing.final
+class ReleaseHostRequest(_message.Message):
+    """ReleaseHostRequest says that a host is off."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ASSUME_OFF_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """hosts/{host}."""
+    assume_off: _builtins.bool
+    """The caller vouches that the host is off or fenced and writes to no volume; needed."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        assume_off: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assume_off", b"assume_off", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReleaseHostRequest: _TypeAlias = ReleaseHostRequest  # noqa: Y015
+
+@_typing.final
+class ReleaseHostResponse(_message.Message):
+    """ReleaseHostResponse holds the host and what was let go."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOST_FIELD_NUMBER: _builtins.int
+    ATTACHMENTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def host(self) -> Global___Host:
+        """The host."""
+
+    @_builtins.property
+    def attachments(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """attachments/{id} of each attachment that was let go by this call."""
+
+    def __init__(
+        self,
+        *,
+        host: Global___Host | None = ...,
+        attachments: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["host", b"host"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attachments", b"attachments", "host", b"host"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReleaseHostResponse: _TypeAlias = ReleaseHostResponse  # noqa: Y015
+
+@_typing.final
+class RemoveHostRequest(_message.Message):
+    """RemoveHostRequest names a host."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """hosts/{host}."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RemoveHostRequest: _TypeAlias = RemoveHostRequest  # noqa: Y015
+
+@_typing.final
+class RemoveHostResponse(_message.Message):
+    """RemoveHostResponse is empty: the host is forgotten."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RemoveHostResponse: _TypeAlias = RemoveHostResponse  # noqa: Y015

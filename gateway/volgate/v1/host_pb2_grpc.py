@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class HostServiceStub:
-    """HostService shows hosts.
+    """HostService shows hosts, takes in those that run as processes of their own, and lets an operator close and remove them.
     """
 
     def __init__(self, channel):
@@ -45,10 +45,35 @@ class HostServiceStub:
                 request_serializer=volgate_dot_v1_dot_host__pb2.GetHostRequest.SerializeToString,
                 response_deserializer=volgate_dot_v1_dot_host__pb2.GetHostResponse.FromString,
                 _registered_method=True)
+        self.RegisterHost = channel.unary_unary(
+                '/volgate.v1.HostService/RegisterHost',
+                request_serializer=volgate_dot_v1_dot_host__pb2.RegisterHostRequest.SerializeToString,
+                response_deserializer=volgate_dot_v1_dot_host__pb2.RegisterHostResponse.FromString,
+                _registered_method=True)
+        self.HeartbeatHost = channel.unary_unary(
+                '/volgate.v1.HostService/HeartbeatHost',
+                request_serializer=volgate_dot_v1_dot_host__pb2.HeartbeatHostRequest.SerializeToString,
+                response_deserializer=volgate_dot_v1_dot_host__pb2.HeartbeatHostResponse.FromString,
+                _registered_method=True)
+        self.CordonHost = channel.unary_unary(
+                '/volgate.v1.HostService/CordonHost',
+                request_serializer=volgate_dot_v1_dot_host__pb2.CordonHostRequest.SerializeToString,
+                response_deserializer=volgate_dot_v1_dot_host__pb2.CordonHostResponse.FromString,
+                _registered_method=True)
+        self.ReleaseHost = channel.unary_unary(
+                '/volgate.v1.HostService/ReleaseHost',
+                request_serializer=volgate_dot_v1_dot_host__pb2.ReleaseHostRequest.SerializeToString,
+                response_deserializer=volgate_dot_v1_dot_host__pb2.ReleaseHostResponse.FromString,
+                _registered_method=True)
+        self.RemoveHost = channel.unary_unary(
+                '/volgate.v1.HostService/RemoveHost',
+                request_serializer=volgate_dot_v1_dot_host__pb2.RemoveHostRequest.SerializeToString,
+                response_deserializer=volgate_dot_v1_dot_host__pb2.RemoveHostResponse.FromString,
+                _registered_method=True)
 
 
 class HostServiceServicer:
-    """HostService shows hosts.
+    """HostService shows hosts, takes in those that run as processes of their own, and lets an operator close and remove them.
     """
 
     def ListHosts(self, request, context):
@@ -61,6 +86,49 @@ class HostServiceServicer:
 
     def GetHost(self, request, context):
         """GetHost returns one host with its domains. NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RegisterHost(self, request, context):
+        """RegisterHost is a host's own call: it says who and where it is. A repeat changes nothing. ALREADY_EXISTS: HOST_CLONED,
+        HOST_NAME_TAKEN. FAILED_PRECONDITION: HOST_PROTOCOL. PERMISSION_DENIED: HOST_OF_ANOTHER, or another name than the
+        certificate's. INVALID_ARGUMENT.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def HeartbeatHost(self, request, context):
+        """HeartbeatHost is a host's own call: it is alive, and its libvirt as the message says. FAILED_PRECONDITION: HOST_STALE, it has
+        to register again. INVALID_ARGUMENT.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CordonHost(self, request, context):
+        """CordonHost closes a host to new attachments, or opens it again, and lists those that it has: closed, they must move before
+        its maintenance. A repeat lists those that are left. NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReleaseHost(self, request, context):
+        """ReleaseHost lets go of the attachments of a host that its caller knows to be off or fenced: their volumes can be attached
+        elsewhere at once, and two writers damage a volume. A repeat has nothing left to do. FAILED_PRECONDITION: HOST_LIVE.
+        INVALID_ARGUMENT: assume_off. NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveHost(self, request, context):
+        """RemoveHost forgets a host and what identifies it; nothing happens on the host. FAILED_PRECONDITION: HOST_LIVE, IN_USE (it
+        has attachments, or an operation on it has not ended), PRECONDITION (it is one of the configuration). Success if there is
+        none. INVALID_ARGUMENT.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -79,6 +147,31 @@ def add_HostServiceServicer_to_server(servicer, server):
                     request_deserializer=volgate_dot_v1_dot_host__pb2.GetHostRequest.FromString,
                     response_serializer=volgate_dot_v1_dot_host__pb2.GetHostResponse.SerializeToString,
             ),
+            'RegisterHost': grpc.unary_unary_rpc_method_handler(
+                    servicer.RegisterHost,
+                    request_deserializer=volgate_dot_v1_dot_host__pb2.RegisterHostRequest.FromString,
+                    response_serializer=volgate_dot_v1_dot_host__pb2.RegisterHostResponse.SerializeToString,
+            ),
+            'HeartbeatHost': grpc.unary_unary_rpc_method_handler(
+                    servicer.HeartbeatHost,
+                    request_deserializer=volgate_dot_v1_dot_host__pb2.HeartbeatHostRequest.FromString,
+                    response_serializer=volgate_dot_v1_dot_host__pb2.HeartbeatHostResponse.SerializeToString,
+            ),
+            'CordonHost': grpc.unary_unary_rpc_method_handler(
+                    servicer.CordonHost,
+                    request_deserializer=volgate_dot_v1_dot_host__pb2.CordonHostRequest.FromString,
+                    response_serializer=volgate_dot_v1_dot_host__pb2.CordonHostResponse.SerializeToString,
+            ),
+            'ReleaseHost': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReleaseHost,
+                    request_deserializer=volgate_dot_v1_dot_host__pb2.ReleaseHostRequest.FromString,
+                    response_serializer=volgate_dot_v1_dot_host__pb2.ReleaseHostResponse.SerializeToString,
+            ),
+            'RemoveHost': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveHost,
+                    request_deserializer=volgate_dot_v1_dot_host__pb2.RemoveHostRequest.FromString,
+                    response_serializer=volgate_dot_v1_dot_host__pb2.RemoveHostResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'volgate.v1.HostService', rpc_method_handlers)
@@ -88,7 +181,7 @@ def add_HostServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class HostService:
-    """HostService shows hosts.
+    """HostService shows hosts, takes in those that run as processes of their own, and lets an operator close and remove them.
     """
 
     @staticmethod
@@ -135,6 +228,141 @@ class HostService:
             '/volgate.v1.HostService/GetHost',
             volgate_dot_v1_dot_host__pb2.GetHostRequest.SerializeToString,
             volgate_dot_v1_dot_host__pb2.GetHostResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RegisterHost(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/volgate.v1.HostService/RegisterHost',
+            volgate_dot_v1_dot_host__pb2.RegisterHostRequest.SerializeToString,
+            volgate_dot_v1_dot_host__pb2.RegisterHostResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def HeartbeatHost(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/volgate.v1.HostService/HeartbeatHost',
+            volgate_dot_v1_dot_host__pb2.HeartbeatHostRequest.SerializeToString,
+            volgate_dot_v1_dot_host__pb2.HeartbeatHostResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CordonHost(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/volgate.v1.HostService/CordonHost',
+            volgate_dot_v1_dot_host__pb2.CordonHostRequest.SerializeToString,
+            volgate_dot_v1_dot_host__pb2.CordonHostResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReleaseHost(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/volgate.v1.HostService/ReleaseHost',
+            volgate_dot_v1_dot_host__pb2.ReleaseHostRequest.SerializeToString,
+            volgate_dot_v1_dot_host__pb2.ReleaseHostResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveHost(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/volgate.v1.HostService/RemoveHost',
+            volgate_dot_v1_dot_host__pb2.RemoveHostRequest.SerializeToString,
+            volgate_dot_v1_dot_host__pb2.RemoveHostResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class HostServiceStub:
-    """HostService shows hosts."""
+    """HostService shows hosts, takes in those that run as processes of their own, and lets an operator close and remove them."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -39,10 +39,33 @@ class HostServiceStub:
     """
     GetHost: _grpc.UnaryUnaryMultiCallable[_host_pb2.GetHostRequest, _host_pb2.GetHostResponse]
     """GetHost returns one host with its domains. NOT_FOUND."""
+    RegisterHost: _grpc.UnaryUnaryMultiCallable[_host_pb2.RegisterHostRequest, _host_pb2.RegisterHostResponse]
+    """RegisterHost is a host's own call: it says who and where it is. A repeat changes nothing. ALREADY_EXISTS: HOST_CLONED,
+    HOST_NAME_TAKEN. FAILED_PRECONDITION: HOST_PROTOCOL. PERMISSION_DENIED: HOST_OF_ANOTHER, or another name than the
+    certificate's. INVALID_ARGUMENT.
+    """
+    HeartbeatHost: _grpc.UnaryUnaryMultiCallable[_host_pb2.HeartbeatHostRequest, _host_pb2.HeartbeatHostResponse]
+    """HeartbeatHost is a host's own call: it is alive, and its libvirt as the message says. FAILED_PRECONDITION: HOST_STALE, it has
+    to register again. INVALID_ARGUMENT.
+    """
+    CordonHost: _grpc.UnaryUnaryMultiCallable[_host_pb2.CordonHostRequest, _host_pb2.CordonHostResponse]
+    """CordonHost closes a host to new attachments, or opens it again, and lists those that it has: closed, they must move before
+    its maintenance. A repeat lists those that are left. NOT_FOUND.
+    """
+    ReleaseHost: _grpc.UnaryUnaryMultiCallable[_host_pb2.ReleaseHostRequest, _host_pb2.ReleaseHostResponse]
+    """ReleaseHost lets go of the attachments of a host that its caller knows to be off or fenced: their volumes can be attached
+    elsewhere at once, and two writers damage a volume. A repeat has nothing left to do. FAILED_PRECONDITION: HOST_LIVE.
+    INVALID_ARGUMENT: assume_off. NOT_FOUND.
+    """
+    RemoveHost: _grpc.UnaryUnaryMultiCallable[_host_pb2.RemoveHostRequest, _host_pb2.RemoveHostResponse]
+    """RemoveHost forgets a host and what identifies it; nothing happens on the host. FAILED_PRECONDITION: HOST_LIVE, IN_USE (it
+    has attachments, or an operation on it has not ended), PRECONDITION (it is one of the configuration). Success if there is
+    none. INVALID_ARGUMENT.
+    """
 
 @_typing.type_check_only
 class HostServiceAsyncStub(HostServiceStub):
-    """HostService shows hosts."""
+    """HostService shows hosts, takes in those that run as processes of their own, and lets an operator close and remove them."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListHosts: _aio.UnaryUnaryMultiCallable[_host_pb2.ListHostsRequest, _host_pb2.ListHostsResponse]  # type: ignore[assignment]
@@ -51,9 +74,32 @@ class HostServiceAsyncStub(HostServiceStub):
     """
     GetHost: _aio.UnaryUnaryMultiCallable[_host_pb2.GetHostRequest, _host_pb2.GetHostResponse]  # type: ignore[assignment]
     """GetHost returns one host with its domains. NOT_FOUND."""
+    RegisterHost: _aio.UnaryUnaryMultiCallable[_host_pb2.RegisterHostRequest, _host_pb2.RegisterHostResponse]  # type: ignore[assignment]
+    """RegisterHost is a host's own call: it says who and where it is. A repeat changes nothing. ALREADY_EXISTS: HOST_CLONED,
+    HOST_NAME_TAKEN. FAILED_PRECONDITION: HOST_PROTOCOL. PERMISSION_DENIED: HOST_OF_ANOTHER, or another name than the
+    certificate's. INVALID_ARGUMENT.
+    """
+    HeartbeatHost: _aio.UnaryUnaryMultiCallable[_host_pb2.HeartbeatHostRequest, _host_pb2.HeartbeatHostResponse]  # type: ignore[assignment]
+    """HeartbeatHost is a host's own call: it is alive, and its libvirt as the message says. FAILED_PRECONDITION: HOST_STALE, it has
+    to register again. INVALID_ARGUMENT.
+    """
+    CordonHost: _aio.UnaryUnaryMultiCallable[_host_pb2.CordonHostRequest, _host_pb2.CordonHostResponse]  # type: ignore[assignment]
+    """CordonHost closes a host to new attachments, or opens it again, and lists those that it has: closed, they must move before
+    its maintenance. A repeat lists those that are left. NOT_FOUND.
+    """
+    ReleaseHost: _aio.UnaryUnaryMultiCallable[_host_pb2.ReleaseHostRequest, _host_pb2.ReleaseHostResponse]  # type: ignore[assignment]
+    """ReleaseHost lets go of the attachments of a host that its caller knows to be off or fenced: their volumes can be attached
+    elsewhere at once, and two writers damage a volume. A repeat has nothing left to do. FAILED_PRECONDITION: HOST_LIVE.
+    INVALID_ARGUMENT: assume_off. NOT_FOUND.
+    """
+    RemoveHost: _aio.UnaryUnaryMultiCallable[_host_pb2.RemoveHostRequest, _host_pb2.RemoveHostResponse]  # type: ignore[assignment]
+    """RemoveHost forgets a host and what identifies it; nothing happens on the host. FAILED_PRECONDITION: HOST_LIVE, IN_USE (it
+    has attachments, or an operation on it has not ended), PRECONDITION (it is one of the configuration). Success if there is
+    none. INVALID_ARGUMENT.
+    """
 
 class HostServiceServicer(metaclass=_abc_1.ABCMeta):
-    """HostService shows hosts."""
+    """HostService shows hosts, takes in those that run as processes of their own, and lets an operator close and remove them."""
 
     @_abc_1.abstractmethod
     def ListHosts(
@@ -72,5 +118,58 @@ class HostServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_host_pb2.GetHostResponse, _abc.Awaitable[_host_pb2.GetHostResponse]]:
         """GetHost returns one host with its domains. NOT_FOUND."""
+
+    @_abc_1.abstractmethod
+    def RegisterHost(
+        self,
+        request: _host_pb2.RegisterHostRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_host_pb2.RegisterHostResponse, _abc.Awaitable[_host_pb2.RegisterHostResponse]]:
+        """RegisterHost is a host's own call: it says who and where it is. A repeat changes nothing. ALREADY_EXISTS: HOST_CLONED,
+        HOST_NAME_TAKEN. FAILED_PRECONDITION: HOST_PROTOCOL. PERMISSION_DENIED: HOST_OF_ANOTHER, or another name than the
+        certificate's. INVALID_ARGUMENT.
+        """
+
+    @_abc_1.abstractmethod
+    def HeartbeatHost(
+        self,
+        request: _host_pb2.HeartbeatHostRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_host_pb2.HeartbeatHostResponse, _abc.Awaitable[_host_pb2.HeartbeatHostResponse]]:
+        """HeartbeatHost is a host's own call: it is alive, and its libvirt as the message says. FAILED_PRECONDITION: HOST_STALE, it has
+        to register again. INVALID_ARGUMENT.
+        """
+
+    @_abc_1.abstractmethod
+    def CordonHost(
+        self,
+        request: _host_pb2.CordonHostRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_host_pb2.CordonHostResponse, _abc.Awaitable[_host_pb2.CordonHostResponse]]:
+        """CordonHost closes a host to new attachments, or opens it again, and lists those that it has: closed, they must move before
+        its maintenance. A repeat lists those that are left. NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def ReleaseHost(
+        self,
+        request: _host_pb2.ReleaseHostRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_host_pb2.ReleaseHostResponse, _abc.Awaitable[_host_pb2.ReleaseHostResponse]]:
+        """ReleaseHost lets go of the attachments of a host that its caller knows to be off or fenced: their volumes can be attached
+        elsewhere at once, and two writers damage a volume. A repeat has nothing left to do. FAILED_PRECONDITION: HOST_LIVE.
+        INVALID_ARGUMENT: assume_off. NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def RemoveHost(
+        self,
+        request: _host_pb2.RemoveHostRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_host_pb2.RemoveHostResponse, _abc.Awaitable[_host_pb2.RemoveHostResponse]]:
+        """RemoveHost forgets a host and what identifies it; nothing happens on the host. FAILED_PRECONDITION: HOST_LIVE, IN_USE (it
+        has attachments, or an operation on it has not ended), PRECONDITION (it is one of the configuration). Success if there is
+        none. INVALID_ARGUMENT.
+        """
 
 def add_HostServiceServicer_to_server(servicer: HostServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -219,6 +219,18 @@ class AsyncClient(Images):
         """One host with its domains."""
         return (await self.call(self.hosts.GetHost, host_pb2.GetHostRequest(name=name))).host
 
+    async def cordon_host(self, name: str, *, uncordon: bool = False) -> host_pb2.CordonHostResponse:
+        """Close a host to new attachments, or open it again; the answer lists the attachments that it has."""
+        return await self.call(self.hosts.CordonHost, host_pb2.CordonHostRequest(name=name, uncordon=uncordon))
+
+    async def release_host(self, name: str, *, assume_off: bool) -> host_pb2.ReleaseHostResponse:
+        """Let go of the attachments of a host that is off or fenced, as the caller vouches; the answer lists them."""
+        return await self.call(self.hosts.ReleaseHost, host_pb2.ReleaseHostRequest(name=name, assume_off=assume_off))
+
+    async def remove_host(self, name: str) -> None:
+        """Forget a host without attachments; success if there is none."""
+        await self.call(self.hosts.RemoveHost, host_pb2.RemoveHostRequest(name=name))
+
     # -- operations
 
     async def get_operation(self, name: str) -> operation_pb2.Operation:

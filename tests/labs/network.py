@@ -1,0 +1,73 @@
+"""A private network: namespaces joined by a bridge, each with one address; links are cut and healed. It needs root."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import subprocess
+from pathlib import Path
+
+__all__ = ["Network", "Port"]
+
+SUBNET = "10.77.0"
+SWITCH = "switch"
+
+
+class Port:
+    """One namespace on the bridge."""
+
+    def __init__(self, network: Network, name: str, number: int) -> None:
+        """Made by `Network.add`."""
+        self.address = f"{SUBNET}.{number}"
+        self.namespace = f"{network.prefix}-{name}"
+        self._switch, self._link = network.switch, f"to{number}"
+        _ip("netns", "add", self.namespace)
+        _ip("-n", self._switch, "link", "add", self._link, "type", "veth", "peer", "name", "eth0", "netns", self.namespace)
+        _ip("-n", self._switch, "link", "set", self._link, "master", "br0", "up")
+        _ip("-n", self.namespace, "addr", "add", f"{self.address}/24", "dev", "eth0")
+        for device in ("lo", "eth0"):
+            _ip("-n", self.namespace, "link", "set", device, "up")
+
+    def cut(self) -> None:
+        """Pull the cable."""
+        _ip("-n", self._switch, "link", "set", self._link, "down")
+
+    def heal(self) -> None:
+        """Plug it in again."""
+        _ip("-n", self._switch, "link", "set", self._link, "up")
+
+    def inside(self, *argv: str) -> list[str]:
+        """Return a command that runs in this namespace, under the same pid."""
+        return ["nsenter", f"--net=/run/netns/{self.namespace}", "--", *argv]
+
+
+class Network:
+    """The bridge, in a namespace of its own, and what is joined to it; `close()` leaves nothing."""
+
+    def __init__(self) -> None:
+        """Make the bridge."""
+        if os.geteuid() != 0:
+            raise RuntimeError("a network of namespaces needs root")
+        self.prefix = f"vg{secrets.token_hex(3)}"
+        self.switch = f"{self.prefix}-{SWITCH}"
+        self._ports: list[Port] = []
+        _ip("netns", "add", self.switch)
+        _ip("-n", self.switch, "link", "add", "br0", "type", "bridge", "forward_delay", "0")
+        _ip("-n", self.switch, "link", "set", "br0", "up")
+
+    def add(self, name: str) -> Port:
+        """Join a namespace."""
+        port = Port(self, name, len(self._ports) + 1)
+        self._ports.append(port)
+        return port
+
+    def close(self) -> None:
+        """Remove the namespaces; what still runs in one keeps it alive without a name."""
+        for path in sorted(Path("/run/netns").glob(f"{self.prefix}-*")):
+            with contextlib.suppress(subprocess.CalledProcessError):
+                _ip("netns", "del", path.name)
+
+
+def _ip(*argv: str) -> None:
+    subprocess.run(["ip", *argv], check=True, capture_output=True, timeout=30)
