@@ -73,11 +73,12 @@ def test_a_gateway_moves_to_postgresql_with_its_attachments_its_answers_and_what
         caller(create("other"))
         attached = caller(Call("attach", {"volume": volume_name("v"), "domain": guest.name, "options": options, "request_id": fresh()}))
         serials = [disk.serial for disk in guest.disks()]
+        process("host", "cordon", "here", env={"VOLGATE_SERVER": daemon.address})
         refused = process("state", "move", "--to", url, "--password", f"file:{secret}", "--state-dir", str(daemon.state), status=4)
         assert "STATE_LOCKED" in refused.err
         daemon.kill9()
         left = process("state", "move", "--to", url, "--password", f"file:{secret}", "--state-dir", str(daemon.state), "--output", "json")
-        assert left.tree["volume"] == 2 and left.tree["attachment"] == 1
+        assert left.tree["volume"] == 2 and left.tree["attachment"] == 1 and left.tree["host"] == 1
         assert not (daemon.state / "volgate.db").exists() and (daemon.state / "volgate.db.moved").exists()
         with daemon.config.open("a") as file:
             file.write(f'[database]\nurl = "{url}"\npassword = "file:{secret}"\n')
@@ -87,6 +88,7 @@ def test_a_gateway_moves_to_postgresql_with_its_attachments_its_answers_and_what
         with pytest.raises(Refused, match="detach it first"):
             caller(Call("delete", {"name": volume_name("v"), "request_id": fresh()}))
         assert [disk.serial for disk in guest.disks()] == serials
+        assert process("host", "show", "here", "--output", "json", env={"VOLGATE_SERVER": daemon.address}).tree["cordoned"] is True
         caller(Call("detach", {"name": attached.attachment.name, "wait_seconds": 60, "request_id": fresh()}))
         assert guest.disks() == []
         caller.settle()

@@ -13,7 +13,8 @@ from volgate.store.sqlite import Sqlite
 __all__ = ["move"]
 
 _ROWS = 1000
-_MOVED: tuple[Table, ...] = (tables.meta, tables.operation, tables.attachment, tables.volume, tables.snapshot)
+_SHARED = ("controller", "turn")  # no gateway on SQLite has rows of these
+_MOVED: tuple[Table, ...] = tuple(table for name, table in tables.metadata.tables.items() if name not in _SHARED)
 
 
 def move(source: Path, target: Connection) -> dict[str, int]:
