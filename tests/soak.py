@@ -1,6 +1,7 @@
 """`make soak`: every test that has a full count, with it; then docs/soak-report.md of what was run and what it printed.
 
-A module with such tests imports `tests.soaking`. Further arguments go to pytest (`-k kills`); a partial run writes no report.
+A module with such tests imports `tests.soaking`. Further arguments go to pytest (`-k kills`); a partial run writes no report, but
+`--only WORD...` runs the modules whose path has one of the words, and writes docs/soak-report-WORD.md of the first.
 """
 
 from __future__ import annotations
@@ -30,11 +31,12 @@ def modules() -> list[str]:
     return sorted(str(path.relative_to(ROOT)) for path in found if any(mark in path.read_text(encoding="utf-8") for mark in marks))
 
 
-def run(arguments: list[str]) -> int:
-    """Run them; the result is in RESULT."""
+def run(arguments: list[str], words: list[str]) -> int:
+    """Run them, or those with one of the words; the result is in RESULT."""
     RESULT.parent.mkdir(exist_ok=True)
     argv = [sys.executable, "-m", "pytest", "-n", "2", "--dist", "worksteal", "-o", f"timeout={SECONDS_PER_TEST}"]
-    argv += [f"--junitxml={RESULT}", "-o", "junit_logging=system-out", *CONFORMANCE, *arguments, *modules()]
+    argv += [f"--junitxml={RESULT}", "-o", "junit_logging=system-out", *CONFORMANCE, *arguments]
+    argv += [path for path in modules() if not words or any(word in path for word in words)]
     return subprocess.run(argv, check=False, cwd=ROOT, env={**os.environ, "VOLGATE_SOAK": "1"}).returncode
 
 
@@ -67,11 +69,14 @@ def _short(line: str) -> str:
 
 def main() -> int:
     """Run and report."""
-    arguments = sys.argv[1:]
-    status = run(arguments)
+    arguments, words = sys.argv[1:], []
+    if arguments[:1] == ["--only"]:
+        arguments, words = [], arguments[1:]
+    status = run(arguments, words)
     if not arguments and RESULT.exists():
-        REPORT.write_text(report(ET.parse(RESULT)), encoding="utf-8")
-        print(f"report: {REPORT.relative_to(ROOT)}")
+        target = REPORT.with_stem(f"{REPORT.stem}-{words[0]}") if words else REPORT
+        target.write_text(report(ET.parse(RESULT)), encoding="utf-8")
+        print(f"report: {target.relative_to(ROOT)}")
     return status
 
 
