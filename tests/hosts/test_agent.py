@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -206,6 +207,30 @@ def test_a_controller_calls_no_certificate_of_another_name(place):
     error = failure(lambda: stranger.attach(plan("ua-vg-x", "test"), timeout=1.0), Unreachable)
     assert error.reason == "HOST_DOWN" and "Hostname Verification" in error.message
     stranger.close()
+
+
+def test_a_controllers_certificate_is_renewed_between_its_calls(place, tmp_path):
+    """Also while its files are away for a moment; that the new ones are used, a role shows that may not call."""
+    shown = Pair(tmp_path / "shown.crt", tmp_path / "shown.key")
+
+    def renew(stem: str) -> None:
+        for kind, target in (("crt", shown.certificate), ("key", shown.key)):
+            shutil.copy(place.pki.folder / f"{stem}.{kind}", target)
+
+    renew("controller-c1")
+    host = place.remote(pair=shown)
+    assert host.list_domains(timeout=SECONDS)
+    shown.certificate.unlink()
+    assert host.list_domains(timeout=SECONDS)
+    place.pki.authority.both("controller", "c2", ADDRESSES, 10)
+    renew("controller-c2")
+    assert host.list_domains(timeout=SECONDS)
+    place.pki.client("viewer", "late")
+    renew("viewer-late")
+    assert failure(lambda: host.list_domains(timeout=SECONDS), VolgateError).reason == "ROLE_TOO_SMALL"
+    renew("controller-c2")
+    assert host.list_domains(timeout=SECONDS)
+    host.close()
 
 
 def test_a_host_takes_calls_of_its_own_gateway_alone(place):
