@@ -10,7 +10,7 @@ import pytest
 
 from tests.edge import fingerprint
 from tests.edge.place import CONFIG, MIB, parts, running
-from tests.edge.wire import refusal, refused
+from tests.edge.wire import Wire, refusal, refused
 from volgate.v1 import operation_pb2, volume_pb2
 from volgate.v1.volume_pb2 import ExportVolumeRequest, ImportHeader, ImportVolumeRequest
 
@@ -285,6 +285,23 @@ def test_an_export_that_is_cancelled_gives_the_volume_free(place):
         stream.cancel()
         grown = volume_pb2.ExpandVolumeRequest(name=made.name, size_bytes=made.size_bytes + MIB)
         made = place.wire.volumes.ExpandVolume(grown, timeout=5).volume
+
+
+def test_a_reader_that_goes_away_in_the_middle_of_a_piece_is_no_bug(place):
+    """Cancelled, or gone with its connection, while the gateway waits to be read."""
+    made, first = place.held()
+    first.cancel()
+    before = len(place.server.log.read_text())
+    for goes in ["cancels", "hangs up"] * 3:
+        with Wire(place.server.address) as wire:
+            stream = wire.volumes.ExportVolume(volume_pb2.ExportVolumeRequest(name=made.name), timeout=60)
+            next(stream)
+            time.sleep(0.2)  # nobody reads: the next write waits
+            if goes == "cancels":
+                stream.cancel()
+    place.wire.volumes.ExpandVolume(volume_pb2.ExpandVolumeRequest(name=made.name, size_bytes=64 * MIB), timeout=30)
+    told = place.server.log.read_text()[before:]
+    assert "Traceback" not in told and '"BUG"' not in told, told[-3000:]
 
 
 def test_an_export_cancelled_while_it_waits_for_the_volume_gives_its_turn_back(place):

@@ -204,6 +204,8 @@ def _writing_each(inner: Any, patience: float | None) -> Any:
                 try:
                     async with asyncio.timeout(patience):
                         await context.write(answer)
+                except aio.InternalError:  # its library's word for a write that it could not do: the call is over
+                    raise asyncio.CancelledError("the reader of the stream went away") from None
                 except TimeoutError:
                     raise Unreachable(
                         f"the stream was not read for {patience:g} s and is ended; call again", reason="READER_STALLED"
