@@ -25,6 +25,7 @@ from tests.soaking import count, draw
 from volgate.v1 import pool_pb2
 
 LONG = 90.0
+DEPTH = 15  # snapshots of a volume: a pool allows 20 layers
 
 
 @pytest.fixture(scope="module")
@@ -277,18 +278,21 @@ def test_calls_whose_commits_answers_are_lost_have_one_effect(postgres):
         config = fleet.member(1).config
         config.write_text(config.read_text().replace(f":{postgres.port}/", f":{wire.port}/"))
         with fleet.call(1, patience=LONG) as one, ThreadPoolExecutor(1) as threads:
-            one(create("v"))
-            write_pattern(fleet.member(1), "v", 7)
-            for number in range(count(4, soak=100)):
-                call = Call("snapshot", {"volume": volume_name("v"), "snapshot_id": f"s{number}", "request_id": fresh("r")})
+            total = count(4, soak=100)
+            for number in range(total):
+                if number % DEPTH == 0:
+                    one(create(f"v{number}"))
+                    write_pattern(fleet.member(1), f"v{number}", 7)
+                of = volume_name(f"v{number // DEPTH * DEPTH}")
+                call = Call("snapshot", {"volume": of, "snapshot_id": f"s{number}", "request_id": fresh("r")})
                 lost = wire.lost
                 wire.lose_answers(1, delivered=number % 2 == 0)
                 asked = threads.submit(one, call)
                 until(lambda lost=lost: wire.lost > lost, "the loss")
                 wire.mend()
                 assert asked.result(LONG).snapshot.uid == one(call).snapshot.uid
-            assert len(one.list_snapshots("v")) == count(4, soak=100)
-            assert len(fleet.rows("SELECT 1 FROM operation WHERE method = 'CreateSnapshot'")) == count(4, soak=100)
+            assert sum(len(one.list_snapshots(f"v{first}")) for first in range(0, total, DEPTH)) == total
+            assert len(fleet.rows("SELECT 1 FROM operation WHERE method = 'CreateSnapshot'")) == total
 
 
 def test_work_that_hangs_in_a_dead_controllers_child_is_waited_for(shared):

@@ -267,7 +267,10 @@ class HostNode(Process):
 
         def live() -> host_pb2.Host | None:
             assert self.runs, self.tail()
-            host = self.site.controller.host(self.name)
+            try:
+                host = self.site.controller.host(self.name)
+            except grpc.RpcError:  # it begins anew, or its database has just come back
+                return None
             return host if host and host.live and host.connected and host.boot_id == self.boot_id and self.registered else None
 
         return until(live, what=f"{self.name}: {self.tail()[-500:]}")
