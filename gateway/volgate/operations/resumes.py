@@ -12,6 +12,8 @@ from volgate.errors import VolgateError
 from volgate.hosts.interface import Halt
 from volgate.lanes import Lane
 from volgate.model import ErrorPolicy, PathState
+from volgate.operations.fleet import Station
+from volgate.operations.sweep import Sweep
 from volgate.operations.world import World
 from volgate.store import attachments
 from volgate.store.records import AttachmentRecord
@@ -20,6 +22,8 @@ __all__ = ["Resumes"]
 
 _log = structlog.get_logger()
 _LOOK_SECONDS = 10.0  # a storage or a libvirt that hangs is looked at again at the next check
+_HOSTS_AT_ONCE = 32
+_MOST_RECORDS = 100_000
 _FIRST, _MOST = 5.0, 60.0  # seconds between a resume and the next one of a guest that stops again: doubled up to this
 _CALM_SECONDS = 300.0  # a guest that ran for so long starts anew
 _STOPPED = "the guest is stopped by an I/O error of this disk"
@@ -38,17 +42,21 @@ class Resumes:
         """Nothing was resumed yet."""
         self._world = world
         self._lane = Lane("resume", 8, 256)
+        self._looks: Sweep[Station, list[Halt]] = Sweep("halts", _HOSTS_AT_ONCE)
         self._tries: dict[tuple[str, str], _Try] = {}
 
     def look(self) -> dict[str, str]:
-        """Resume what can be; return what is to be said of the attachments, by id, whose guests stay stopped."""
+        """Resume what can be; return what is to be said of the attachments, by id, whose guests stay stopped. Raises VolgateError.
+
+        Hosts without an attachment are not asked, and one that does not answer keeps no other waiting.
+        """
+        with self._world.database.read() as connection:
+            holding = {record.host for record in attachments.page(connection, limit=_MOST_RECORDS)}
+        stations = [station for station in self._world.hosts.stations() if station.name in holding]
         told: dict[str, str] = {}
-        for name, host in dict(self._world.hosts).items():
-            try:
-                for halt in host.halted(timeout=min(_LOOK_SECONDS, self._world.settings.limits.libvirt_timeout)):
-                    told |= self._consider(name, halt)
-            except VolgateError as error:
-                _log.info("stopped guests cannot be looked for", host=name, error=error.message)
+        for name, halts in self._looks.run(stations, self._halted, _LOOK_SECONDS).items():
+            for halt in halts:
+                told |= self._consider(name, halt)
         now = time.monotonic()
         self._tries = {key: one for key, one in self._tries.items() if now - one.at < _CALM_SECONDS}
         return told
@@ -56,6 +64,14 @@ class Resumes:
     def close(self) -> None:
         """Begin nothing more."""
         self._lane.close()
+        self._looks.close()
+
+    def _halted(self, station: Station) -> list[Halt]:
+        try:
+            return list(station.host.halted(timeout=min(_LOOK_SECONDS, self._world.settings.limits.libvirt_timeout)))
+        except VolgateError as error:
+            _log.info("stopped guests cannot be looked for", host=station.name, error=error.message)
+            return []
 
     def _consider(self, host: str, halt: Halt) -> dict[str, str]:
         with self._world.database.read() as connection:
@@ -93,12 +109,12 @@ class Resumes:
         pool.require_served()
         of, timeout = VolumeId(record.volume, record.volume_uid), self._world.settings.limits.libvirt_timeout
         connection = pool.call(pool.backend().connection, of, host=record.host)
-        paths = self._world.hosts[record.host].file_paths(connection, timeout=timeout)
+        paths = self._world.host(record.host)[1].file_paths(connection, timeout=timeout)
         return next((path.last_error or path.device for path in paths if path.state is PathState.FAILED), "")
 
     def _resume(self, host: str, halt: Halt, last: _Try | None) -> None:
         try:
-            again = self._world.hosts[host].resume(halt.domain, timeout=self._world.settings.limits.libvirt_timeout)
+            again = self._world.host(host)[1].resume(halt.domain, timeout=self._world.settings.limits.libvirt_timeout)
         except VolgateError as error:
             _log.warning("a stopped guest cannot be resumed", host=host, domain=halt.name, error=error.message)
             again = True
