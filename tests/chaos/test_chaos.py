@@ -29,7 +29,7 @@ from tests.recovery.images import make_image, write_pattern
 from tests.recovery.pool_files import names, stray
 from tests.recovery.strands import HEAD, MIB, Modelled, Strand, Write, with_name
 from tests.soaking import SOAK, count, draw
-from volgate.v1 import attachment_pb2, operation_pb2
+from volgate.v1 import attachment_pb2, host_pb2, operation_pb2
 
 CALLS = count(100, soak=300)
 ROUNDS = count(1, soak=5)
@@ -242,6 +242,26 @@ def clear(site: Site) -> None:
         for row in caller.list_attachments():
             caller(Call("detach", {"name": row.name, "wait_seconds": 60, "request_id": uuid.uuid4().hex}))
     settle(site)
+
+
+def test_a_host_that_is_cordoned_at_one_controller_takes_nothing_by_the_other(site: Site):
+    settle(site)
+    first, second = site.controllers.values()
+    node, name = site.hosts["h1"], f"c-{uuid.uuid4().hex[:8]}"
+    assert node.guest
+    with Caller(second.address, PATIENCE) as caller:
+        caller(Call("create", {"pool": POOL, "volume_id": name, "size_bytes": MIB, "request_id": name}))
+        first.wire.hosts.CordonHost(host_pb2.CordonHostRequest(name="hosts/h1"), timeout=30)
+        try:
+            until(lambda: (host := second.host("h1")) and host.cordoned, 30, "the word")
+            fields = {"volume": volume_name(name), "host": "hosts/h1", "domain": node.guest.name}
+            with pytest.raises(Refused) as refused:
+                caller.once(Call("attach", {**fields, "request_id": uuid.uuid4().hex}))
+            assert refused.value.reason == "HOST_CORDONED"
+        finally:
+            second.wire.hosts.CordonHost(host_pb2.CordonHostRequest(name="hosts/h1", uncordon=True), timeout=30)
+        until(lambda: (host := first.host("h1")) and not host.cordoned, 30, "the word")
+        caller(Call("delete", {"name": volume_name(name), "request_id": uuid.uuid4().hex}))
 
 
 @pytest.mark.timeout(3600 if SOAK else 420)

@@ -70,7 +70,7 @@ class Gateway:
         self._repairs = Repairs(world)
         self._resumes = Resumes(world)
         self.pool_states = PoolStates(world, self.runner)
-        self.peers = _peers(world, self.runner, self.pool_states.load) if world.database.shared else None
+        self.peers = _peers(world, self.runner, self._learn) if world.database.shared else None
         self._ledger = Ledger(world, self.runner)
         self._reload = Reload(world, self.runner, self.peers)
         self._changes: SimpleQueue[tuple[Settings, Future[None]]] = SimpleQueue()
@@ -97,6 +97,11 @@ class Gateway:
         left = self.peers.join() if self.peers else self.runner.recover()
         _log.info("gateway started", pools=[pool.name for pool in world.pools], resumed=left)
         self._thread.start()
+
+    def _learn(self) -> None:
+        """Know what operators said to other controllers, of pools and of hosts. Raises VolgateError."""
+        self.pool_states.load()
+        self.hosts.load()
 
     def lanes(self) -> list[Lane]:
         """Every lane of fixed width: of the pools, and of the operations."""

@@ -21,7 +21,7 @@ from volgate.operations.requests import Caller
 from volgate.operations.runner import Runner
 from volgate.operations.scope import EVERYTHING, Scope
 from volgate.operations.world import World
-from volgate.store import attachments, hosts, journal
+from volgate.store import attachments, hosts, journal, turns
 from volgate.store.database import Commit
 from volgate.store.records import AttachmentRecord, HostRecord
 
@@ -199,6 +199,7 @@ class Hosts:
         def change(commit: Commit) -> HostRecord:
             record = replace(hosts.find(commit, name) or HostRecord(name), cordoned=not uncordon)
             hosts.put(commit, record)
+            self._say(commit)
             return record
 
         with self._lock:
@@ -235,7 +236,13 @@ class Hosts:
             attachments.forget(commit, held.id)
         released = replace(record, released=True, session="", note="")
         hosts.put(commit, released)
+        self._say(commit)
         return released, gone
+
+    def _say(self, commit: Commit) -> None:
+        """Let other controllers look at what an operator said here."""
+        if self._world.database.shared:
+            turns.tell(commit, "changes")
 
     def remove(self, name: str, caller: Caller) -> None:
         """Forget a host. Raises Precondition (HOST_LIVE; one of the configuration), InUse."""

@@ -38,7 +38,7 @@ class Peers:
     """Threads of one controller: one beats and takes over, one hears, one gives the lease back in time."""
 
     def __init__(self, world: World, runner: Runner, changed: Callable[[], None]) -> None:
-        """`changed` is called when another controller may have said something of pools: that they drain, or are in quarantine."""
+        """`changed` is called when an operator may have told another controller something of pools or hosts."""
         place = cast(Postgres, world.database.place)
         self._world, self._runner, self._place, self._here, self._changed = world, runner, place, place.identity, changed
         self._stop = threading.Event()
@@ -131,7 +131,7 @@ class Peers:
             self._runner.publish(rest[0])
         elif word == "again" and (job := self._runner.find(rest[0])):
             self._runner.again(job)
-        elif word == "pools":
+        elif word == "changes":
             self._changed()
         elif not word:
             self._net()

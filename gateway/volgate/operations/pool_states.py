@@ -70,7 +70,7 @@ class PoolStates:
         def said(commit: Commit) -> None:
             change(commit)
             if self._world.database.shared:
-                turns.tell(commit, "pools")
+                turns.tell(commit, "changes")
 
         self._world.database.write(said)
 
