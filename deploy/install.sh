@@ -36,4 +36,8 @@ mapfile -t missing < <(missing_packages)
 /usr/bin/python3 -m venv .venv
 .venv/bin/python -m pip install --quiet --constraint constraints.txt --upgrade pip
 .venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[server,cli,conformance,dev]'
+# rados and rbd come with Debian's Ceph and with no package registry: the environment is given these two modules, and no more
+for found in /usr/lib/python3/dist-packages/{rados,rbd}[-.]*; do
+    ln -sf "$found" .venv/lib/python3.11/site-packages/
+done
 digest >.venv/.stamp

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from volgate.errors import Unsupported
 from volgate.model import Format
 
-__all__ = ["Connection", "DiskSource", "FileIdentity", "FileSource", "LocalFile"]
+__all__ = ["Connection", "DiskSource", "FileIdentity", "FileSource", "LocalFile", "RbdImage", "RbdSource", "as_file"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +40,49 @@ class LocalFile:
     size: int
     chain: tuple[tuple[str, Format], ...] = field(default=())
 
+    @property
+    def source(self) -> str:
+        """What libvirt names it by."""
+        return self.path
 
-Connection = LocalFile
+
+@dataclass(frozen=True, slots=True)
+class RbdImage:
+    """An image of a Ceph cluster, reached through librbd.
+
+    `fsid`, `pool_id`, `namespace` and `image_id` are its identity; `uid` is what its owner tag says. `monitors` are `host:port`
+    (`[address]:port` of IPv6). `user` is the name without `client.`; `key` is a reference to its key, which the host resolves:
+    the key itself is never part of a connection.
+    """
+
+    fsid: str
+    pool_id: int
+    pool: str
+    namespace: str
+    image: str
+    image_id: str
+    uid: str
+    monitors: tuple[str, ...]
+    user: str
+    key: str
+    size: int
+    format: Format = Format.RAW
+
+    @property
+    def source(self) -> str:
+        """What libvirt names it by: pool, namespace if any, and image."""
+        return "/".join(part for part in (self.pool, self.namespace, self.image) if part)
+
+
+Connection = LocalFile | RbdImage
 """The union; later members join with `|`."""
+
+
+def as_file(connection: Connection) -> LocalFile:
+    """The file that a connection is. Raises Unsupported for one that is none: a bug of who asks, not of the caller."""
+    if isinstance(connection, LocalFile):
+        return connection
+    raise Unsupported(f"{connection.source} is no file on this host")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +92,17 @@ class FileSource:
     path: str
     format: Format
     chain: tuple[tuple[str, Format], ...] = field(default=())
+
+
+@dataclass(frozen=True, slots=True)
+class RbdSource:
+    """An image of a Ceph cluster as libvirt is given it: `secret` is the uuid of the libvirt secret that holds the key."""
+
+    name: str
+    monitors: tuple[str, ...]
+    user: str
+    secret: str
+    format: Format = Format.RAW
 
 
 DiskSource = FileSource

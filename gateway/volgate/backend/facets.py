@@ -20,10 +20,17 @@ __all__ = [
     "FACET_NAMES",
     "Adopts",
     "Backend",
+    "ChangedBlocks",
     "Clones",
     "DataPath",
     "Extent",
+    "Extracts",
+    "Fences",
     "Foreign",
+    "GroupMember",
+    "Groups",
+    "Holder",
+    "Holders",
     "Measures",
     "Overlay",
     "Overlays",
@@ -242,6 +249,17 @@ class DataPath(Backend):
         """Mark an incomplete volume as ready, durably."""
 
 
+class Extracts(DataPath):
+    """The bytes are reached through the backend alone: no file holds them, so it writes one."""
+
+    @abstractmethod
+    def extract_to_file(self, volume: VolumeId, snapshot_uid: str, path: str, progress: Callable[[float], None]) -> None:
+        """Write the content to `path`, a new sparse raw file, durably (fsync); idempotent (starts again).
+
+        `progress` is called with the done fraction, 0 to 1; it raises Cancelled when the operation is to stop.
+        """
+
+
 class Adopts(Backend):
     """Objects that others made can become volumes."""
 
@@ -270,7 +288,80 @@ class PathsSeen(Backend):
         """Return every way to the volume and its state, now."""
 
 
-_FACETS: tuple[type[Backend], ...] = (Resizes, Snapshots, Overlays, Reverts, Clones, Measures, DataPath, Adopts, Relabels, PathsSeen)
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """A client of the storage that has a volume open: its name there, its network address, and whether it holds the write lock."""
+
+    client: str
+    address: str
+    locks: bool = False
+
+
+class Holders(Backend):
+    """The storage knows who has a volume open."""
+
+    @abstractmethod
+    def holders(self, volume: VolumeId) -> Sequence[Holder]:
+        """Return who has the volume open now, without the backend itself. Raises NotFound."""
+
+
+@dataclass(frozen=True, slots=True)
+class GroupMember:
+    """One snapshot of a group: the volume, and what is to be cut of it."""
+
+    volume: VolumeId
+    spec: SnapshotSpec
+
+
+class Groups(Snapshots):
+    """Snapshots of several volumes of the pool at one moment."""
+
+    @abstractmethod
+    def create_snapshot_group(self, group_uid: str, members: Sequence[GroupMember]) -> Sequence[Snapshot]:
+        """Cut all snapshots at one moment, in the order of `members`, or none; what exists of the same uids is returned.
+
+        No write that a guest issued after another that is missing is in them. Raises as `create_snapshot`.
+        """
+
+
+class ChangedBlocks(Snapshots):
+    """The storage knows what changed between two points in time."""
+
+    @abstractmethod
+    def changed_blocks(
+        self, volume: VolumeId, base_snapshot_uid: str, snapshot_uid: str, *, offset: int, length: int, exact: bool
+    ) -> Iterator[Extent]:
+        """Yield what differs between two snapshots of a volume, in order of offset, within `offset` and `length` (bytes).
+
+        `base_snapshot_uid` "": everything that was ever written; `snapshot_uid` "": the volume as it is now. `exact` False may
+        tell whole objects of the storage, which is faster. Raises NotFound, Precondition (the base is not older).
+        """
+
+
+class Fences(Backend):
+    """The storage can keep clients out, whatever they still try."""
+
+    @abstractmethod
+    def fence(self, addresses: Sequence[str], volumes: Sequence[VolumeId]) -> None:
+        """Keep every client at these network addresses (IP) from the pool until `unfence`, and break the locks they hold on `volumes`.
+
+        On return it is proven: no write of theirs can land any more. Idempotent. Raises Precondition for an address of the
+        backend's own, InvalidRequest for no address.
+        """
+
+    @abstractmethod
+    def unfence(self, addresses: Sequence[str]) -> None:
+        """Let clients at these addresses in again; success for one that is not fenced. Clients that were fenced must be started anew."""
+
+    @abstractmethod
+    def fenced(self, addresses: Sequence[str]) -> Sequence[str]:
+        """Return those of the addresses that are fenced now."""
+
+
+_FACETS: tuple[type[Backend], ...] = (
+    *(Resizes, Snapshots, Overlays, Reverts, Clones, Measures, DataPath, Extracts, Adopts, Relabels, PathsSeen),
+    *(Holders, Groups, ChangedBlocks, Fences),
+)
 
 FACET_NAMES: tuple[str, ...] = tuple(facet.__name__ for facet in _FACETS)
 """Every facet beside `Backend` itself, in a fixed order."""

@@ -11,6 +11,7 @@ from volgate.backend import Adopts, DataPath, Overlays, VolumeId
 from volgate.conformance.cases import Level, proves
 from volgate.conformance.in_process import Opened
 from volgate.conformance.subject import Subject
+from volgate.connection import as_file
 from volgate.errors import NotFound, Precondition
 from volgate.model import Format, Volume, VolumeState
 
@@ -111,13 +112,13 @@ class ImageContract:
         base = subject.backend.connection(subject.id(made), host="conformance")
         prepared = [overlays.prepare_overlay(subject.id(made), cut) for _ in range(2)]
         assert prepared[0] == prepared[1]
-        assert prepared[0].base == base.path != prepared[0].top.path
+        assert prepared[0].base == base.source != prepared[0].top.source
         assert subject.backend.connection(subject.id(made), host="conformance") == base, "QEMU has not switched yet"
         assert subject.snapshots(made) == []
         told = [overlays.finish_overlay(subject.id(made), cut) for _ in range(2)]
         assert told[0] == told[1] and subject.snapshots(made) == told[:1]
-        top = subject.backend.connection(subject.id(made), host="conformance")
-        assert (top.path, top.chain[0][0]) == (prepared[0].top.path, base.path)
+        top = as_file(subject.backend.connection(subject.id(made), host="conformance"))
+        assert (top.path, top.chain[0][0]) == (prepared[0].top.source, base.source)
         assert subject.get(made).depth == made.depth + 1
 
     @proves(Level.CONTRACT, Overlays, wire=False)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from volgate.backend.run import run_checked
-from volgate.connection import Connection, LocalFile
+from volgate.connection import Connection, LocalFile, as_file
 from volgate.model import Format
 
 __all__ = ["MIXED", "PAGE", "Picture", "of_file", "of_pieces", "read", "write"]
@@ -38,6 +38,7 @@ def of_pieces(pieces: Iterable[tuple[int, bytes]]) -> Picture:
 
 def read(connection: Connection) -> Picture:
     """Read a volume or a snapshot as a guest would, through exactly the layers that its connection names."""
+    connection = as_file(connection)
     if connection.format is Format.RAW:
         return of_file(connection.path)
     with tempfile.TemporaryDirectory(prefix="volgate-conform-") as folder:
@@ -53,6 +54,7 @@ def of_file(path: str) -> Picture:
 
 def write(connection: Connection, pages: Mapping[int, int]) -> None:
     """Write pages as a guest would, durably."""
+    connection = as_file(connection)
     if connection.format is Format.RAW:
         descriptor = os.open(connection.path, os.O_WRONLY | os.O_CLOEXEC)
         try:

@@ -186,7 +186,7 @@ def _overlay(pool: Opened) -> Call:
     def check(now: Opened) -> None:
         top = now.facet(Overlays).prepare_overlay(now.id(made), cut).top
         now.facet(Overlays).finish_overlay(now.id(made), cut)
-        assert now.backend.connection(now.id(made), host="conformance").path == top.path
+        assert now.backend.connection(now.id(made), host="conformance").source == top.source
         assert now.content(made) == PAGES
 
     return Call("prepare_overlay", (pool.id(made), cut), check)

@@ -41,7 +41,7 @@ class JournalledHost:
             if self._steps.is_withdrawn(plan.alias):
                 told = f"attach of {plan.volume}: {plan.alias} was detached or given up, so this call is a late one; nothing was done"
                 raise Precondition(told, reason="ALIAS_WITHDRAWN")
-            number = self._steps.begin("attach", plan.alias, plan.domain, plan.connection.path)
+            number = self._steps.begin("attach", plan.alias, plan.domain, plan.connection.source)
             with self._ended(number):
                 return self._host.attach(plan, timeout=_left(began, timeout))
 
@@ -65,7 +65,7 @@ class JournalledHost:
 
     def switch_overlay(self, domain: str, alias: str, top: Connection, base: str, *, quiesce: bool, timeout: float) -> bool:
         """Put a layer on top."""
-        with self._step("switch_overlay", domain, alias, top.path, timeout) as left:
+        with self._step("switch_overlay", domain, alias, top.source, timeout) as left:
             return self._host.switch_overlay(domain, alias, top, base, quiesce=quiesce, timeout=left)
 
     def recover(self) -> bool:

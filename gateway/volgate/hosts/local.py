@@ -13,7 +13,7 @@ import structlog
 
 from volgate.connect.health import file_paths
 from volgate.connect.local import connect, unwritten
-from volgate.connection import Connection, DiskSource
+from volgate.connection import Connection, DiskSource, as_file
 from volgate.errors import NotFound, Precondition, VolgateError
 from volgate.hosts.identity import boot_id, identify, program_version
 from volgate.hosts.interface import (
@@ -263,7 +263,7 @@ class LocalHost:
             if seen.active:
                 on_top = seen.live is not None and seen.live.source == source.path
                 with block_jobs.frozen(found, rescue) if quiesce and not on_top else nullcontext():
-                    overlay.switch(found, alias, source, base, unwritten=lambda: unwritten(top), deadline=deadline)
+                    overlay.switch(found, alias, source, base, unwritten=lambda: unwritten(as_file(top)), deadline=deadline)
             elif quiesce:
                 raise Precondition(f"quiesce: {found.name()} does not run, there is no guest to freeze", reason="NO_AGENT")
             overlay.configure(found, alias, source)
@@ -293,7 +293,7 @@ class LocalHost:
 
     def file_paths(self, connection: Connection, *, timeout: float) -> Sequence[IoPath]:
         """The host's part of the way."""
-        return self._files.call_within(timeout, file_paths, connection, self.name)
+        return self._files.call_within(timeout, file_paths, as_file(connection), self.name)
 
     def repair(self, domain: str, sources: Sequence[str], *, apply: bool, timeout: float) -> Sequence[Finding]:
         """Find orphans, and remove them if asked."""
@@ -355,7 +355,7 @@ class LocalHost:
 
     def _connect(self, connection: Connection, deadline: float) -> DiskSource:
         """Prove a volume in a lane of its own: a hung file system starves no domain."""
-        return self._files.call_within(max(0.0, deadline - time.monotonic()), connect, connection)
+        return self._files.call_within(max(0.0, deadline - time.monotonic()), connect, as_file(connection))
 
     def _key(self, domain: str, deadline: float, *, missing: str = "") -> str:
         """The uuid of a domain, by which its lanes are known. Raises NotFound unless `missing` says what to take then."""

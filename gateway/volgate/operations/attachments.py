@@ -61,7 +61,7 @@ def attach_volume(ctx: Context, request: requests.AttachVolume) -> Attached:
         record = replace(record, state=AttachmentState.PREPARED, xml=xml)
         ctx.commit(lambda commit: attachments.put(commit, record))
         return Attached(record, xml)
-    with ctx.step("attach", undo=lambda: _take_back(host, domain.uuid, alias, connection.path, timeout)):
+    with ctx.step("attach", undo=lambda: _take_back(host, domain.uuid, alias, connection.source, timeout)):
         disk = host.attach(plan, timeout=timeout)
     done = replace(
         record,
@@ -143,7 +143,7 @@ def _record(plan: AttachPlan, pool: Pool, volume: Volume, host: str, domain: Dom
         state=AttachmentState.ATTACHED,
         options=plan.options,
         alias=plan.alias,
-        source=plan.connection.path,
+        source=plan.connection.source,
         created_at=time.time(),
     )
 

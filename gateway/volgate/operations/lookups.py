@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from volgate.backend import Clones, DataPath, Snapshots, VolumeId
-from volgate.connection import Connection
+from volgate.connection import LocalFile, as_file
 from volgate.errors import Holder, InUse, NotFound, Precondition, Unreachable, VolgateError
 from volgate.model import Snapshot, Volume, VolumeState
 from volgate.names import SnapshotName, VolumeName
@@ -137,7 +137,7 @@ def blockers(world: World, pool: Pool, volume: Volume) -> tuple[str, ...]:
     return tuple(names)
 
 
-def source_of(pool: Pool, volume: Volume, snapshot: str) -> Connection:
+def source_of(pool: Pool, volume: Volume, snapshot: str) -> LocalFile:
     """Where the bytes of a volume, or with a name of its snapshot, are. Raises NotFound, Unsupported."""
     data, uid = pool.facet(DataPath), ""
     if snapshot:
@@ -145,7 +145,7 @@ def source_of(pool: Pool, volume: Volume, snapshot: str) -> Connection:
         if found is None:
             raise NotFound(f"{SnapshotName(pool.name, volume.name, snapshot)} does not exist")
         uid = found.uid
-    return pool.call(data.image, identity(volume), uid)
+    return as_file(pool.call(data.image, identity(volume), uid))
 
 
 def round_up(size: int, grain: int) -> int:

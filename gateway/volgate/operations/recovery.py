@@ -8,6 +8,7 @@ from functools import partial
 
 import structlog
 
+from volgate.connection import LocalFile
 from volgate.errors import VolgateError
 from volgate.hosts.interface import DetachOutcome, FoundDisk
 from volgate.model import Access, Volume, VolumeState
@@ -86,7 +87,8 @@ def _files(world: World, name: VolumeName, host: str) -> set[str]:
         connection = pool.call(pool.backend().connection, lookups.identity(volume), host=host)
     except VolgateError:  # nothing can be attached of a volume that cannot be reached
         return set()
-    return {connection.path, *(path for path, _ in connection.chain)}
+    layers = connection.chain if isinstance(connection, LocalFile) else ()
+    return {connection.source, *(path for path, _ in layers)}
 
 
 class Repairs:

@@ -72,7 +72,7 @@ def _cut_under_guest(ctx: Context, pool: Pool, volume: Volume, spec: SnapshotSpe
 
     with ctx.step("prepare overlay", undo=abandon):
         overlay = pool.call(overlays.prepare_overlay, identity, spec)
-        top = overlay.top.path
+        top = overlay.top.source
     with ctx.step("switch guest"):
         try:
             frozen = host.switch_overlay(record.domain, record.alias, overlay.top, overlay.base, quiesce=spec.quiesced, timeout=timeout)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from volgate.backend import DataPath
 from volgate.backend.image import Stretch, convert, stretches
-from volgate.connection import Connection
+from volgate.connection import LocalFile
 from volgate.errors import OutOfRange, Unreachable, translate
 from volgate.model import Format
 from volgate.names import SnapshotName, VolumeName
@@ -199,7 +199,7 @@ def open_export(world: World, runner: Runner, name: VolumeName | SnapshotName, w
     return reader
 
 
-def _mapped(source: Connection) -> tuple[int, list[Stretch]] | None:
+def _mapped(source: LocalFile) -> tuple[int, list[Stretch]] | None:
     """Where the data of a volume lie, None if it has to be converted: its data are compressed, or too scattered."""
     try:
         return stretches(source.path, source.chain)
