@@ -80,14 +80,14 @@ def test_a_guest_runs_again_when_there_is_room_and_what_it_wrote_is_there(world,
     with full(small):
         pid = begin_to_write(fresh_guest)
         until(lambda: stopped(fresh_guest), 60)
-        until(lambda: "is full" in problem(world), 40)
+        until(lambda: "is full" in problem(world), 120, lambda: problem(world))
         assert "it is resumed when this is mended" in problem(world)
         assert stopped(fresh_guest), "not while it would only stop again"
-    until(lambda: not stopped(fresh_guest), 60)
+    until(lambda: not stopped(fresh_guest), 120)
     until(lambda: ended(fresh_guest, pid), 60)
     device = fresh_guest.wait_disk("data").device
     assert fresh_guest.run(f"dd if={device} bs=1M count=24 2>/dev/null | tr -d x | wc -c") == "0", "nothing was lost"
-    until(lambda: not problem(world), 40)
+    until(lambda: not problem(world), 120, lambda: problem(world))
     assert '"guest resumed after an I/O error"' in world.server.log.read_text()
 
 
@@ -97,7 +97,7 @@ def test_a_guest_is_left_where_its_attachment_says_so_or_its_pool_is_in_quaranti
     with full(small):
         pid = begin_to_write(fresh_guest)
         until(lambda: stopped(fresh_guest), 60)
-    until(lambda: "resume the domain" in problem(world), 40)
+    until(lambda: "resume the domain" in problem(world), 120, lambda: problem(world))
     assert stopped(fresh_guest)
     fresh_guest.resume()
     until(lambda: ended(fresh_guest, pid), 60)
@@ -110,8 +110,8 @@ def test_a_guest_is_left_where_its_attachment_says_so_or_its_pool_is_in_quaranti
         pid = begin_to_write(fresh_guest)
         until(lambda: stopped(fresh_guest), 60)
         world.wire.pools.QuarantinePool(pool_pb2.QuarantinePoolRequest(name="pools/p", reason="suspect"), timeout=20)
-    until(lambda: "suspect" in problem(world), 40)
+    until(lambda: "suspect" in problem(world), 120, lambda: problem(world))
     assert stopped(fresh_guest)
     world.wire.pools.QuarantinePool(pool_pb2.QuarantinePoolRequest(name="pools/p", release=True), timeout=20)
-    until(lambda: not stopped(fresh_guest), 60)
+    until(lambda: not stopped(fresh_guest), 120)
     until(lambda: ended(fresh_guest, pid), 60)

@@ -19,11 +19,11 @@ SECONDS = 60
 VOLUME = "pools/p/volumes/data"
 
 
-def until(holds: Callable[[], bool], seconds: float = 20.0) -> None:
-    """Wait for something that comes by itself."""
+def until(holds: Callable[[], bool], seconds: float = 20.0, told: Callable[[], object] = str) -> None:
+    """Wait for something that comes by itself; `told` is what is known when it does not."""
     deadline = time.monotonic() + seconds
     while not holds():
-        assert time.monotonic() < deadline, f"it did not come to that within {seconds:g} s"
+        assert time.monotonic() < deadline, f"it did not come to that within {seconds:g} s: {told()}"
         time.sleep(0.05)
 
 

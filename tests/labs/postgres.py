@@ -83,8 +83,7 @@ class PostgresServer:
             return
         below = self._below()
         for pid in [self.pid, *below]:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGCONT)
+            _signal(pid, signal.SIGCONT)
         self._process.send_signal(how)
         self._process.wait(30)
         self._process = None
@@ -105,12 +104,12 @@ class PostgresServer:
     def freeze(self) -> None:
         """Let the server and every backend hang (SIGSTOP)."""
         for pid in [self.pid, *self._below()]:
-            os.kill(pid, signal.SIGSTOP)
+            _signal(pid, signal.SIGSTOP)
 
     def thaw(self) -> None:
         """Let them go on."""
         for pid in [*self._below(), self.pid]:
-            os.kill(pid, signal.SIGCONT)
+            _signal(pid, signal.SIGCONT)
 
     def admin(self, database: str = "postgres") -> psycopg.Connection[Any]:
         """A connection of the superuser by the unix socket."""
@@ -240,6 +239,11 @@ class PostgresServer:
                 if int(path.read_text().rpartition(")")[2].split()[1]) == self.pid:
                     found.append(int(path.parent.name))
         return found
+
+
+def _signal(pid: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):  # a backend may end at any time
+        os.kill(pid, number)
 
 
 def free_port() -> int:

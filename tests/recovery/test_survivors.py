@@ -44,6 +44,19 @@ def state(pid: int) -> str:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
+def freeze_without(pid: int, switch: Callable[[str], None]) -> None:
+    """Freeze the file system while no thread of the process waits for it: one that does cannot be killed either."""
+    deadline = time.monotonic() + 60
+    while True:
+        switch("-f")
+        time.sleep(0.5)
+        if all(thread.read_text().rpartition(")")[2].split()[0] != "D" for thread in Path(f"/proc/{pid}/task").glob("*/stat")):
+            return
+        switch("-u")
+        assert time.monotonic() < deadline, "the gateway writes to the pool all the time"
+        time.sleep(0.5)
+
+
 @pytest.fixture
 def frozen(base: Path):
     """A file system of its own, and what freezes and thaws it; thawed at the end whatever happens."""
@@ -66,7 +79,7 @@ def test_a_pool_is_not_touched_while_a_dead_gateways_command_works_on_it(base: P
         with Halting(daemon, "qemu-img convert") as halting:
             running = threads.submit(caller.once, call)
             command = halting.caught()
-            switch("-f")
+            freeze_without(daemon.pid, switch)
         until(lambda: state(command) == "D")
         os.kill(daemon.pid, signal.SIGKILL)
         assert daemon.process

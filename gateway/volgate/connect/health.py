@@ -12,7 +12,7 @@ from volgate.model import PathState
 
 __all__ = ["file_paths"]
 
-_FULL = 1 << 20  # bytes; file systems keep a few blocks that nobody gets
+_FULL = 4 << 20  # bytes: QEMU writes up to some MiB at once, and a file system keeps a few blocks that nobody gets
 _LITTLE = 0.02  # of the file system: a warning before the guest is paused for want of space
 
 
