@@ -24,6 +24,10 @@ environment() {
     find "$venv/bin" -type f -exec sed -i "1s|$venv|/opt/volgate|" {} + # the scripts' first lines
     sed -i '/^\.\.\/.*bin\//d' "$venv"/lib/python3.*/site-packages/*.dist-info/RECORD # nor the sums of the scripts as they were
     sed -i "s|$venv|/opt/volgate|g" "$venv/pyvenv.cfg"
+    # Debian's modules for Ceph, where they are installed; no package registry has them.
+    for module in rados rbd; do
+        ln -s -t "$venv"/lib/python3.11/site-packages "/usr/lib/python3/dist-packages/$module.cpython-311-$(dpkg-architecture -qDEB_HOST_MULTIARCH).so"
+    done
     # Compiled here, for root running `volgate` would leave files that no package owns; never checked, for nobody edits these.
     /usr/bin/python3 -m compileall -q -s "$root" -p / --invalidation-mode unchecked-hash "$venv/lib"
 }

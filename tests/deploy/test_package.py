@@ -159,6 +159,7 @@ def test_an_installed_gateway_waits_for_its_operator(machine):
     assert machine.run("id", "--name", "--groups", "volgate").split() == ["volgate", "libvirt"]
     for unit in ("volgate", "volgate-host"):
         assert machine.run("systemd-analyze", "verify", "--man=no", f"/lib/systemd/system/{unit}.service") == ""
+    assert machine.run("/opt/volgate/bin/python", "-c", "import rados, rbd; print(rbd.__name__)") == "rbd\n", "Debian's, where installed"
     before = machine.changed()
     assert re.search(r"^directory +built-in +loaded", machine.run("volgate", "plugins"), re.MULTILINE)
     assert {path for path in machine.changed() - before if path.startswith("/opt")} == set(), "what is run leaves no files"

@@ -23,6 +23,9 @@ _DEBIAN = {
 }
 """Native libraries and modules that storage plugins stand on, with Debian's packages of them."""
 
+_DEBIAN_ALONE = frozenset({"rados", "rbd", "cephfs"})
+"""Modules that no package registry has."""
+
 
 def remedy(problem: str, plugin: str = "") -> str:
     """What to do about a problem of a plugin, in one line; "" if its words are known to nobody and no plugin is named."""
@@ -32,6 +35,9 @@ def remedy(problem: str, plugin: str = "") -> str:
         return f"the native library {name} is missing: {package}, then restart the gateway"
     if found := _MODULE.search(problem):
         name = found.group(1).partition(".")[0]
+        if name in _DEBIAN_ALONE:
+            where = "the operator's guide says how an environment made by hand finds it"
+            return f"the Python module {name} is missing: apt install {_DEBIAN[name]} ({where}), then restart the gateway"
         package = f"apt install {_DEBIAN[name]}, or " if name in _DEBIAN else ""
         return f"the Python module {name} is missing: {package}pip install it into the gateway's environment, then restart the gateway"
     if found := re.search(r"upgrade (the plugin|volgate|the older of the two)$", problem):
