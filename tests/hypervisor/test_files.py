@@ -156,7 +156,7 @@ def test_way_to_a_file_tells_every_change(disk_of_its_own: Path) -> None:
             filler.flush()
     assert full.value.errno == errno.ENOSPC
     assert states() == (ok, failed) and "full" in file_paths(file, "local")[1].last_error
-    os.truncate(mount / "filler", os.stat(mount / "filler").st_size - 3 * MIB // 4)
+    os.truncate(mount / "filler", os.stat(mount / "filler").st_size - 5 * MIB)
     assert states() == (ok, ok)
     (mount / "filler").unlink()
     assert not file_paths(file, "local")[1].last_error

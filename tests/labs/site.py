@@ -247,9 +247,8 @@ class HostNode(Process):
         initiator = f"## written by a lab\nInitiatorName={self.iqn}\n" if self.iqn else ""
         files = {"machine-id": self.machine_id, "iscsi/initiatorname.iscsi": initiator, "nvme/hostnqn": self.nqn}
         for file, text in (files | {"nvme/hostid": self.nvme_host_id}).items():
-            if text:
-                (etc / file).parent.mkdir(exist_ok=True)
-                (etc / file).write_text(text.rstrip("\n") + "\n")
+            (etc / file).parent.mkdir(exist_ok=True)
+            (etc / file).write_text(text.rstrip("\n") + "\n" if text else "")  # an empty one hides this machine's own
         (base / "boot_id").write_text(f"{self.boot_id}\n")
         controllers = json.dumps([f"{controller.port.address}:{PORT}" for controller in self.site.controllers.values()])
         values = {"name": self.name, "address": self.port.address, "controllers": controllers, "port": PORT}
