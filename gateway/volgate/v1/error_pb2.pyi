@@ -297,6 +297,12 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """Controller and host speak different versions of their protocol (FAILED_PRECONDITION; retry: after the cause is gone)."""
     REASON_ALIAS_WITHDRAWN: _Reason.ValueType  # 98
     """The attach comes too late: its alias was detached or given up (FAILED_PRECONDITION; retry: never)."""
+    REASON_HOST_FENCED: _Reason.ValueType  # 110
+    """The host is fenced: nothing is attached there until UnfenceHost (FAILED_PRECONDITION; retry: after the cause is gone)."""
+    REASON_FENCE_SELF: _Reason.ValueType  # 111
+    """The host or the address to be fenced is the gateway's own (FAILED_PRECONDITION; retry: never)."""
+    REASON_BASE_NOT_OLDER: _Reason.ValueType  # 112
+    """The base of a comparison is not older than what it is compared with (FAILED_PRECONDITION; retry: never)."""
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Reason names what went wrong in a word that programs compare; ErrorInfo.reason holds the part after REASON_."""
@@ -571,4 +577,10 @@ REASON_HOST_PROTOCOL: Reason.ValueType  # 97
 """Controller and host speak different versions of their protocol (FAILED_PRECONDITION; retry: after the cause is gone)."""
 REASON_ALIAS_WITHDRAWN: Reason.ValueType  # 98
 """The attach comes too late: its alias was detached or given up (FAILED_PRECONDITION; retry: never)."""
+REASON_HOST_FENCED: Reason.ValueType  # 110
+"""The host is fenced: nothing is attached there until UnfenceHost (FAILED_PRECONDITION; retry: after the cause is gone)."""
+REASON_FENCE_SELF: Reason.ValueType  # 111
+"""The host or the address to be fenced is the gateway's own (FAILED_PRECONDITION; retry: never)."""
+REASON_BASE_NOT_OLDER: Reason.ValueType  # 112
+"""The base of a comparison is not older than what it is compared with (FAILED_PRECONDITION; retry: never)."""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015
