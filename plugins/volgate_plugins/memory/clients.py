@@ -58,6 +58,11 @@ class Clients:
         with self._lock:
             self._refused -= {_address(address) for address in addresses}
 
+    def refused(self) -> list[str]:
+        """All that are refused, in order."""
+        with self._lock:
+            return sorted(self._refused)
+
     def fenced(self, addresses: list[str]) -> list[str]:
         """Those that are refused."""
         with self._lock:

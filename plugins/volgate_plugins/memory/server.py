@@ -72,6 +72,7 @@ class Status(msgspec.Struct, frozen=True):
     lost: bool
     ports: list[Port]
     faults: list[Fault]
+    fenced: list[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +94,10 @@ class Server:
         self._ports = Ports()
         self._table = Table(media, limits, wanted=self._wanted, occupied=self._marker.occupied)
         self._volumes = Volumes(self._table)
+        self._clients = Clients(self._table)
         self._end = stop
         table = self._table
-        places = (self, self._volumes, Snapshots(table), Filling(table, self._volumes), Comparing(table), Clients(table))
+        places = (self, self._volumes, Snapshots(table), Filling(table, self._volumes), Comparing(table), self._clients)
         self._verbs = {name: _verb(next(place for place in places if hasattr(place, name)), name) for name in {*VERBS, *_UNSTRUCK, *_FREE}}
 
     def talk(self, end: socket.socket) -> None:
@@ -169,6 +171,7 @@ class Server:
             lost=marker.lost is not None,
             ports=self._ports.listed(),
             faults=self._faults.listed(),
+            fenced=self._clients.refused(),
         )
 
     def open_pool(self, instance: str, pool: str, accept_loss: bool, faults: tuple[Fault, ...]) -> Opened:
