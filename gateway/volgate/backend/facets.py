@@ -290,7 +290,10 @@ class PathsSeen(Backend):
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """A client of the storage that has a volume open: its name there, its network address, and whether it holds the write lock."""
+    """A client of the storage that has a volume open: its name there, and whether it holds the write lock.
+
+    `address` is its network address: an IP address, perhaps with `:PORT` or `:PORT/NONCE` behind it.
+    """
 
     client: str
     address: str

@@ -6,6 +6,7 @@ proven of one pool stays true while another does not answer.
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import time
 from collections.abc import Iterable
@@ -162,15 +163,15 @@ def _seen(world: World, pool: Pool, name: str, held: list[AttachmentRecord]) -> 
         except NotFound:
             continue
         found |= {holder.address for holder in told if holder.locks} or {holder.address for holder in told}
-    return {_host_part(f"{address}:0") for address in found}
+    return {_host_part(address) for address in found}
 
 
 def _host_part(address: str) -> str:
-    """The IP address of `HOST:PORT`, "" where HOST is a name."""
-    try:
-        return str(ipaddress.ip_address(address.rpartition(":")[0].strip("[]")))
-    except ValueError:
-        return ""
+    """The IP address in `IP`, `HOST:PORT` or `HOST:PORT/NONCE`, "" where HOST is a name."""
+    for text in (address, address.rpartition(":")[0]):
+        with contextlib.suppress(ValueError):
+            return str(ipaddress.ip_address(text.strip("[]")))
+    return ""
 
 
 def _refuse_running(world: World, name: str, known: list[Fence]) -> None:
