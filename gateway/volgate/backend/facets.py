@@ -336,8 +336,9 @@ class ChangedBlocks(Snapshots):
     ) -> Iterator[Extent]:
         """Yield what differs between two snapshots of a volume, in order of offset, within `offset` and `length` (bytes).
 
-        `base_snapshot_uid` "": everything that was ever written; `snapshot_uid` "": the volume as it is now. `exact` False may
-        tell whole objects of the storage, which is faster. Raises NotFound, Precondition (the base is not older).
+        `base_snapshot_uid` "": everything that was ever written; `snapshot_uid` "": the volume as it is now. `exact`: as exactly as the
+        storage knows; False may tell whole objects of it, which is faster. More than what changed may be told, never less.
+        Raises NotFound, Precondition (BASE_NOT_OLDER).
         """
 
 

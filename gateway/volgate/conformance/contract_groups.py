@@ -112,9 +112,9 @@ class GroupContract:
 
     @proves(Level.DATA, ChangedBlocks, READABLE, wire=False)
     def test_what_changed_is_told(self, subject: Subject) -> None:
-        """All pages that were written between two points in time are told; if asked exactly, no others."""
+        """All pages that were written between two points in time are told; if asked exactly, no others where there were data before."""
         made = subject.create(size=subject.size(4))
-        subject.write(made, {0: 1, 7 * PAGE: 1})
+        subject.write(made, {0: 1, 7 * PAGE: 1, made.size - PAGE: 1})
         first = subject.snapshot(made)
         middle, late = {7 * PAGE: 2, made.size // 2: 3}, {0: 4, made.size - PAGE: 5}
         subject.write(made, middle)

@@ -1165,7 +1165,9 @@ class ListChangedBlocksRequest(_message.Message):
     that are read may be told or not.
     """
     exact: _builtins.bool
-    """Tell exactly what changed; otherwise whole objects of the storage may be told, which is faster."""
+    """Tell what changed as exactly as the storage knows it; otherwise whole objects of the storage may be told, which is faster. More
+    than what changed may be told either way, never less.
+    """
     uid: _builtins.str
     """If set, only the volume of this uid is meant."""
     page_size: _builtins.int
