@@ -1,7 +1,7 @@
 """A private Ceph cluster of Debian's packages: a monitor, a manager and OSDs, plain processes of this one that end with it.
 
 `memstore` is fast and forgets everything when an OSD is killed; `bluestore` survives kill -9. cephx is on; `admin` may everything,
-`client` has the profile `rbd` for the two pools alone: what an operator gives to a gateway.
+`client` has the profile `rbd` for the two pools alone, and may take addresses off the blocklist: what an operator gives to a gateway.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ POOL, OTHER_POOL, TENANT, CLIENT = "volumes", "others", "tenant", "volgate"
 START_SECONDS = 120.0
 STOP_SECONDS = 30.0
 CLASSES = next(iter(sorted(Path("/usr/lib").glob("*/rados-classes"))), Path("/usr/lib/rados-classes"))
+MAY_UNFENCE = 'profile rbd, allow command "osd blocklist" with blocklistop=rm'
 TIMEOUTS = {"client_mount_timeout": "10", "rados_mon_op_timeout": "10", "rados_osd_op_timeout": "10"}
 ASKING = {
     "objecter_timeout": "1",
@@ -453,7 +454,7 @@ class CephCluster:
             self.command("osd pool create", pool=pool, pg_num=8, pgp_num=8, pool_type="replicated", size=1)
             self.command("osd pool application enable", pool=pool, app="rbd")
         pools = ", ".join(f"profile rbd pool={pool}" for pool in (POOL, OTHER_POOL))
-        key = self._key_of(f"client.{CLIENT}", mon="profile rbd", osd=pools, mgr=pools)
+        key = self._key_of(f"client.{CLIENT}", mon=MAY_UNFENCE, osd=pools, mgr=pools)
         _secret(self._keyring(CLIENT), f"[client.{CLIENT}]\nkey = {key}\n")
         _secret(self.key_file, key)
 

@@ -7,7 +7,7 @@ import uuid
 from volgate.backend import Fences, Holders, VolumeId
 from volgate.conformance.cases import Level, proves
 from volgate.conformance.subject import Subject
-from volgate.errors import InvalidRequest, NotFound
+from volgate.errors import InvalidRequest, NotFound, Precondition
 
 __all__ = ["FenceContract"]
 
@@ -17,10 +17,10 @@ class FenceContract:
 
     @proves(Level.CONTRACT, Holders, wire=False)
     def test_nobody_holds_what_nobody_opened(self, subject: Subject) -> None:
-        """`holders` tells nobody of a volume that only the backend itself has touched; of one that does not exist it is NotFound."""
+        """`holders` tells nobody of a volume that only the backend has touched; one that does not exist is NotFound or Precondition."""
         made = subject.create()
         assert [*subject.facet(Holders).holders(subject.id(made))] == []
-        with subject.refused(NotFound):
+        with subject.refused(NotFound, Precondition):
             subject.facet(Holders).holders(VolumeId(made.name, str(uuid.uuid4())))
 
     @proves(Level.CONTRACT, Fences, wire=False)

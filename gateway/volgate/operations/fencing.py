@@ -160,7 +160,7 @@ def _seen(world: World, pool: Pool, name: str, held: list[AttachmentRecord]) -> 
             continue
         try:
             told = pool.call(backend.holders, volume)
-        except NotFound:
+        except (NotFound, Precondition):  # it is gone, or made anew: whoever has it open is not of this attachment
             continue
         found |= {holder.address for holder in told if holder.locks} or {holder.address for holder in told}
     return {_host_part(address) for address in found}
