@@ -131,6 +131,7 @@ def test_nobody_fences_the_gateway_s_own_address_or_without_one(visit: Visit):
     hosts = visit.site.controller.wire.hosts
     own = refused(hosts.FenceHost, host_pb2.FenceHostRequest(name="hosts/h1", addresses=["127.0.0.1"]))
     assert (own.code, own.reason) == ("FAILED_PRECONDITION", "FENCE_SELF")
+    assert not visit.host(visit.h1).fenced_pools, "what was refused is no fence"
     request = host_pb2.UnfenceHostRequest(name="hosts/h1", assume_restarted=True)
     assert not hosts.UnfenceHost(request, timeout=WIRE_SECONDS).host.fenced_pools
     assert list(fence(visit, host="h3").addresses) == [visit.h3.port.address], "of a host without attachments, its own"

@@ -21,16 +21,17 @@ import subprocess
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import rados
 import rbd
 
 __all__ = ["CLIENT", "OTHER_POOL", "POOL", "TENANT", "CephCluster"]
 
+T = TypeVar("T")
 POOL, OTHER_POOL, TENANT, CLIENT = "volumes", "others", "tenant", "volgate"
 START_SECONDS = 120.0
 STOP_SECONDS = 30.0
@@ -203,7 +204,11 @@ class CephCluster:
             made.connect()
             return made
 
-        return self._connector.submit(connected).result()
+        return self.inside(connected)
+
+    def inside(self, act: Callable[[], T]) -> T:
+        """Do something in the cluster's network namespace: threads and connections that it begins stay there."""
+        return self._connector.submit(act).result()
 
     # -- what an administrator does
 

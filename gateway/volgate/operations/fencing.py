@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from volgate.backend import Fences, Holders, VolumeId
-from volgate.errors import Holder, InUse, InvalidRequest, NotFound, Precondition, Unreachable, Unsupported
+from volgate.errors import Denied, Holder, InUse, InvalidRequest, NotFound, Precondition, Unreachable, Unsupported
 from volgate.operations import requests
 from volgate.operations.context import Context
 from volgate.operations.requests import Plan
@@ -50,7 +50,11 @@ def fence_host(ctx: Context, request: requests.FenceHost) -> Fenced:
             whole = tuple(sorted({*(known.addresses if known else ()), *addresses}))
             begun = Fence(name, pool.name, whole, proven=known is not None and known.proven, at=time.time())
             ctx.write(partial(_begin, begun=begun))
-            pool.call(pool.facet(Fences).fence, whole, _volumes(held, pool))
+            try:
+                pool.call(pool.facet(Fences).fence, whole, _volumes(held, pool))
+            except (Denied, InvalidRequest, Precondition):  # refused before anything was done
+                ctx.write(partial(fences.put, found=known) if known else partial(fences.forget, host=name, pool=pool.name))
+                raise
             ctx.write(partial(fences.put, found=Fence(name, pool.name, whole, proven=True, at=time.time())))
     return Fenced(addresses, tuple(record.id for record in held if record.pool not in {pool.name for pool in pools}))
 
