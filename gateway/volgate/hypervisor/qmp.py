@@ -110,7 +110,7 @@ def _layers(image: dict[str, Any]) -> Iterator[str]:
 
 
 def opened(name: str) -> str:
-    """The file behind QEMU's name of it: a path, or a `json:` description that nests one."""
+    """What is behind QEMU's name of it: a path, `librbd:POOL/IMAGE`, or a `json:` description that nests one."""
     if not name.startswith("json:"):
         return name
     try:
@@ -118,6 +118,8 @@ def opened(name: str) -> str:
     except ValueError:
         return name
     while isinstance(described, dict):
+        if described.get("driver") == "rbd":
+            return "librbd:" + "/".join(str(described[part]) for part in ("pool", "namespace", "image") if described.get(part))
         if isinstance(path := described.get("filename"), str):
             return opened(path)
         described = described.get("file")

@@ -14,7 +14,7 @@ import libvirt
 
 from volgate.errors import Precondition
 from volgate.hypervisor import qmp
-from volgate.hypervisor.devices import layout
+from volgate.hypervisor.devices import in_qemu, layout
 from volgate.hypervisor.faults import translated
 
 __all__ = ["PREFIX", "Orphans", "look", "orphans", "repair"]
@@ -61,7 +61,7 @@ def look(domain: libvirt.virDomain, sources: Iterable[str]) -> Orphans:
     indexes = {index for device in known.disks for index in device.indexes}
     stray = [drive for drive in drives if drive.device.startswith(PREFIX) and drive.device not in aliases]
     held = {drive.node for drive in drives if drive not in stray}
-    files = {*sources, *(file for drive in stray for file in drive.files)} - {""}
+    files = {*map(in_qemu, sources), *(file for drive in stray for file in drive.files)} - {""}
     unlisted = [node for node in nodes if node.index and node.index not in indexes]
     kept = {node.index for node in unlisted if node.name in held}
     free = [node for node in unlisted if node.index not in kept]
