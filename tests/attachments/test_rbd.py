@@ -251,6 +251,20 @@ def test_a_libvirtd_that_starts_anew_has_the_key_again_before_the_guest_does(
     place.detach(made.name)
 
 
+def test_a_gateway_that_lost_its_database_knows_the_attachment_again(place: Place, guest: Guest) -> None:
+    place.made("kept")
+    made = place.attach(guest, full("kept"), serial="kept").attachment
+    place.server.kill9()
+    for path in place.server.state.glob("volgate.db*"):
+        path.unlink()
+    place.again()
+    until(lambda: [one.name for one in place.attachments()] == [made.name], PATIENT)
+    (found,) = place.attachments()
+    assert (found.volume, found.target, found.options) == (made.volume, made.target, made.options)
+    place.detach(made.name)
+    assert guest.disks() == []
+
+
 def test_no_key_is_told_anywhere(place: Place, guest: Guest) -> None:
     place.made("secret")
     made = place.attach(guest, full("secret"), serial="secret").attachment

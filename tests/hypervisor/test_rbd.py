@@ -6,6 +6,7 @@ import contextlib
 import socket
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree as ET
@@ -18,11 +19,12 @@ from tests.hypervisor.rig import BUSES, SECONDS, Bench, plan
 from tests.labs.ceph import CephCluster
 from tests.labs.domain import Guest
 from tests.labs.libvirtd import PrivateLibvirtd
+from tests.soaking import count, draw
 from volgate.connection import RbdImage
-from volgate.errors import Denied, InUse, InvalidRequest, NotFound, Unreachable, Unsupported
+from volgate.errors import Denied, InUse, InvalidRequest, NotFound, Unreachable, Unsupported, VolgateError
 from volgate.hosts.interface import AttachPlan, DetachOutcome
 from volgate.hosts.local import LocalHost
-from volgate.hypervisor.devices import in_qemu
+from volgate.hypervisor.devices import in_qemu, layout
 from volgate.hypervisor.features import drives_rbd
 from volgate.hypervisor.secrets import usage_of
 from volgate.model import Access, Bus, CacheMode, Feature, IoMode, PathState
@@ -246,6 +248,33 @@ def test_what_an_interrupted_attach_left_in_qemu_is_found_by_its_image(host: Loc
     (found,) = host.repair(guest.uuid, [other.source], apply=True, timeout=SECONDS)
     assert found.repaired
     detach(host, wanted)
+
+
+@pytest.mark.timeout(count(120, soak=1200))
+def test_a_libvirtd_killed_in_the_middle_of_an_attach_leaves_one_disk_after_the_repeat(
+    libvirtd: PrivateLibvirtd, fresh_guest: Guest, images: Images
+) -> None:
+    random = draw()
+    for number in range(count(3, soak=24)):
+        given = threading.Event()
+        host = LocalHost("local", libvirtd.uri, disk_hook=lambda xml, _plan, given=given: (given.set(), xml)[1])
+        wanted = plan(fresh_guest.uuid, images.make(), bus=BUSES[number % 2])
+        with ThreadPoolExecutor(1) as pool:
+            attaching = pool.submit(host.attach, wanted, timeout=SECONDS)
+            assert given.wait(SECONDS)
+            Bench.pause(random.uniform(0.001, 0.06))
+            libvirtd.kill9()
+            libvirtd.start()
+            error = attaching.exception(60)
+        assert error is None or (isinstance(error, VolgateError) and error.retryable), error
+        host.attach(wanted, timeout=SECONDS)
+        assert fresh_guest.wait_disk(wanted.options.serial) and len(images.watchers(wanted.connection)) == 1
+        listed = {index for device in layout(fresh_guest.domain.XMLDesc()).disks for index in device.indexes}
+        names = [node["node-name"] for node in fresh_guest.qmp("query-named-block-nodes") if node["node-name"].startswith("libvirt-")]
+        assert {name.split("-")[1] for name in names} <= listed, "no orphan"
+        detach(host, wanted)
+        assert images.watchers(wanted.connection) == [] and fresh_guest.disks() == []
+        host.close()
 
 
 def test_the_host_tells_which_monitors_it_reaches(host: LocalHost, images: Images) -> None:

@@ -13,7 +13,10 @@ import libvirt_qemu
 from volgate.errors import Precondition
 from volgate.hypervisor.faults import translated
 
-__all__ = ["Drive", "Node", "command", "drives", "io_errors", "nodes", "opened"]
+__all__ = ["Drive", "Node", "command", "drives", "io_errors", "nodes", "opened", "secrets"]
+
+
+_KEY_OBJECT = "-storage-auth-secret0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +82,12 @@ def nodes(domain: libvirt.virDomain) -> list[Node]:
         files = dict.fromkeys((opened(node.get("file", "")), *_layers(node.get("image") or {})))
         found.append(Node(name, _index(name), tuple(files)))
     return found
+
+
+def secrets(domain: libvirt.virDomain) -> list[tuple[str, str]]:
+    """Objects that hold the key of a layer, each with libvirt's number of it."""
+    names = [str(found["name"]) for found in command(domain, "qom-list", path="/objects")]
+    return [(_index(name), name) for name in names if _index(name) and name.endswith(_KEY_OBJECT)]
 
 
 def io_errors(domain: libvirt.virDomain, alias: str) -> int:
