@@ -41,7 +41,8 @@ class TestCeph(Conformance):
             trash = [f"trash {entry['name']}" for entry in rbd.RBD().trash_list(ioctx)]
             rows = [f"row {key}" for key in self.ceph.rows(ioctx, "volgate.pool") if not key.startswith(_OURS)]
             objects = [one.key for one in ioctx.list_objects() if one.key.startswith(("rbd_data.", "rbd_object_map."))]
-            return names + trash + rows + (objects if not rbd.RBD().list(ioctx) else [])
+            groups = [f"group {name}" for name in rbd.RBD().group_list(ioctx)]
+            return names + trash + rows + groups + (objects if not rbd.RBD().list(ioctx) else [])
 
     def foreign(self, table, size: int) -> str:
         name = f"foreign-{os.urandom(4).hex()}"

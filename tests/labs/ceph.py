@@ -1,7 +1,7 @@
 """A private Ceph cluster of Debian's packages: a monitor, a manager and OSDs, plain processes of this one that end with it.
 
 `memstore` is fast and forgets everything when an OSD is killed; `bluestore` survives kill -9. cephx is on; `admin` may everything,
-`client` has the profile `rbd` for the two pools alone: what an operator gives to a gateway.
+`client` has the profile `rbd` for the two pools alone, and may take addresses off the blocklist: what an operator gives to a gateway.
 """
 
 from __future__ import annotations
@@ -21,20 +21,22 @@ import subprocess
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import rados
 import rbd
 
 __all__ = ["CLIENT", "OTHER_POOL", "POOL", "TENANT", "CephCluster"]
 
+T = TypeVar("T")
 POOL, OTHER_POOL, TENANT, CLIENT = "volumes", "others", "tenant", "volgate"
 START_SECONDS = 120.0
 STOP_SECONDS = 30.0
 CLASSES = next(iter(sorted(Path("/usr/lib").glob("*/rados-classes"))), Path("/usr/lib/rados-classes"))
+MAY_UNFENCE = 'profile rbd, allow command "osd blocklist" with blocklistop=rm'
 TIMEOUTS = {"client_mount_timeout": "10", "rados_mon_op_timeout": "10", "rados_osd_op_timeout": "10"}
 ASKING = {
     "objecter_timeout": "1",
@@ -202,7 +204,11 @@ class CephCluster:
             made.connect()
             return made
 
-        return self._connector.submit(connected).result()
+        return self.inside(connected)
+
+    def inside(self, act: Callable[[], T]) -> T:
+        """Do something in the cluster's network namespace: threads and connections that it begins stay there."""
+        return self._connector.submit(act).result()
 
     # -- what an administrator does
 
@@ -453,7 +459,7 @@ class CephCluster:
             self.command("osd pool create", pool=pool, pg_num=8, pgp_num=8, pool_type="replicated", size=1)
             self.command("osd pool application enable", pool=pool, app="rbd")
         pools = ", ".join(f"profile rbd pool={pool}" for pool in (POOL, OTHER_POOL))
-        key = self._key_of(f"client.{CLIENT}", mon="profile rbd", osd=pools, mgr=pools)
+        key = self._key_of(f"client.{CLIENT}", mon=MAY_UNFENCE, osd=pools, mgr=pools)
         _secret(self._keyring(CLIENT), f"[client.{CLIENT}]\nkey = {key}\n")
         _secret(self.key_file, key)
 

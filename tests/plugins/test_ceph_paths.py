@@ -38,7 +38,7 @@ def test_objects_are_in_the_groups_that_ceph_says(ceph: CephCluster) -> None:
         namespace = ("", "tenant", "a-b.c")[number % 3]
         name = "".join(drawn.choices("abcdef0123456789._", k=1 + number % 50))
         found = ceph.command("osd map", pool=pool, object=name, **({"nspace": namespace} if namespace else {}))
-        assert int(found["pgid"].partition(".")[2], 16) == group_of(name, namespace, groups), (pool, namespace, name)
+        assert int(found["pgid"].partition(".")[2], 16) == group_of(name, groups, namespace), (pool, namespace, name)
     ceph.command("osd pool delete", pool=odd, pool2=odd, yes_i_really_really_mean_it=True)
 
 

@@ -53,6 +53,7 @@ def pool(array):
 def test_every_facet_of_a_raw_array_is_there(pool):
     assert capabilities(pool.backend) == (
         *("Resizes", "Snapshots", "Reverts", "Clones", "Measures", "DataPath", "Adopts", "Relabels", "PathsSeen"),
+        *("Holders", "Groups", "ChangedBlocks", "Fences"),
     )
     traits = pool.backend.traits
     assert (traits.formats, traits.online_snapshots, traits.independent_clones) == ((Format.RAW,), "", False)

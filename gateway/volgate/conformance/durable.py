@@ -48,7 +48,7 @@ def forgotten(lines: Sequence[Line], pool: Opened, call: Call) -> list[str]:
 
 def _files(pool: Opened, call: Call) -> tuple[str, list[str]] | None:
     """The root of the pool and the files that the call's volume has now; the folders of a volume that is gone are those of another."""
-    name = call.arguments[0].name
+    name = call.volume
     try:
         found = pool.get(name)
         if found.state is not VolumeState.READY:

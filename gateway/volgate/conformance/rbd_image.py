@@ -16,7 +16,7 @@ _SECONDS = "30"
 
 
 def read(image: RbdImage) -> Iterator[tuple[int, bytes]]:
-    """The data of an image, or of a snapshot of it (`image@snapshot`), piece by piece."""
+    """The data of an image, or of a snapshot of it (`image@snapshot`, `image@id:7`), piece by piece."""
     with _opened(image, read_only=True) as opened:
         size, found = opened.size(), list[tuple[int, int]]()
         opened.diff_iterate(0, size, None, lambda offset, length, exists: found.append((offset, length)) if exists else None)
@@ -50,7 +50,10 @@ def _opened(image: RbdImage, *, read_only: bool) -> Iterator[Any]:
             assert ioctx.get_pool_id() == image.pool_id
             ioctx.set_namespace(image.namespace)
             name, _, snapshot = image.image.partition("@")
-            with rbd.Image(ioctx, name, snapshot=snapshot or None, read_only=read_only) as opened:
+            by_id = snapshot.startswith("id:")
+            with rbd.Image(ioctx, name, snapshot=None if by_id else snapshot or None, read_only=read_only) as opened:
+                if by_id:
+                    opened.set_snap_by_id(int(snapshot.removeprefix("id:")))
                 assert opened.id() == image.image_id
                 yield opened
     finally:

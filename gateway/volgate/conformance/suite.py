@@ -9,6 +9,8 @@ from typing import Any, ClassVar
 import pytest
 
 from volgate.backend import Backend
+from volgate.conformance.contract_fences import FenceContract
+from volgate.conformance.contract_groups import GroupContract
 from volgate.conformance.contract_images import ImageContract, MakeForeign
 from volgate.conformance.contract_snapshots import SnapshotContract
 from volgate.conformance.contract_volumes import VolumeContract
@@ -25,7 +27,9 @@ __all__ = ["Conformance"]
 Table = Mapping[str, Any]
 
 
-class Conformance(VolumeContract, SnapshotContract, ImageContract, DataIntegrity, Model, Races, Faults, Leaks):
+class Conformance(
+    VolumeContract, SnapshotContract, GroupContract, FenceContract, ImageContract, DataIntegrity, Model, Races, Faults, Leaks
+):
     """Inherit it under a name that begins with Test, name the backend, and say where it may make volumes.
 
     Example::

@@ -47,7 +47,7 @@ class HostInfo:
     """Facts about a host, probed.
 
     `problem` says why libvirt is not connected, or, where it is, why its features are not known. `live`: it can be asked;
-    `last_heartbeat` is in UTC seconds, 0 for a host of this process.
+    `last_heartbeat` is in UTC seconds, 0 for a host of this process. `fenced`: the pools that its clients are kept out of.
     """
 
     name: str
@@ -64,6 +64,7 @@ class HostInfo:
     last_heartbeat: float = 0.0
     cordoned: bool = False
     released: bool = False
+    fenced: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

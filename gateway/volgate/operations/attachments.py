@@ -13,7 +13,7 @@ from volgate.model import Access, DiskOptions, Format, Volume
 from volgate.names import attachment_id
 from volgate.operations import holders, lookups, requests
 from volgate.operations.context import Context, Parked
-from volgate.operations.fleet import refuse_released
+from volgate.operations.fleet import refuse_fenced, refuse_released
 from volgate.operations.requests import Plan
 from volgate.operations.world import World
 from volgate.pools import Pool
@@ -50,7 +50,7 @@ def attach_volume(ctx: Context, request: requests.AttachVolume) -> Attached:
     mine, others, died = _known(ctx, pool, volume, identifier)
     if mine is not None and (standing := _standing(mine, host, options, prepared=request.prepare_only, timeout=timeout)):
         return standing
-    ctx.world.hosts.require_usable(host_name)
+    _require_usable(ctx.world, host_name)
     _refuse_second_writer(volume, options, others)
     ctx.uid = volume.uid
     ctx.commit(lambda commit: refuse_released(commit, host_name))
@@ -84,6 +84,12 @@ def attach_volume(ctx: Context, request: requests.AttachVolume) -> Attached:
     )
     ctx.commit(lambda commit: attachments.put(commit, done))
     return Attached(done)
+
+
+def _require_usable(world: World, host: str) -> None:
+    with world.database.read() as connection:
+        refuse_fenced(connection, host)
+    world.hosts.require_usable(host)
 
 
 def _take_back(host: Host, domain: str, alias: str, source: str, timeout: float) -> None:
@@ -137,8 +143,9 @@ def _refuse_second_writer(volume: Volume, options: DiskOptions, others: list[Att
         return
     access = {record.options.access for record in others} | {options.access}
     if access not in ({Access.SHARED}, {Access.READ_ONLY}):
-        names = ", ".join(record.domain_name for record in others)
-        raise InUse(f"{volume.name} is attached to {names}; detach it there first", holders=lookups.holders(others))
+        names = ", ".join(f"{record.domain_name} on hosts/{record.host}" for record in others)
+        told = f"{volume.name} is attached to {names}; detach it there first, or, if that host is lost, fence it (FenceHost) or release it"
+        raise InUse(told, holders=lookups.holders(others))
 
 
 def _record(plan: AttachPlan, pool: Pool, volume: Volume, host: str, domain: Domain) -> AttachmentRecord:
@@ -218,6 +225,6 @@ def plan_attach(world: World, request: requests.AttachVolume) -> Plan:
     records = lookups.attachments_of(world, pool.name, volume)
     if any(record.id == identifier for record in records):
         return Plan(("return the existing attachment",))
-    world.hosts.require_usable(host_name)
+    _require_usable(world, host_name)
     steps = ("connection", "prepare") if request.prepare_only else ("connection", "attach")
     return Plan(steps, 0, tuple(f"attachments/{record.id}" for record in records))

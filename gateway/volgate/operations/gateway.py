@@ -20,7 +20,7 @@ from volgate.lanes import Lane
 from volgate.model import Format, PathState, Redundancy, Volume
 from volgate.model import Path as IoPath
 from volgate.names import AttachmentName, SnapshotName, VolumeName
-from volgate.operations import lookups, paths, requests, transfer, ways
+from volgate.operations import changes, lookups, paths, requests, transfer, ways
 from volgate.operations.admission import admit
 from volgate.operations.handlers import HANDLERS
 from volgate.operations.hosts import Hosts
@@ -264,6 +264,10 @@ class Gateway:
         parts = (*after.split("/"), "", "")[:3] if after else ("", "", "")
         with self.world.database.read() as connection:
             return index.page_snapshots(connection, pool, volume, parts, limit, scope.pools)
+
+    def list_changes(self, asked: changes.Span, cursor: changes.Cursor, limit: int) -> changes.Changes:
+        """A page of what differs between two points in time of a volume."""
+        return changes.list_changes(self.world, asked, cursor, limit)
 
     def get_attachment(self, identifier: str, scope: Scope = EVERYTHING) -> AttachmentRecord:
         """An attachment. Raises NotFound, also for one outside of the scope."""

@@ -12,7 +12,8 @@ from volgate.names import SnapshotName, VolumeName
 from volgate.operations.context import Context
 from volgate.operations.world import World
 from volgate.pools import Pool
-from volgate.store import attachments, index, pool_notes
+from volgate.store import attachments, fences, index, pool_notes
+from volgate.store.database import Commit
 from volgate.store.records import AttachmentRecord, IndexedVolume
 
 __all__ = [
@@ -106,7 +107,12 @@ def refuse_held(world: World, pool: Pool, volume: Volume, act: str) -> None:
 
 
 def released(ctx: Context, record: AttachmentRecord) -> bool:
-    """Whether the host proves that a recorded disk is nowhere any more; its record then goes with this operation's commit."""
+    """Whether it is proven that a recorded disk is nowhere any more, or kept out; its record then goes with this operation's commit."""
+    with ctx.world.database.read() as connection:
+        kept_out = fences.holds(connection, record.host, record.pool)
+    if kept_out:
+        ctx.commit(lambda commit: _forget_kept_out(commit, record))
+        return True
     if record.host not in ctx.world.hosts or record.state == "prepared":
         return False
     timeout = ctx.world.settings.limits.libvirt_timeout
@@ -118,6 +124,13 @@ def released(ctx: Context, record: AttachmentRecord) -> bool:
         return False
     ctx.commit(lambda commit: attachments.forget(commit, record.id))
     return True
+
+
+def _forget_kept_out(commit: Commit, record: AttachmentRecord) -> None:
+    """Raise Precondition if its host was let in since: the volume may have another writer."""
+    if not fences.holds(commit, record.host, record.pool):
+        raise Precondition(f"hosts/{record.host} was let in again while this ran; repeat the call", reason="PRECONDITION")
+    attachments.forget(commit, record.id)
 
 
 def snapshots_of(pool: Pool, volume: Volume) -> list[Snapshot]:

@@ -323,6 +323,12 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """The image has as many snapshots as the pool allows, those that its clones still need among them (RESOURCE_EXHAUSTED;
     retry: after the cause is gone).
     """
+    REASON_HOST_FENCED: _Reason.ValueType  # 110
+    """The host is fenced: nothing is attached there until UnfenceHost (FAILED_PRECONDITION; retry: after the cause is gone)."""
+    REASON_FENCE_SELF: _Reason.ValueType  # 111
+    """The host or the address to be fenced is the gateway's own (FAILED_PRECONDITION; retry: never)."""
+    REASON_BASE_NOT_OLDER: _Reason.ValueType  # 112
+    """The base of a comparison is not older than what it is compared with (FAILED_PRECONDITION; retry: never)."""
     REASON_CEPH_UNREACHABLE: _Reason.ValueType  # 120
     """No monitor of the Ceph cluster answers the host that is to attach the volume; nothing was done (UNAVAILABLE; retry:
     same call).
@@ -637,6 +643,12 @@ REASON_SNAPSHOT_LIMIT: Reason.ValueType  # 106
 """The image has as many snapshots as the pool allows, those that its clones still need among them (RESOURCE_EXHAUSTED;
 retry: after the cause is gone).
 """
+REASON_HOST_FENCED: Reason.ValueType  # 110
+"""The host is fenced: nothing is attached there until UnfenceHost (FAILED_PRECONDITION; retry: after the cause is gone)."""
+REASON_FENCE_SELF: Reason.ValueType  # 111
+"""The host or the address to be fenced is the gateway's own (FAILED_PRECONDITION; retry: never)."""
+REASON_BASE_NOT_OLDER: Reason.ValueType  # 112
+"""The base of a comparison is not older than what it is compared with (FAILED_PRECONDITION; retry: never)."""
 REASON_CEPH_UNREACHABLE: Reason.ValueType  # 120
 """No monitor of the Ceph cluster answers the host that is to attach the volume; nothing was done (UNAVAILABLE; retry:
 same call).

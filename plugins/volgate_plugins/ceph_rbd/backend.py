@@ -7,9 +7,14 @@ from collections.abc import Callable, Iterator, Sequence
 
 from volgate.backend import (
     Adopts,
+    ChangedBlocks,
     Clones,
+    Extent,
     Extracts,
+    Fences,
     Foreign,
+    GroupMember,
+    Groups,
     Holder,
     Holders,
     Measures,
@@ -28,6 +33,9 @@ from volgate.errors import NotFound, OutOfSpace, Precondition, Unreachable, Volg
 from volgate.model import Capacity, Format, Health, Labels, Path, Snapshot, Volume, VolumeSpec
 from volgate_plugins.ceph_rbd import transfer
 from volgate_plugins.ceph_rbd.adoption import Adoption
+from volgate_plugins.ceph_rbd.changes import Comparing
+from volgate_plugins.ceph_rbd.fencing import Fencing
+from volgate_plugins.ceph_rbd.groups import Grouping
 from volgate_plugins.ceph_rbd.holding import holders_of
 from volgate_plugins.ceph_rbd.paths import paths_of, unanswered
 from volgate_plugins.ceph_rbd.settings import CephSettings
@@ -44,7 +52,7 @@ _SECTOR = 512
 _MOST_OBJECTS = 1 << 27
 
 
-class CephRbd(Resizes, Reverts, Clones, Measures, Extracts, Adopts, Relabels, Holders, PathsSeen):
+class CephRbd(Resizes, Reverts, Clones, Measures, Extracts, Adopts, Relabels, PathsSeen, Holders, Groups, ChangedBlocks, Fences):
     """A pool of RBD images."""
 
     def __init__(self, settings: CephSettings, context: PoolContext) -> None:
@@ -55,7 +63,10 @@ class CephRbd(Resizes, Reverts, Clones, Measures, Extracts, Adopts, Relabels, Ho
         self._space = Space(self._store)
         self._volumes = Volumes(self._store, self._sources, self._space)
         self._adoption = Adoption(self._store)
-        self._sweeper = Sweeper(self._store)
+        self._groups = Grouping(self._store, self._snapshots)
+        self._comparing = Comparing(self._store, self._snapshots)
+        self._fencing = Fencing(self._store)
+        self._sweeper = Sweeper(self._store, self._groups)
         self._sweeper.wake()
 
     @property
@@ -142,8 +153,10 @@ class CephRbd(Resizes, Reverts, Clones, Measures, Extracts, Adopts, Relabels, Ho
         return self._snapshots.create(volume, spec)
 
     def delete_snapshot(self, volume: VolumeId, snapshot_uid: str) -> None:
-        """Remove a snapshot."""
-        self._snapshots.delete(volume, snapshot_uid)
+        """Remove a snapshot; with the last one of a group that goes too."""
+        if group := self._snapshots.delete(volume, snapshot_uid):
+            with self._store.use() as link:
+                self._groups.forget(link, group)
 
     def list_snapshots(self, volume: VolumeId) -> Sequence[Snapshot]:
         """Tell the snapshots, oldest first."""
@@ -155,8 +168,8 @@ class CephRbd(Resizes, Reverts, Clones, Measures, Extracts, Adopts, Relabels, Ho
             found = self._store.find(link, volume)
             if token in found.content.reverts:
                 return self._store.volume(link, found)
-            stored_as = self._snapshots.one(link, found, snapshot_uid).cut.stored_as
-        return self._volumes.revert(volume, stored_as, token)
+            one = self._snapshots.one(link, found, snapshot_uid)
+        return self._volumes.revert(volume, one, token)
 
     def bytes_to_copy(self, spec: VolumeSpec) -> int:
         """Nothing, until the family is too deep or has too many snapshots."""
@@ -164,7 +177,7 @@ class CephRbd(Resizes, Reverts, Clones, Measures, Extracts, Adopts, Relabels, Ho
             return 0
         with self._store.use() as link:
             origin = self._sources.origin(link, spec)
-            return origin.header.size if self._sources.copies(link, origin) else 0
+            return origin.header.size if self._sources.copies(link, spec, origin) else 0
 
     def children(self, volume: VolumeId) -> Sequence[str]:  # noqa: ARG002 - none ever does
         """Nobody depends on a volume: its image stays in the trash for as long as a clone needs it."""
@@ -181,7 +194,7 @@ class CephRbd(Resizes, Reverts, Clones, Measures, Extracts, Adopts, Relabels, Ho
             found = self._store.find(link, volume)
             if writable and not found.content.incomplete:
                 raise Precondition(f"volume {volume.name} is complete; only an import writes to an image", reason="NOT_INCOMPLETE")
-            snapshot = self._snapshots.one(link, found, snapshot_uid).cut.stored_as if snapshot_uid else ""
+            snapshot = self._snapshots.one(link, found, snapshot_uid).reached_by if snapshot_uid else ""
             return connected(self._store, link, found, snapshot=snapshot)
 
     def fill_from_file(self, volume: VolumeId, path: str, source_format: Format, progress: Callable[[float], None]) -> None:
@@ -203,8 +216,8 @@ class CephRbd(Resizes, Reverts, Clones, Measures, Extracts, Adopts, Relabels, Ho
         store, doing = self._store, f"export volume {volume.name}"
         with store.use() as link:
             found = store.find(link, volume)
-            snapshot = self._snapshots.one(link, found, snapshot_uid).cut.stored_as if snapshot_uid else ""
-            with store.image(link, found.header.id, doing, snapshot=snapshot, read_only=True) as image:
+            at = self._snapshots.one(link, found, snapshot_uid).id if snapshot_uid else 0
+            with store.image(link, found.header.id, doing, snapshot_id=at, read_only=True) as image:
                 transfer.extract(image, path, width=store.settings.transfers, progress=progress, doing=doing)
 
     def complete(self, volume: VolumeId) -> Volume:
@@ -232,3 +245,25 @@ class CephRbd(Resizes, Reverts, Clones, Measures, Extracts, Adopts, Relabels, Ho
                 raise NotFound(f"volume {volume.name} of uid {volume.uid} does not exist")
             with self._store.image(link, found.header.id, doing, read_only=True) as image:
                 return holders_of(self._store, link, image, doing)
+
+    def create_snapshot_group(self, group_uid: str, members: Sequence[GroupMember]) -> Sequence[Snapshot]:
+        """Cut snapshots of several volumes at one moment, under guests too."""
+        return self._groups.create(group_uid, members)
+
+    def changed_blocks(
+        self, volume: VolumeId, base_snapshot_uid: str, snapshot_uid: str, *, offset: int, length: int, exact: bool
+    ) -> Iterator[Extent]:
+        """Tell what differs; not exactly, whole objects."""
+        yield from self._comparing.changed(volume, base_snapshot_uid, snapshot_uid, offset=offset, length=length, exact=exact)
+
+    def fence(self, addresses: Sequence[str], volumes: Sequence[VolumeId]) -> None:
+        """Put addresses on the cluster's blocklist."""
+        self._fencing.fence(addresses, volumes)
+
+    def unfence(self, addresses: Sequence[str]) -> None:
+        """Take them off it."""
+        self._fencing.unfence(addresses)
+
+    def fenced(self, addresses: Sequence[str]) -> Sequence[str]:
+        """Tell which are on it."""
+        return self._fencing.fenced(addresses)

@@ -113,7 +113,7 @@ def _groups(pool: Mapping[str, Any], settings: CephSettings, header: Header) -> 
 
 
 def _group(pool: Mapping[str, Any], settings: CephSettings, name: str) -> int:
-    return group_of(name, settings.namespace, int(pool["pg_num"]))
+    return group_of(name, int(pool["pg_num"]), settings.namespace)
 
 
 def _count(header: Header) -> int:

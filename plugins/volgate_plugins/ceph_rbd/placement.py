@@ -1,39 +1,56 @@
-"""Which placement group an object is in, computed as Ceph does: asking the monitors for each object of a large image would take minutes."""
+"""Where objects lie: a name for each placement group of a pool, so that every one of them can be asked something.
+
+The hash is Ceph's `rjenkins`, which is that of every pool of RBD.
+"""
 
 from __future__ import annotations
 
-import struct
+import itertools
 
-__all__ = ["group_of"]
+__all__ = ["group_of", "names"]
 
-_GOLDEN = 0x9E3779B9
 _WORD = 0xFFFFFFFF
-_NAMESPACE_END = "\x1f"
+_GOLDEN = 0x9E3779B9
+_BLOCK = 12
+_SHIFTS = ((13, 8, 13), (12, 16, 5), (3, 10, 15))
 
 
-def group_of(name: str, namespace: str, groups: int) -> int:
-    """The number of the placement group among `groups` of a pool with the hash `rjenkins`, as every pool of RBD has it."""
-    text = f"{namespace}{_NAMESPACE_END}{name}" if namespace else name
-    found = _hash(text.encode())
+def names(groups: int, namespace: str = "") -> list[str]:
+    """The names of objects of which one lies in each of so many placement groups; the objects need not exist."""
+    found: dict[int, str] = {}
+    for number in itertools.count():
+        name = f"volgate.probe.{number}"
+        found.setdefault(group_of(name, groups, namespace), name)
+        if len(found) == groups:
+            return list(found.values())
+    raise AssertionError("numbers do not end")
+
+
+def group_of(name: str, groups: int, namespace: str = "") -> int:
+    """The number of the placement group that an object lies in, of so many."""
+    value = _hash((f"{namespace}\x1f{name}" if namespace else name).encode())
     mask = (1 << (groups - 1).bit_length()) - 1
-    return found & mask if found & mask < groups else found & (mask >> 1)
+    return value & mask if value & mask < groups else value & (mask >> 1)
 
 
 def _hash(data: bytes) -> int:
-    """Robert Jenkins' hash of 1996, in the form of Ceph."""
-    a, b, c = _GOLDEN, _GOLDEN, 0
-    whole = len(data) // 12 * 12
-    for at in range(0, whole, 12):
-        x, y, z = struct.unpack_from("<III", data, at)
-        a, b, c = _mix((a + x) & _WORD, (b + y) & _WORD, (c + z) & _WORD)
+    first = second = _GOLDEN
+    third = 0
+    whole = len(data) // _BLOCK * _BLOCK
+    for at in range(0, whole, _BLOCK):
+        words = (int.from_bytes(data[at + step : at + step + 4], "little") for step in (0, 4, 8))
+        first, second, third = _mix(*(old + word for old, word in zip((first, second, third), words, strict=True)))
     rest = data[whole:]
-    first, second, third = (int.from_bytes(part, "little") for part in (rest[:4], rest[4:8], rest[8:]))
-    return _mix((a + first) & _WORD, (b + second) & _WORD, (c + len(data) + (third << 8)) & _WORD)[2]
+    first += int.from_bytes(rest[:4], "little")
+    second += int.from_bytes(rest[4:8], "little")
+    third += len(data) + (int.from_bytes(rest[8:], "little") << 8)
+    return _mix(first, second, third)[2]
 
 
-def _mix(a: int, b: int, c: int) -> tuple[int, int, int]:
-    for first, second, third in ((13, 8, 13), (12, 16, 5), (3, 10, 15)):
-        a = (a - b - c & _WORD) ^ (c >> first)
-        b = (b - c - a & _WORD) ^ (a << second & _WORD)
-        c = (c - a - b & _WORD) ^ (b >> third)
-    return a, b, c
+def _mix(first: int, second: int, third: int) -> tuple[int, int, int]:
+    """Bob Jenkins' mixing of three words."""
+    for right, left, last in _SHIFTS:
+        first = (first - second - third & _WORD) ^ ((third & _WORD) >> right)
+        second = (second - third - first & _WORD) ^ (first << left & _WORD)
+        third = (third - first - second & _WORD) ^ (second >> last)
+    return first, second, third

@@ -16,11 +16,11 @@ from volgate.errors import Precondition
 from volgate_plugins.ceph_rbd.cluster import Cluster, Link
 from volgate_plugins.ceph_rbd.faults import changing, number, reading
 
-__all__ = ["OBJECT", "Marker", "Note", "PoolObject"]
+__all__ = ["OBJECT", "GroupNote", "Marker", "Note", "PoolObject"]
 
 OBJECT = "volgate.pool"
 _MARKER = "marker"
-_MAKING, _PURGING, _CLIENT = "make.", "purge.", "client."
+_MAKING, _PURGING, _CLIENT, _GROUP = "make.", "purge.", "client.", "group."
 _PAGE = 1000
 _NOTED_SECONDS = 60.0
 _FORGOTTEN_SECONDS = 600.0
@@ -42,6 +42,13 @@ class Note(msgspec.Struct, frozen=True, kw_only=True):
     uid: str
     source: str = ""
     adopted: str = ""
+
+
+class GroupNote(msgspec.Struct, frozen=True, kw_only=True):
+    """Of which images a group of ours cut snapshots, by their ids, and since when; seconds since 1970."""
+
+    images: tuple[str, ...]
+    since: float
 
 
 class PoolObject:
@@ -110,6 +117,20 @@ class PoolObject:
     def doomed(self, link: Link) -> dict[str, float]:
         """What is to be purged, and when: image ids and seconds since 1970."""
         return {key.removeprefix(_PURGING): float(value) for key, value in self._rows(link, _PURGING).items()}
+
+    def note_group(self, link: Link, uid: str, images: Iterable[str]) -> None:
+        """Note that a group is being cut of these images."""
+        row = msgspec.json.encode(GroupNote(images=tuple(images), since=time.time()))
+        self._write(link, f"cut group {uid}", {_GROUP + uid: row})
+
+    def forget_group(self, link: Link, uid: str) -> None:
+        """It is gone."""
+        self._write(link, f"remove group {uid}", removed=[_GROUP + uid])
+
+    def groups(self, link: Link) -> dict[str, GroupNote]:
+        """All groups that were cut, or begun, by uid."""
+        found = self._rows(link, _GROUP)
+        return {key.removeprefix(_GROUP): msgspec.json.decode(value, type=GroupNote) for key, value in found.items()}
 
     def note_client(self, link: Link) -> None:
         """Say that this client is the gateway's: what it has open when it dies is in nobody's use. Repeated now and then."""

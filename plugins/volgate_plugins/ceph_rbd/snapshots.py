@@ -19,7 +19,7 @@ from volgate_plugins.ceph_rbd.faults import changing, reading
 from volgate_plugins.ceph_rbd.layout import Header
 from volgate_plugins.ceph_rbd.store import Found, Store
 
-__all__ = ["CLONING", "ROW", "Cut", "Snapshotting", "cuts_of", "row_of"]
+__all__ = ["CLONING", "ROW", "Cut", "Snapshotting", "Taken", "cuts_of", "row_of", "taken", "told"]
 
 ROW = "volgate.snapshot."
 CLONING = ".volgate-clone."
@@ -27,7 +27,7 @@ CLONING = ".volgate-clone."
 
 
 class Cut(msgspec.Struct, frozen=True, kw_only=True):
-    """What a row says; `stored_as` is the snapshot's name in the image."""
+    """What a row says; `stored_as` is the snapshot's name in the image; of one of a `group`, it has none of its own."""
 
     uid: str
     name: str
@@ -35,6 +35,7 @@ class Cut(msgspec.Struct, frozen=True, kw_only=True):
     created: float
     labels: Labels = {}
     quiesced: bool = False
+    group: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,11 @@ class Taken:
     cut: Cut
     id: int
     size: int
+
+    @property
+    def reached_by(self) -> str:
+        """What it is called behind the @ of an image: its name, or `id:` and its id where it has none of its own."""
+        return f"id:{self.id}" if self.cut.group else self.cut.stored_as
 
 
 def row_of(spec: SnapshotSpec, stored_as: str = "") -> Cut:
@@ -60,12 +66,17 @@ def cuts_of(header: Header) -> dict[str, Cut]:
 
 def taken(image: Any, header: Header) -> list[Taken]:
     """The snapshots that exist, oldest first. Raises rbd.Error."""
-    named = {cut.stored_as: cut for cut in cuts_of(header).values()}
-    return [
-        Taken(named[found["name"]], found["id"], found["size"])
-        for found in sorted(image.list_snaps(), key=lambda found: int(found["id"]))
-        if found["name"] in named and found["namespace"] != rbd.RBD_SNAP_NAMESPACE_TYPE_TRASH
-    ]
+    rows = cuts_of(header).values()
+    named, grouped = {cut.stored_as: cut for cut in rows if not cut.group}, {cut.group: cut for cut in rows if cut.group}
+    there = []
+    for found in sorted(image.list_snaps(), key=lambda found: int(found["id"])):
+        if found["namespace"] == rbd.RBD_SNAP_NAMESPACE_TYPE_GROUP:
+            cut = grouped.get(found["group"]["name"])
+        else:
+            cut = named.get(found["name"]) if found["namespace"] != rbd.RBD_SNAP_NAMESPACE_TYPE_TRASH else None
+        if cut is not None:
+            there.append(Taken(cut, found["id"], found["size"]))
+    return there
 
 
 class Snapshotting:
@@ -85,38 +96,42 @@ class Snapshotting:
                     there = taken(image, found.header)
                 for other in there:
                     if other.cut.uid == spec.uid:
-                        return _told(found, other)
+                        return told(found, other)
                     if other.cut.name == spec.name:
                         raise AlreadyExists(f"volume {volume.name} has a snapshot {spec.name} of uid {other.cut.uid}, asked was {spec.uid}")
-                self._refuse_many(found, doing)
+                self.refuse_many(found, doing)
                 cut = cuts_of(found.header).get(spec.uid) or row_of(spec)  # a row without its snapshot: the call that wrote it died
                 store.rewrite(link, doing, found.header, {ROW + cut.uid: msgspec.json.encode(cut)})
                 with changing(doing):
                     image.create_snap(cut.stored_as)
                 with reading(doing):
                     made = next(one for one in image.list_snaps() if one["name"] == cut.stored_as)
-                return _told(found, Taken(cut, made["id"], made["size"]))
+                return told(found, Taken(cut, made["id"], made["size"]))
 
-    def delete(self, volume: VolumeId, uid: str) -> None:
-        """Remove one; clones of it go on: what they need moves to the image's trash."""
+    def delete(self, volume: VolumeId, uid: str) -> str:
+        """Remove one; clones of it go on: what they need moves to the image's trash. Return the group that it was cut in, "" for none."""
         store, doing = self._store, f"delete snapshot {uid} of volume {volume.name}"
         with store.use() as link:
             found = store.lookup(link, volume.name)
             if found is None or found.tag.uid != volume.uid or uid not in cuts_of(found.header):
-                return
+                return ""
             with store.image(link, found.header.id, doing) as image:
                 with reading(doing):
                     there = [one for one in taken(image, found.header) if one.cut.uid == uid]
                 with changing(doing):
                     for one in there:
-                        image.remove_snap(one.cut.stored_as)
+                        if one.cut.group:
+                            image.remove_snap_by_id(one.id)
+                        else:
+                            image.remove_snap(one.cut.stored_as)
             store.rewrite(link, doing, found.header, {}, [ROW + uid])
+            return cuts_of(found.header)[uid].group
 
     def every(self, volume: VolumeId) -> Sequence[Snapshot]:
         """Tell them, oldest first."""
         with self._store.use() as link:
             found = self._store.find(link, volume)
-            return [_told(found, one) for one in self.of(link, found)]
+            return [told(found, one) for one in self.of(link, found)]
 
     def of(self, link: Link, found: Found) -> list[Taken]:
         """The snapshots of a volume; nothing is opened if there are no rows."""
@@ -133,7 +148,8 @@ class Snapshotting:
                 return one
         raise NotFound(f"volume {found.tag.name} has no snapshot of uid {uid}")
 
-    def _refuse_many(self, found: Found, doing: str) -> None:
+    def refuse_many(self, found: Found, doing: str) -> None:
+        """Raise OutOfSpace (SNAPSHOT_LIMIT) if the image has as many as it may."""
         most = self._store.settings.max_snapshots
         if found.header.snapshots >= most:
             raise OutOfSpace(
@@ -143,6 +159,7 @@ class Snapshotting:
             )
 
 
-def _told(found: Found, one: Taken) -> Snapshot:
+def told(found: Found, one: Taken) -> Snapshot:
+    """Tell a snapshot."""
     cut = one.cut
     return Snapshot(cut.name, cut.uid, found.tag.name, found.tag.uid, one.size, dict(cut.labels), cut.created, cut.quiesced)

@@ -14,7 +14,7 @@ from volgate_plugins.ceph_rbd.faults import changing, reading
 from volgate_plugins.ceph_rbd.images import create, header_of
 from volgate_plugins.ceph_rbd.layout import Header
 from volgate_plugins.ceph_rbd.pool import Note
-from volgate_plugins.ceph_rbd.snapshots import CLONING, Snapshotting
+from volgate_plugins.ceph_rbd.snapshots import CLONING, Snapshotting, Taken
 from volgate_plugins.ceph_rbd.store import Found, Store, image_name
 
 __all__ = ["Sources"]
@@ -50,8 +50,11 @@ class Sources:
             raise Precondition(f"volume {found.tag.name} is still being filled", reason="NOT_READY")
         return found
 
-    def copies(self, link: Link, origin: Found) -> bool:
-        """Whether a clone of this volume has to be a copy: its family is too deep, or has too many snapshots."""
+    def copies(self, link: Link, spec: VolumeSpec, origin: Found) -> bool:
+        """Whether a clone has to be a copy: of a snapshot of a group, or since its family is too deep, or has too many snapshots."""
+        return self._grouped(link, spec, origin) is not None or self._flattens(link, origin)
+
+    def _flattens(self, link: Link, origin: Found) -> bool:
         settings = self._store.settings
         with reading(f"look at volume {origin.tag.name}"):
             depth = self._store.depth(link, origin.header)
@@ -79,9 +82,13 @@ class Sources:
         moment, source_size = self._moment(link, spec, origin)
         if size < source_size:
             raise OutOfRange(f"a clone of {source_size} bytes cannot have {size}", field="size")
+        grouped = self._grouped(link, spec, origin)
         note = Note(uid=spec.uid, source=origin.header.id if moment.startswith(CLONING) else "")
 
         def make() -> None:
+            if grouped is not None:
+                self._copy(link, origin, grouped, image)
+                return
             if note.source:
                 self._cut_moment(link, origin, moment)
             rbd.RBD().clone(
@@ -98,7 +105,7 @@ class Sources:
             )
 
         made = create(self._store, link, image, note, make)
-        copied = self.copies(link, origin)
+        copied = grouped is None and self._flattens(link, origin)
         if size > source_size or copied:
             with self._store.image(link, made.id, f"create volume {spec.name}") as opened, changing(f"create volume {spec.name}"):
                 if copied:
@@ -107,6 +114,26 @@ class Sources:
                     opened.resize(size)
             return header_of(link, image)
         return made
+
+    def _grouped(self, link: Link, spec: VolumeSpec, origin: Found) -> Taken | None:
+        """The snapshot that is cloned, if it is one of a group: it has no name to clone from, and is copied."""
+        if spec.source is None or spec.source.kind is not SourceKind.SNAPSHOT:
+            return None
+        one = self._snapshots.one(link, origin, spec.source.snapshot_uid)
+        return one if one.cut.group else None
+
+    def _copy(self, link: Link, origin: Found, one: Taken, image: str) -> None:
+        settings, doing = self._store.settings, f"copy snapshot {one.cut.name} of volume {origin.tag.name}"
+        with self._store.image(link, origin.header.id, doing, snapshot_id=one.id, read_only=True) as opened:
+            opened.copy(
+                link.ioctx,
+                image,
+                features=settings.feature_bits,
+                order=settings.object_size.bit_length() - 1,
+                stripe_unit=settings.stripe_unit or None,
+                stripe_count=settings.stripe_count if settings.stripe_unit else None,
+                data_pool=settings.data_pool or None,
+            )
 
     def _moment(self, link: Link, spec: VolumeSpec, origin: Found) -> tuple[str, int]:
         """The snapshot that is cloned: its name in the image, and its size."""

@@ -156,13 +156,21 @@ class Store:
                 raise
 
     @contextlib.contextmanager
-    def image(self, link: Link, image_id: str, doing: str, *, snapshot: str = "", read_only: bool = False) -> Iterator[rbd.Image]:
-        """Open an image by its id. Raises NotFound, Unreachable; what happens inside is the caller's to translate."""
+    def image(
+        self, link: Link, image_id: str, doing: str, *, snapshot: str = "", snapshot_id: int = 0, read_only: bool = False
+    ) -> Iterator[rbd.Image]:
+        """Open an image by its id, at a snapshot by its name, or by its id where it has no name of its own.
+
+        Raises NotFound, Unreachable; what happens inside is the caller's to translate.
+        """
         if not read_only:
             self.pool.note_client(link)
         with reading(doing):
             opened = rbd.Image(link.ioctx, image_id=image_id, snapshot=snapshot or None, read_only=read_only)
         try:
+            if snapshot_id:
+                with reading(doing):
+                    opened.set_snap_by_id(snapshot_id)
             yield opened
         finally:
             with contextlib.suppress(rbd.Error):  # nothing is in flight: what was written was waited for

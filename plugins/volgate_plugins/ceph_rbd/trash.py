@@ -12,6 +12,7 @@ from volgate.errors import VolgateError
 from volgate_plugins.ceph_rbd import layout
 from volgate_plugins.ceph_rbd.cluster import Link
 from volgate_plugins.ceph_rbd.faults import reading
+from volgate_plugins.ceph_rbd.groups import Grouping
 from volgate_plugins.ceph_rbd.store import Store
 
 __all__ = ["Sweeper"]
@@ -22,9 +23,9 @@ _NEVER_MOVED_SECONDS = 3600.0
 class Sweeper:
     """A thread that purges while there is something to purge; what it does not get done is done after the next look at the pool."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, groups: Grouping) -> None:
         """Nothing runs yet."""
-        self._store = store
+        self._store, self._groups = store, groups
         self._lock = threading.Lock()
         self._awake = False
         self._again = False
@@ -64,6 +65,7 @@ class Sweeper:
                 self._purge(link, image_id)
         with self._store.use() as link:
             self._store.pool.forget_clients(link)
+            self._groups.sweep(link)
 
     def _purge(self, link: Link, image_id: str) -> None:
         with reading(f"purge image {image_id}"):

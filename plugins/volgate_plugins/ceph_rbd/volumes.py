@@ -14,11 +14,12 @@ from volgate.errors import AlreadyExists, Holder, InUse, NotFound, Unsupported
 from volgate.model import Format, Labels, Provisioning, Volume, VolumeSpec
 from volgate_plugins.ceph_rbd import images
 from volgate_plugins.ceph_rbd.adoption import give_back
+from volgate_plugins.ceph_rbd.changes import write_back
 from volgate_plugins.ceph_rbd.cluster import Link
 from volgate_plugins.ceph_rbd.faults import changing, reading
 from volgate_plugins.ceph_rbd.holding import refuse_open
 from volgate_plugins.ceph_rbd.pool import Note
-from volgate_plugins.ceph_rbd.snapshots import ROW, cuts_of
+from volgate_plugins.ceph_rbd.snapshots import ROW, Taken, taken
 from volgate_plugins.ceph_rbd.sources import Sources
 from volgate_plugins.ceph_rbd.space import Space
 from volgate_plugins.ceph_rbd.store import Content, Found, Store, image_name
@@ -107,16 +108,19 @@ class Volumes:
                 found = self._store.save(link, found, found.tag, msgspec.structs.replace(found.content, incomplete=False))
             return self._store.volume(link, found)
 
-    def revert(self, volume: VolumeId, stored_as: str, token: str) -> Volume:
-        """Roll back to a snapshot, `stored_as` in the image, and note the token."""
+    def revert(self, volume: VolumeId, one: Taken, token: str) -> Volume:
+        """Roll back to a snapshot, and note the token."""
         store, doing = self._store, f"revert volume {volume.name}"
         with store.use() as link:
             found = store.find(link, volume)
             if token not in found.content.reverts:
                 with store.image(link, found.header.id, doing) as image:
                     refuse_open(store, link, found, image, doing)
-                    with changing(doing):
-                        image.rollback_to_snap(stored_as)
+                    if one.cut.group:
+                        write_back(store, link, found, image, one, doing)
+                    else:
+                        with changing(doing):
+                            image.rollback_to_snap(one.cut.stored_as)
                 content = msgspec.structs.replace(found.content, reverts=(*found.content.reverts, token)[-64:])
                 tag = msgspec.structs.replace(found.tag, generation=found.tag.generation + 1)
                 store.save(link, found, tag, content)
@@ -143,11 +147,13 @@ class Volumes:
         doing = f"delete volume {found.tag.name}"
         with self._store.image(link, found.header.id, doing, read_only=True) as image:
             with reading(doing):
-                kept = [one["name"] for one in image.list_snaps() if one["namespace"] != rbd.RBD_SNAP_NAMESPACE_TYPE_TRASH]
+                named = {one.id: one.cut for one in taken(image, found.header)}
+                kept = [one for one in image.list_snaps() if one["namespace"] != rbd.RBD_SNAP_NAMESPACE_TYPE_TRASH]
             refuse_open(self._store, link, found, image, doing)
-        named = {cut.stored_as: cut for cut in cuts_of(found.header).values()}
         if kept:
-            cuts = [(named[name].name, named[name].uid) if name in named else (name, "made by others") for name in kept]
+            cuts = [
+                (named[one["id"]].name, named[one["id"]].uid) if one["id"] in named else (one["name"], "made by others") for one in kept
+            ]
             holders = tuple(Holder("snapshot", *cut) for cut in cuts)
             told = ", ".join(holder.name for holder in holders)
             raise InUse(f"volume {found.tag.name} is held by its snapshots {told}; delete them first", holders=holders)

@@ -8,9 +8,16 @@ from typing import Any, TypeVar
 
 from volgate.backend import (
     Adopts,
+    ChangedBlocks,
     Clones,
     DataPath,
+    Extent,
+    Fences,
     Foreign,
+    GroupMember,
+    Groups,
+    Holder,
+    Holders,
     Measures,
     PathsSeen,
     PoolCheck,
@@ -36,10 +43,11 @@ __all__ = ["Memory"]
 
 T = TypeVar("T")
 _PAGE = 500
+_COMPARED = 1 << 30
 _CHECK_SECONDS = 3.0
 
 
-class Memory(Resizes, Reverts, Clones, Measures, DataPath, Adopts, Relabels, PathsSeen):
+class Memory(Resizes, Reverts, Clones, Measures, DataPath, Adopts, Relabels, PathsSeen, Holders, Groups, ChangedBlocks, Fences):
     """A pool on a simulated array."""
 
     def __init__(self, settings: MemorySettings, context: PoolContext) -> None:
@@ -218,3 +226,33 @@ class Memory(Resizes, Reverts, Clones, Measures, DataPath, Adopts, Relabels, Pat
     def paths(self, volume: VolumeId) -> Sequence[Path]:
         """Return the two simulated paths."""
         return self._call("paths", list[Path], volume=volume)
+
+    def holders(self, volume: VolumeId) -> Sequence[Holder]:
+        """Return the simulated clients that have the volume open."""
+        return self._call("holders", list[Holder], volume=volume)
+
+    def create_snapshot_group(self, group_uid: str, members: Sequence[GroupMember]) -> Sequence[Snapshot]:
+        """Copy the volumes while nobody changes one of them."""
+        del group_uid  # the array knows the snapshots by their own
+        return self._call("create_snapshot_group", list[Snapshot], timeout=self._settings.copy_seconds, members=list(members))
+
+    def changed_blocks(
+        self, volume: VolumeId, base_snapshot_uid: str, snapshot_uid: str, *, offset: int, length: int, exact: bool
+    ) -> Iterator[Extent]:
+        """Compare the files, a piece at a time."""
+        asked: dict[str, Any] = {"volume": volume, "base_snapshot_uid": base_snapshot_uid, "snapshot_uid": snapshot_uid, "exact": exact}
+        for begin in range(offset, offset + length, _COMPARED):
+            piece = min(_COMPARED, offset + length - begin)
+            yield from self._call("changed_blocks", list[Extent], **asked, offset=begin, length=piece)
+
+    def fence(self, addresses: Sequence[str], volumes: Sequence[VolumeId]) -> None:
+        """Let the array refuse clients at these addresses."""
+        self._call("fence", None, addresses=list(addresses), volumes=list(volumes))
+
+    def unfence(self, addresses: Sequence[str]) -> None:
+        """Let it take them again."""
+        self._call("unfence", None, addresses=list(addresses))
+
+    def fenced(self, addresses: Sequence[str]) -> Sequence[str]:
+        """Return those that it refuses."""
+        return self._call("fenced", list[str], addresses=list(addresses))
