@@ -329,6 +329,20 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """The host or the address to be fenced is the gateway's own (FAILED_PRECONDITION; retry: never)."""
     REASON_BASE_NOT_OLDER: _Reason.ValueType  # 112
     """The base of a comparison is not older than what it is compared with (FAILED_PRECONDITION; retry: never)."""
+    REASON_CEPH_UNREACHABLE: _Reason.ValueType  # 120
+    """No monitor of the Ceph cluster answers the host that is to attach the volume; nothing was done (UNAVAILABLE; retry:
+    same call).
+    """
+    REASON_RBD_UNSUPPORTED: _Reason.ValueType  # 122
+    """The host's QEMU or libvirt cannot attach such an RBD image; the message says what it lacks (UNIMPLEMENTED; retry:
+    after the cause is gone).
+    """
+    REASON_HELD_ON_STORAGE: _Reason.ValueType  # 123
+    """A client of the storage that is no attachment of this gateway has the volume open; the message names it
+    (FAILED_PRECONDITION; retry: after the cause is gone).
+    """
+    REASON_SECRET_LOST: _Reason.ValueType  # 124
+    """libvirt lost the secret with the key of a Ceph user during the call (UNAVAILABLE; retry: same call)."""
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Reason names what went wrong in a word that programs compare; ErrorInfo.reason holds the part after REASON_."""
@@ -635,4 +649,18 @@ REASON_FENCE_SELF: Reason.ValueType  # 111
 """The host or the address to be fenced is the gateway's own (FAILED_PRECONDITION; retry: never)."""
 REASON_BASE_NOT_OLDER: Reason.ValueType  # 112
 """The base of a comparison is not older than what it is compared with (FAILED_PRECONDITION; retry: never)."""
+REASON_CEPH_UNREACHABLE: Reason.ValueType  # 120
+"""No monitor of the Ceph cluster answers the host that is to attach the volume; nothing was done (UNAVAILABLE; retry:
+same call).
+"""
+REASON_RBD_UNSUPPORTED: Reason.ValueType  # 122
+"""The host's QEMU or libvirt cannot attach such an RBD image; the message says what it lacks (UNIMPLEMENTED; retry:
+after the cause is gone).
+"""
+REASON_HELD_ON_STORAGE: Reason.ValueType  # 123
+"""A client of the storage that is no attachment of this gateway has the volume open; the message names it
+(FAILED_PRECONDITION; retry: after the cause is gone).
+"""
+REASON_SECRET_LOST: Reason.ValueType  # 124
+"""libvirt lost the secret with the key of a Ceph user during the call (UNAVAILABLE; retry: same call)."""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015

@@ -88,6 +88,7 @@ class Host(_message.Message):
         "incremental-backup": backups of running domains, with checkpoints.
         "io_uring": DiskOptions.io of that name; QEMU has it, and the kernel allows it to everybody.
         "iothreads": disks with an I/O thread of their own.
+        "rbd": images of a Ceph cluster, through librbd; "rbd-namespaces": also those in a namespace.
         "virtio-blk", "virtio-scsi": disks on that bus, with the default options otherwise.
         """
 

@@ -18,6 +18,7 @@ from volgate.backend import (
     Holder,
     Holders,
     Measures,
+    PathsSeen,
     PoolCheck,
     PoolContext,
     Relabels,
@@ -28,14 +29,15 @@ from volgate.backend import (
     VolumeId,
 )
 from volgate.connection import Connection
-from volgate.errors import NotFound, OutOfSpace, Precondition, VolgateError
-from volgate.model import Capacity, Format, Health, Labels, Snapshot, Volume, VolumeSpec
+from volgate.errors import NotFound, OutOfSpace, Precondition, Unreachable, VolgateError
+from volgate.model import Capacity, Format, Health, Labels, Path, Snapshot, Volume, VolumeSpec
 from volgate_plugins.ceph_rbd import transfer
 from volgate_plugins.ceph_rbd.adoption import Adoption
 from volgate_plugins.ceph_rbd.changes import Comparing
 from volgate_plugins.ceph_rbd.fencing import Fencing
 from volgate_plugins.ceph_rbd.groups import Grouping
 from volgate_plugins.ceph_rbd.holding import holders_of
+from volgate_plugins.ceph_rbd.paths import paths_of, unanswered
 from volgate_plugins.ceph_rbd.settings import CephSettings
 from volgate_plugins.ceph_rbd.snapshots import Snapshotting
 from volgate_plugins.ceph_rbd.sources import Sources
@@ -50,7 +52,7 @@ _SECTOR = 512
 _MOST_OBJECTS = 1 << 27
 
 
-class CephRbd(Resizes, Reverts, Clones, Measures, Extracts, Adopts, Relabels, Holders, Groups, ChangedBlocks, Fences):
+class CephRbd(Resizes, Reverts, Clones, Measures, Extracts, Adopts, Relabels, PathsSeen, Holders, Groups, ChangedBlocks, Fences):
     """A pool of RBD images."""
 
     def __init__(self, settings: CephSettings, context: PoolContext) -> None:
@@ -108,6 +110,18 @@ class CephRbd(Resizes, Reverts, Clones, Measures, Extracts, Adopts, Relabels, Ho
             if found.content.incomplete:
                 raise Precondition(f"volume {volume.name} is still being filled", reason="NOT_READY")
             return connected(self._store, link, found)
+
+    def paths(self, volume: VolumeId) -> Sequence[Path]:
+        """Every station of the image; monitors that failed where the cluster does not answer."""
+        doing = f"way to volume {volume.name}"
+        try:
+            with self._store.use() as link:
+                found = self._store.find(link, volume)
+                with self._store.image(link, found.header.id, doing, read_only=True) as image:
+                    holders = holders_of(self._store, link, image, doing)
+                return paths_of(self._store.settings, link, found.image, found.header, holders)
+        except Unreachable as error:
+            return unanswered(self._store.settings, error)
 
     def check(self) -> PoolCheck:
         """Look whether the pool answers and takes writes; what was left to be purged is."""

@@ -1,4 +1,4 @@
-"""Who has an image open: those that watch its header, and those that hold its lock."""
+"""Who has an image open: those that watch its header."""
 
 from __future__ import annotations
 
@@ -16,14 +16,16 @@ __all__ = ["holders_of", "refuse_open"]
 
 
 def holders_of(store: Store, link: Link, image: Any, doing: str) -> Sequence[Holder]:
-    """Who else has an open image open. The gateway's own clients are left out: its locks keep them apart, and one that died is nobody."""
+    """Who else has an open image open. The gateway's own clients are left out: its locks keep them apart, and one that died is nobody.
+
+    A lock without a watch is that of a client that died too: librbd breaks it, and keeps that client out, when it needs the lock.
+    """
     with reading(doing):
         watchers = {str(one["addr"]): f"client.{one['id']}" for one in image.watchers_list()}
         lockers = image.list_lockers()
-    locks = {str(address): str(client) for client, _, address in lockers["lockers"]} if lockers else {}
-    own = store.pool.clients(link) if watchers or locks else set()
-    every = {**locks, **watchers}
-    return [Holder(every[address], address, address in locks) for address in sorted(every) if address not in own]
+    locks = {str(address) for _, _, address in lockers["lockers"]} if lockers else set()
+    own = store.pool.clients(link) if watchers else set()
+    return [Holder(watchers[address], address, address in locks) for address in sorted(watchers) if address not in own]
 
 
 def refuse_open(store: Store, link: Link, found: Found, image: Any, doing: str) -> None:
