@@ -340,7 +340,7 @@ class Site:
         self.volgate("pki", "host", name, port.address, "--authority", str(self.pki))
         self.hosts[name] = node
         if guest:
-            node.libvirtd = PrivateLibvirtd(security="off").__enter__()
+            node.libvirtd = PrivateLibvirtd(security="off", namespace=port.namespace).__enter__()
             node.uri = node.libvirtd.uri
             node.guest = Guest(node.libvirtd, f"guest-{name}")
         return node
