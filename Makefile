@@ -30,7 +30,7 @@ deb: install ## Build the Debian package into build/deb
 proto: install ## Generate the stubs from proto/
 	@bash proto/generate.sh
 
-lab: install ## Start a lab for people: make lab NAME=libvirt (or postgres)
+lab: install ## Start a lab for people: make lab NAME=libvirt (or postgres, ceph)
 	$(PY) -m tests.labs.lab start $(NAME)
 
 lab-stop: install ## Stop it

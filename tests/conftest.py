@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from tests.labs.ceph import CephCluster
     from tests.labs.domain import Guest
     from tests.labs.libvirtd import PrivateLibvirtd
     from tests.labs.postgres import PostgresServer
@@ -79,6 +80,15 @@ def postgres() -> Iterator[PostgresServer]:
     from tests.labs.postgres import PostgresServer
 
     with PostgresServer() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def ceph() -> Iterator[CephCluster]:
+    """A Ceph cluster in memory, for many tests: each makes an RBD namespace of its own in it (`ceph.new_namespace()`), none ends a daemon."""
+    from tests.labs.ceph import CephCluster
+
+    with CephCluster() as running:
         yield running
 
 

@@ -11,7 +11,12 @@ from dataclasses import dataclass, field
 from volgate.errors import Unsupported
 from volgate.model import Format
 
-__all__ = ["Connection", "DiskSource", "FileIdentity", "FileSource", "LocalFile", "RbdImage", "RbdSource", "as_file"]
+__all__ = ["Connection", "DiskSource", "FileIdentity", "FileSource", "LocalFile", "RbdImage", "RbdSource", "as_file", "rbd_source"]
+
+
+def rbd_source(fsid: str, path: str) -> str:
+    """What an image is named by on a host: two clusters may have the same pools and images."""
+    return f"rbd:{fsid}/{path}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +75,12 @@ class RbdImage:
 
     @property
     def source(self) -> str:
-        """What libvirt names it by: pool, namespace if any, and image."""
+        """What it is named by among the disks of a host."""
+        return rbd_source(self.fsid, self.path)
+
+    @property
+    def path(self) -> str:
+        """Pool, namespace if any, and image."""
         return "/".join(part for part in (self.pool, self.namespace, self.image) if part)
 
 
@@ -93,17 +103,31 @@ class FileSource:
     format: Format
     chain: tuple[tuple[str, Format], ...] = field(default=())
 
+    @property
+    def source(self) -> str:
+        """What it is named by among the disks of a host."""
+        return self.path
+
 
 @dataclass(frozen=True, slots=True)
 class RbdSource:
-    """An image of a Ceph cluster as libvirt is given it: `secret` is the uuid of the libvirt secret that holds the key."""
+    """An image of a Ceph cluster as libvirt is given it: `path` is pool, namespace if any, and image.
 
-    name: str
+    The key is in a libvirt secret whose name holds the cluster and the user (:mod:`volgate.hypervisor.secrets`).
+    """
+
+    fsid: str
+    path: str
     monitors: tuple[str, ...]
     user: str
-    secret: str
     format: Format = Format.RAW
+    chain: tuple[tuple[str, Format], ...] = field(default=())
+
+    @property
+    def source(self) -> str:
+        """What it is named by among the disks of a host."""
+        return rbd_source(self.fsid, self.path)
 
 
-DiskSource = FileSource
+DiskSource = FileSource | RbdSource
 """What a connector makes of a `Connection` on this host, ready for a `<disk>`; later members join with `|`."""

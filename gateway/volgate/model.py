@@ -196,6 +196,8 @@ class Feature(StrEnum):
     BLOCKDEV = "blockdev"
     EXTERNAL_SNAPSHOTS = "external-snapshots"
     INCREMENTAL_BACKUP = "incremental-backup"
+    RBD = "rbd"
+    RBD_NAMESPACES = "rbd-namespaces"
 
 
 class ErrorPolicy(StrEnum):

@@ -30,9 +30,10 @@ def until(holds: Callable[[], bool], seconds: float = 20.0, told: Callable[[], o
 class World:
     """`server` may be killed and started again; `wire` follows it."""
 
-    def __init__(self, folder: Path, pool: Path, uri: str) -> None:
+    def __init__(self, folder: Path, pool: Path, uri: str, table: str = "") -> None:
+        """`table`: the pool `p` as a configuration has it, if it is no directory."""
         self.pool = pool
-        config = f'[hosts.local]\nuri = "{uri}"\n[pools.p]\nkind = "directory"\npath = "{pool}"\n'
+        config = f'[hosts.local]\nuri = "{uri}"\n' + (table or f'[pools.p]\nkind = "directory"\npath = "{pool}"\n')
         self.server = Server(folder / "state", config=config).start()
         self.wire = Wire(self.server.address)
 

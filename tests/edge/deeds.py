@@ -51,14 +51,15 @@ def deed(place: Secured, method: str) -> Deed:
     if not method.startswith("/volgate"):
         return _standard(method)
     name, v, s, a, o = place.name(), volume_pb2, snapshot_pb2, attachment_pb2, operation_pb2
-    made = place.volume(pool="shallow") if "Pool" not in verb and "Host" not in verb else None
+    several = verb in ("ListChangedBlocks", "CreateSnapshotGroup")
+    made = place.volume(pool="sim" if several else "shallow") if "Pool" not in verb and "Host" not in verb else None
     full = made.name if made else ""
     cut = place.snapshot(made).name if verb in ("DeleteSnapshot", "GetSnapshot", "RevertVolume") else ""
     held = prepared(place, full) if verb in ("DetachVolume", "GetAttachment") else None
     last = place.wire.operations.ListOperations(o.ListOperationsRequest(page_size=1)).operations
     if verb == "AdoptVolume":
         (place.top / "shallow" / f"{name}.img").write_bytes(b"\1" * MIB)
-    host = registered(place, name) if verb in ("ReleaseHost", "RemoveHost") else ""
+    host = registered(place, name) if verb in ("ReleaseHost", "RemoveHost", "FenceHost", "UnfenceHost") else ""
     if verb in ("RegisterHost", "HeartbeatHost"):
         registered(place, "someone")
     requests = {
@@ -76,6 +77,8 @@ def deed(place: Secured, method: str) -> Deed:
         "ImportVolume": lambda: list(parts(v.ImportHeader(pool="pools/shallow", volume_id=name, source_format=RAW), b"\1" * MIB)),
         "ExportVolume": lambda: v.ExportVolumeRequest(name=full),
         "AdoptVolume": lambda: v.AdoptVolumeRequest(pool="pools/shallow", locator=f"{name}.img", volume_id=name, format=RAW),
+        "ListChangedBlocks": lambda: v.ListChangedBlocksRequest(name=full),
+        "CreateSnapshotGroup": lambda: s.CreateSnapshotGroupRequest(pool="pools/sim", snapshots={made.name.rpartition("/")[2]: "s1"}),
         "CreateSnapshot": lambda: s.CreateSnapshotRequest(volume=full, snapshot_id="s1"),
         "DeleteSnapshot": lambda: s.DeleteSnapshotRequest(name=cut),
         "GetSnapshot": lambda: s.GetSnapshotRequest(name=cut),
@@ -91,6 +94,8 @@ def deed(place: Secured, method: str) -> Deed:
         "HeartbeatHost": lambda: host_pb2.HeartbeatHostRequest(name="hosts/someone", session="of someone"),
         "CordonHost": lambda: host_pb2.CordonHostRequest(name="hosts/lab", uncordon=True),
         "ReleaseHost": lambda: host_pb2.ReleaseHostRequest(name=host, assume_off=True),
+        "FenceHost": lambda: host_pb2.FenceHostRequest(name=host, addresses=["192.0.2.1"]),
+        "UnfenceHost": lambda: host_pb2.UnfenceHostRequest(name=host, assume_restarted=True),
         "RemoveHost": lambda: host_pb2.RemoveHostRequest(name=host),
         "GetOperation": lambda: o.GetOperationRequest(name=last[0].name),
         "ListOperations": o.ListOperationsRequest,

@@ -32,6 +32,8 @@ __all__ = ["CONFIG", "Pair", "Pki", "Secured", "secured"]
 CONFIG = (
     edge.CONFIG.replace("[limits]\n", "[limits]\n{limits}\n")
     + """
+[pools.sim]
+kind = "memory"
 [server]
 listen = ["127.0.0.1:0"]
 [tls]

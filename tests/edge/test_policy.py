@@ -21,7 +21,7 @@ from volgate_client import Client
 
 RAW = volume_pb2.VOLUME_FORMAT_RAW
 DENIED = ("PERMISSION_DENIED", "UNAUTHENTICATED")
-SCOPES = {Role.ORCHESTRATOR: (("main", "shallow"), ("lab",))}
+SCOPES = {Role.ORCHESTRATOR: (("main", "shallow", "sim"), ("lab",))}
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +126,8 @@ OUTSIDE = [
     Deed("volumes.ExportVolume", volume_pb2.ExportVolumeRequest(name="pools/main/volumes/ours", path="/tmp/x.img")),
     Deed("volumes.AdoptVolume", volume_pb2.AdoptVolumeRequest(pool="pools/shallow", locator="f.img", volume_id="x", format=RAW)),
     Deed("snapshots.CreateSnapshot", snapshot_pb2.CreateSnapshotRequest(volume="pools/shallow/volumes/theirs", snapshot_id="s9")),
+    Deed("snapshots.CreateSnapshotGroup", snapshot_pb2.CreateSnapshotGroupRequest(pool="pools/shallow", snapshots={"theirs": "s9"})),
+    Deed("volumes.ListChangedBlocks", volume_pb2.ListChangedBlocksRequest(name="pools/shallow/volumes/theirs")),
     Deed("snapshots.DeleteSnapshot", snapshot_pb2.DeleteSnapshotRequest(name="pools/shallow/volumes/theirs/snapshots/s1")),
     Deed("snapshots.GetSnapshot", snapshot_pb2.GetSnapshotRequest(name="pools/shallow/volumes/theirs/snapshots/s1")),
     Deed("snapshots.ListSnapshots", snapshot_pb2.ListSnapshotsRequest(parent="pools/shallow/volumes/theirs")),

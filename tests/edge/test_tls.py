@@ -53,7 +53,7 @@ def handshake(place: Secured, pair: Pair | None, address: str = "") -> x509.Cert
 
 
 def test_a_certificate_of_the_authority_is_let_in_and_named(place):
-    assert len(place.by("admin", "alice").pools.ListPools(POOLS, timeout=10).pools) == 3
+    assert len(place.by("admin", "alice").pools.ListPools(POOLS, timeout=10).pools) == 4
     assert place.line("call", principal="admin:alice", method="volgate.v1.PoolService/ListPools")["code"] == "OK"
 
 

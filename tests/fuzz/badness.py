@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 __all__ = ["INVALID", "KINDS", "LEAST64", "MOST64", "SIZE_MOST", "Bad", "kind_of"]
@@ -134,6 +134,34 @@ def label_values(rng: random.Random) -> Bad:
     return Bad({"good": "1", "key": rng.choice(("x" * 129, "ü" * 65, *(f"a{mean}" for mean in _MEAN), "x" * 50_000))}, field="labels[key]")
 
 
+def members(rng: random.Random) -> Bad:
+    """Volumes and the names of their snapshots."""
+    if rng.random() < 0.3:
+        return Bad({f"v{index}": "s" for index in range(rng.choice((65, 66, 1000)))}, field="snapshots")
+    if rng.random() < 0.3:
+        return Bad({"nobody": "s"}, ("NOT_FOUND",), journalled=True)
+    wrong = identifier(rng).value
+    return Bad(rng.choice(({}, {wrong: "s"}, {"v": wrong}, {"v": "g", wrong: "s"})), field="snapshots")
+
+
+def compared(rng: random.Random) -> Bad:
+    wrong = ("Name", "a/b", "-a", ".a", "a..b", "a" * 64, "pools/sim/volumes/v", "pools/sim/volumes/other/snapshots/s", "\0", "ü")
+    return rng.choice((Bad(rng.choice(wrong)), Bad(rng.choice(wrong)), Bad("nobody", ("NOT_FOUND",))))
+
+
+def member_uids(rng: random.Random) -> Bad:
+    if rng.random() < 0.3:
+        return Bad({"nobody": ""}, field="volume_uids")
+    wrong = uid(rng)
+    return Bad({"v": wrong.value}, wrong.codes, wrong.journalled, field="volume_uids[v]")
+
+
+def ips(rng: random.Random) -> Bad:
+    return Bad(
+        rng.choice((["x"], ["192.0.2.1", ""], ["192.0.2.1:80"], ["192.0.2.0/24"], ["192.0.2.999"], ["host"], ["192.0.2.1"] * 65, ["\0"]))
+    )
+
+
 def page_token(rng: random.Random) -> Bad:
     return Bad(rng.choice(("x", "AAAA", "=" * 8, "ü", "\0", "../..", "x" * 100_000, "".join(rng.choices("ABCab01-_=", k=40)))))
 
@@ -246,6 +274,18 @@ KINDS: dict[str, Strategy] = {
     "ExportVolume.path": new_path,
     "CreateVolume.source": resource("pools", "volumes", optional=True, unknown=_GONE_VOLUME),
     "RevertVolume.snapshot": resource("pools", "volumes", "snapshots", unknown=Bad("nobody", ("NOT_FOUND",), journalled=True)),
+    "CreateSnapshotGroup.pool": resource("pools", unknown=_GONE_POOL),
+    "snapshots{key}": members,
+    "snapshots{value}": members,
+    "volume_uids{key}": member_uids,
+    "volume_uids{value}": member_uids,
+    "ListChangedBlocks.name": resource("pools", "volumes", unknown=Bad("pools/sim/volumes/nobody", ("NOT_FOUND",))),
+    "ListChangedBlocks.base_snapshot": compared,
+    "ListChangedBlocks.snapshot": compared,
+    "ListChangedBlocks.uid": lambda rng: replace(uid(rng), journalled=False),
+    "FenceHost.name": resource("hosts", unknown=Bad("hosts/nobody", ("NOT_FOUND",), journalled=True)),
+    "UnfenceHost.name": resource("hosts", unknown=Bad("hosts/nobody", ("NOT_FOUND",), journalled=True)),
+    "addresses": ips,
     "DeleteSnapshot.name": resource("pools", "volumes", "snapshots", unknown=_NO_POOL_SNAPSHOT),
     "GetSnapshot.name": resource("pools", "volumes", "snapshots", unknown=_GONE_SNAPSHOT),
     "ListSnapshots.parent": resource("pools", "volumes", optional=True, unknown=_GONE_VOLUME),

@@ -16,6 +16,7 @@ __all__ = ["FOLLOWED", "GOOD", "furnish"]
 A, H, O, P, S, V = attachment_pb2, host_pb2, operation_pb2, pool_pb2, snapshot_pb2, volume_pb2  # noqa: E741
 FOLLOWED = ("DeleteSnapshot", "RevertVolume")  # the gateway merges layers some time after: controls are plans until the very end
 NAME = "pools/main/volumes/v"
+SIMULATED = "pools/sim/volumes/v"
 IMAGE = b"image" + bytes(4091)
 
 
@@ -26,6 +27,9 @@ def furnish(place: Secured) -> None:
     place.volume(4 * MIB, volume_id="p")
     attach = A.AttachVolumeRequest(volume="pools/main/volumes/p", host="hosts/lab", domain="test", prepare_only=True)
     place.attachment = place.wire.attachments.AttachVolume(attach, timeout=30).attachment.name
+    simulated = place.volume(4 * MIB, pool="sim", volume_id="v")
+    for name in ("s", "t"):
+        place.snapshot(simulated, name)
     (place.pool / "foreign.img").write_bytes(bytes(MIB))
     (place.images / "image.raw").write_bytes(bytes(MIB))
     (place.exports / "taken").write_bytes(b"taken")
@@ -122,6 +126,15 @@ GOOD: dict[str, Callable[[Secured, random.Random], Any]] = {
     "ImportVolume": _import,
     "ExportVolume": _export,
     "AdoptVolume": _adopt,
+    "ListChangedBlocks": lambda _, rng: V.ListChangedBlocksRequest(
+        name=SIMULATED,
+        base_snapshot=rng.choice(("", "s")),
+        snapshot=rng.choice(("", "t")),
+        exact=rng.choice((True, False)),
+    ),
+    "CreateSnapshotGroup": lambda place, _: S.CreateSnapshotGroupRequest(
+        pool="pools/sim", snapshots={"v": place.name("g")}, labels={"a": "b"}, request_id=place.name("group"), validate_only=True
+    ),
     "CreateSnapshot": lambda place, _: S.CreateSnapshotRequest(volume=NAME, snapshot_id="s", request_id=place.name("cut")),
     "DeleteSnapshot": lambda place, _: S.DeleteSnapshotRequest(name=f"{NAME}/snapshots/{place.name('none')}", validate_only=True),
     "GetSnapshot": lambda _, __: S.GetSnapshotRequest(name=f"{NAME}/snapshots/s"),
@@ -140,6 +153,8 @@ GOOD: dict[str, Callable[[Secured, random.Random], Any]] = {
     "CordonHost": lambda _, __: H.CordonHostRequest(name="hosts/lab", uncordon=True),
     "ReleaseHost": lambda _, __: H.ReleaseHostRequest(name="hosts/dead", assume_off=True),
     "RemoveHost": lambda _, __: H.RemoveHostRequest(name="hosts/none"),
+    "FenceHost": lambda _, __: H.FenceHostRequest(name="hosts/dead", addresses=["192.0.2.1"], validate_only=True),
+    "UnfenceHost": lambda _, __: H.UnfenceHostRequest(name="hosts/dead"),
     "GetOperation": lambda place, _: O.GetOperationRequest(name=place.operation),
     "ListOperations": lambda _, rng: O.ListOperationsRequest(page_size=rng.choice((1, 5)), unfinished_only=rng.choice((True, False))),
     "WatchOperation": lambda place, _: O.WatchOperationRequest(name=place.operation),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,11 +11,23 @@ import pytest
 
 from tests.hosts.visit import Visit
 from tests.labs.site import Site
+from tests.plugins.memory_rig import Array
 
 
 @pytest.fixture(scope="module")
-def site() -> Iterator[Site]:
-    made = Site()
+def array() -> Iterator[Array]:
+    """A simulated array: it knows clients, and refuses those that are fenced."""
+    folder = Path(tempfile.mkdtemp(prefix="vga-", dir="/tmp"))
+    folder.chmod(0o711)
+    made = Array(folder)
+    yield made
+    made.stop()
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def site(array: Array) -> Iterator[Site]:
+    made = Site(pools=f'[pools.sim]\nkind = "memory"\nsocket = "{array.socket}"\n')
     try:
         made.controller.start()
         for name in ("h1", "h2"):

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from tests.labs.site import HostNode, Site, until
-from tests.recovery.calls import POOL, Call, Caller, Refused, volume_name
+from tests.recovery.calls import POOL, Call, Caller, Refused
 from volgate.store.steps import Step, Steps
 from volgate.v1 import attachment_pb2, host_pb2, operation_pb2
 
@@ -59,14 +59,14 @@ class Visit:
 
     # -- calls
 
-    def create(self, *, raw: bool = False) -> str:
+    def create(self, *, raw: bool = False, pool: str = POOL) -> str:
         name = f"v-{uuid.uuid4().hex[:8]}"
-        self.caller(Call("create", {"pool": POOL, "volume_id": name, "size_bytes": MIB, "format": 1 if raw else 2, "request_id": name}))
+        self.caller(Call("create", {"pool": pool, "volume_id": name, "size_bytes": MIB, "format": 1 if raw else 2, "request_id": name}))
         return name
 
-    def attach(self, name: str, node: HostNode, **options: Any) -> Call:
+    def attach(self, name: str, node: HostNode, *, pool: str = POOL, **options: Any) -> Call:
         assert node.guest
-        fields = {"volume": volume_name(name), "host": f"hosts/{node.name}", "domain": node.guest.name}
+        fields = {"volume": f"{pool}/volumes/{name}", "host": f"hosts/{node.name}", "domain": node.guest.name}
         chosen = attachment_pb2.DiskOptions(bus=attachment_pb2.DISK_BUS_VIRTIO_SCSI, **options)
         return Call("attach", {**fields, "options": chosen, "request_id": uuid.uuid4().hex})
 

@@ -15,9 +15,10 @@ from lxml import etree
 from tests.hypervisor.rig import Bench
 from tests.labs.domain import Guest
 from tests.plugins.directory_rig import MIB
-from volgate.connection import FileSource
+from volgate.connection import DiskSource, FileSource, RbdSource
 from volgate.errors import InvalidRequest, Precondition
 from volgate.hosts.interface import DetachOutcome
+from volgate.hypervisor.devices import in_qemu, layout, parse_disk
 from volgate.hypervisor.disk_xml import render, with_source, without_slot
 from volgate.hypervisor.ours import read_options
 from volgate.model import Access, Bus, CacheMode, DiskOptions, ErrorPolicy, Format, IoMode, Qos
@@ -29,7 +30,9 @@ QCOW2 = FileSource("/pool/volumes/a.0123abcd/0000.qcow2", Format.QCOW2)
 CHAIN = FileSource("/pool/2.qcow2", Format.QCOW2, (("/pool/1.qcow2", Format.QCOW2), ("/pool/0.raw", Format.RAW)))
 SCSI_ADDRESS = {"type": "drive", "controller": "0", "bus": "0", "target": "51", "unit": "0"}
 QOS = Qos(read_bytes_sec=1 << 20, write_bytes_sec=2 << 20, read_iops_sec=300, write_iops_sec=400)
-CASES: dict[str, tuple[FileSource, DiskOptions]] = {
+FSID = "0b8ef6f1-5f3c-4f6e-9d1e-8a5d2c9b7e10"
+RBD = RbdSource(FSID, "volumes/a.0123abcd", ("192.0.2.1:6789", "mon.example:3300", "[2001:db8::3]:3300"), "volgate")
+CASES: dict[str, tuple[DiskSource, DiskOptions]] = {
     "virtio-raw": (RAW, DiskOptions()),
     "virtio-qcow2": (QCOW2, DiskOptions()),
     "virtio-chain": (CHAIN, DiskOptions(serial="vg-0123456789abcdef0")),
@@ -46,6 +49,10 @@ CASES: dict[str, tuple[FileSource, DiskOptions]] = {
     "error-report": (RAW, DiskOptions(error_policy=ErrorPolicy.REPORT)),
     "error-resume": (RAW, DiskOptions(error_policy=ErrorPolicy.RESUME)),
     "error-enospace": (RAW, DiskOptions(error_policy=ErrorPolicy.ENOSPACE)),
+    "rbd": (RBD, DiskOptions(serial="vg-0123456789abcdef0")),
+    "rbd-writeback": (RBD, DiskOptions(cache=CacheMode.WRITEBACK, io=IoMode.THREADS, iothread=2)),
+    "rbd-scsi": (RBD, DiskOptions(bus=Bus.VIRTIO_SCSI, discard=False, access=Access.SHARED, error_policy=ErrorPolicy.RESUME)),
+    "rbd-hostile-names": (RbdSource(FSID, "p'\"<&>/n/i", ("h:1",), "u_+-0"), DiskOptions(access=Access.READ_ONLY, qos=QOS)),
     "hostile-names": (FileSource("/pool/a'\"<&>b.raw", Format.RAW), DiskOptions(serial="A a_0.+-")),
 }
 
@@ -103,9 +110,14 @@ def test_golden_files_and_options_are_all_covered() -> None:
         (RAW, DiskOptions(qos=Qos(total_iops_sec=1, read_iops_sec=1)), "options.qos"),
         (RAW, DiskOptions(qos=Qos(total_bytes_sec=1, write_bytes_sec=1)), "options.qos"),
         (QCOW2, DiskOptions(access=Access.SHARED), "options.access"),
+        (RBD, DiskOptions(io=IoMode.IO_URING), "options.io"),
+        (RBD, DiskOptions(bus=Bus.VIRTIO_SCSI, iothread=1), "options.iothread"),
+        (RbdSource(FSID, "p/i", ("h:1",), "a/b"), DiskOptions(), "user"),
+        (RbdSource(FSID, "p/i", ("h:1",), ""), DiskOptions(), "user"),
+        (RbdSource(FSID, "p/i", ("h:1",), "a b"), DiskOptions(), "user"),
     ],
 )
-def test_what_libvirt_would_refuse_is_refused_with_the_field(source: FileSource, options: DiskOptions, field: str) -> None:
+def test_what_libvirt_would_refuse_is_refused_with_the_field(source: DiskSource, options: DiskOptions, field: str) -> None:
     with pytest.raises((InvalidRequest, Precondition)) as refused:
         render(source, options, alias="ua-vg-x", target="vda")
     assert refused.value.field == field
@@ -122,7 +134,33 @@ def test_disk_moves_to_another_file_and_out_of_its_slot(schema: etree.RelaxNG) -
         assert schema.validate(etree.fromstring(text)), schema.error_log
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if name != "hostile-names"])
+@pytest.mark.parametrize("name", [name for name, (source, _) in CASES.items() if isinstance(source, RbdSource)])
+def test_an_image_is_read_back_with_its_cluster(name: str) -> None:
+    source = CASES[name][0]
+    found = parse_disk(rendered(name))
+    assert (
+        found.source == source.source == f"rbd:{FSID}/{source.path}"
+        and in_qemu(found.source) == in_qemu(in_qemu(found.source)) == f"librbd:{source.path}"
+    )
+    assert in_qemu("/pool/a:b.raw") == "/pool/a:b.raw"
+
+
+def test_images_of_the_same_name_in_two_clusters_are_two_unless_one_does_not_tell_its_cluster() -> None:
+    disk = rendered("rbd")
+    here, there = RBD, RbdSource("f" * 36, RBD.path, RBD.monitors, RBD.user)
+    domain = "<domain><devices>{}</devices></domain>"
+    assert layout(domain.format(disk)).by_source(here.source) and not layout(domain.format(disk)).by_source(there.source)
+    by_hand = ET.fromstring(disk)
+    secret = by_hand.find("source/auth/secret")
+    assert secret is not None
+    secret.set("usage", "of somebody else")
+    found = layout(domain.format(ET.tostring(by_hand, encoding="unicode")))
+    assert found.by_source(here.source) and found.by_source(there.source) and not found.by_source(f"rbd:{FSID}/volumes/b")
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, (source, _) in CASES.items() if name != "hostile-names" and isinstance(source, FileSource)]
+)
 def test_libvirt_and_qemu_take_it(name: str, bench: Bench, guest: Guest) -> None:
     source, options = CASES[name]
     volume = bench.volume("base", format=source.format)

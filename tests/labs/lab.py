@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from tests.labs import keeper
@@ -18,6 +21,8 @@ from tests.labs.guest import BUILD, locked
 
 BASE = Path(f"/tmp/vg-lab-{hashlib.sha256(os.fsencode(BUILD)).hexdigest()[:6]}")  # one for each checkout
 POSTGRES_BASE = Path(f"{BASE}-postgres")
+CEPH_BASE = Path(f"{BASE}-ceph")
+BASES = {"libvirt": BASE, "postgres": POSTGRES_BASE, "ceph": CEPH_BASE}
 START_SECONDS = 300.0
 STOP_SECONDS = 30.0
 USAGE = """libvirt    {uri}
@@ -42,11 +47,22 @@ settings   {home}/volgate.toml (nothing of this machine's own PostgreSQL was tou
   make lab-stop NAME={name}      # ends it and removes {base}
 """
 
+CEPH_USAGE = """cluster    {fsid} at {monitors} (nothing of a Ceph on this machine was touched)
+pools      {pool} (with the namespace {tenant}) and {other}
+key        client.{client}: {base}/{client}.key
+settings   {home}/volgate.toml
+
+  rbd --conf {base}/ceph.conf --keyring {base}/admin.keyring -n client.admin ls {pool}
+  ceph --conf {base}/ceph.conf --keyring {base}/admin.keyring -n client.admin status
+  .venv/bin/volgate serve --config {home}/volgate.toml --state-dir {base}/state
+  make lab-stop NAME={name}      # ends it and removes {base}
+"""
+
 
 def hold(home: Path) -> None:
     """Run the lab until SIGTERM."""
-    if home.name == "postgres":
-        hold_postgres(home)
+    if home.name != "libvirt":
+        {"postgres": hold_postgres, "ceph": hold_ceph}[home.name](home)
         return
     from tests.labs.domain import Guest
     from tests.labs.libvirtd import PrivateLibvirtd
@@ -66,30 +82,47 @@ def hold(home: Path) -> None:
         (home / name).unlink(missing_ok=True)
 
 
-def hold_postgres(home: Path) -> None:
-    """Run a PostgreSQL with an empty database until SIGTERM."""
-    import shutil
-
-    from tests.labs.postgres import PostgresServer
-
-    base = POSTGRES_BASE
+@contextlib.contextmanager
+def held(home: Path, base: Path) -> Iterator[threading.Event]:
+    """An empty folder and an event that SIGTERM sets; afterwards nothing is left."""
     shutil.rmtree(base, ignore_errors=True)  # what a power cut left
     base.mkdir()
     stop = threading.Event()
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, lambda *_: stop.set())
     try:
-        with PostgresServer(base, durable=True) as server:
-            url = server.url(server.create("volgate"))
-            pool = f'[pools.default]\nkind = "directory"\npath = "{base}/pool"\n'
-            (home / "volgate.toml").write_text(f'[database]\nurl = "{url}"\npassword = "file:{base}/secret"\n{pool}')
-            (home / "ready").write_text(POSTGRES_USAGE.format(url=url, home=home, base=base, port=server.port, name=home.name))
-            while not stop.wait(1.0):
-                pass
+        yield stop
     finally:
         shutil.rmtree(base, ignore_errors=True)
-    for name in ("ready", "pid", "volgate.toml"):
-        (home / name).unlink(missing_ok=True)
+        for name in ("ready", "pid", "volgate.toml"):
+            (home / name).unlink(missing_ok=True)
+
+
+def hold_ceph(home: Path) -> None:
+    """Run a Ceph cluster in memory until SIGTERM."""
+    from tests.labs.ceph import CLIENT, OTHER_POOL, POOL, TENANT, CephCluster
+
+    with held(home, CEPH_BASE) as stop, CephCluster(CEPH_BASE) as cluster:
+        pools = [cluster.toml("volumes"), cluster.toml("others", pool=OTHER_POOL), cluster.toml("tenant", namespace=TENANT)]
+        (home / "volgate.toml").write_text("\n".join(pools))
+        facts = {"fsid": cluster.fsid, "monitors": ", ".join(cluster.monitors), "base": CEPH_BASE, "home": home, "name": home.name}
+        (home / "ready").write_text(CEPH_USAGE.format(pool=POOL, other=OTHER_POOL, tenant=TENANT, client=CLIENT, **facts))
+        while not stop.wait(1.0):
+            pass
+
+
+def hold_postgres(home: Path) -> None:
+    """Run a PostgreSQL with an empty database until SIGTERM."""
+    from tests.labs.postgres import PostgresServer
+
+    base = POSTGRES_BASE
+    with held(home, base) as stop, PostgresServer(base, durable=True) as server:
+        url = server.url(server.create("volgate"))
+        pool = f'[pools.default]\nkind = "directory"\npath = "{base}/pool"\n'
+        (home / "volgate.toml").write_text(f'[database]\nurl = "{url}"\npassword = "file:{base}/secret"\n{pool}')
+        (home / "ready").write_text(POSTGRES_USAGE.format(url=url, home=home, base=base, port=server.port, name=home.name))
+        while not stop.wait(1.0):
+            pass
 
 
 def running(home: Path) -> int:
@@ -129,7 +162,7 @@ def stop(home: Path) -> int:
     if pid:
         os.kill(pid, signal.SIGTERM)
     deadline = time.monotonic() + STOP_SECONDS
-    base = POSTGRES_BASE if home.name == "postgres" else BASE
+    base = BASES[home.name]
     while running(home) or (pid and base.exists()):
         if time.monotonic() > deadline:
             print(f"the lab {home.name} (process {pid}) does not end", file=sys.stderr)
@@ -143,7 +176,7 @@ def main() -> int:
     """Start, hold or stop a lab."""
     parser = argparse.ArgumentParser(prog="python -m tests.labs.lab", description=__doc__)
     parser.add_argument("action", choices=["start", "stop", "hold"])
-    parser.add_argument("name", choices=["libvirt", "postgres"], nargs="?", default="libvirt")
+    parser.add_argument("name", choices=[*BASES], nargs="?", default="libvirt")
     arguments = parser.parse_args()
     home = BUILD / arguments.name
     if arguments.action == "hold":

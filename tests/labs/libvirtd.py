@@ -55,11 +55,15 @@ class PrivateLibvirtd:
     QEMU as libvirt-qemu, dynamic ownership, remembered owners, mount namespaces, seccomp.
     """
 
-    def __init__(self, base: Path | None = None, security: Security = "off") -> None:
-        """Prepare; nothing runs before `start()`. BASE must be short: a unix socket's path ends at 108 bytes."""
+    def __init__(self, base: Path | None = None, security: Security = "off", namespace: str = "") -> None:
+        """Prepare; nothing runs before `start()`. BASE must be short: a unix socket's path ends at 108 bytes.
+
+        `namespace` names a network namespace (`Port.namespace` of tests.labs.network) for libvirtd and its QEMUs.
+        """
         if os.geteuid() != 0:
             raise RuntimeError("a private libvirtd needs root (mount namespaces, libvirt's own folders)")
         self.security: Security = security
+        self.namespace = namespace
         self.base = base or Path(f"/tmp/vg-{secrets.token_hex(4)}")
         self.socket = self.base / "sock" / "libvirt-sock"
         self.uri = f"qemu+unix:///system?socket={self.socket}"
@@ -153,7 +157,8 @@ class PrivateLibvirtd:
         (self.base / "etc/qemu.conf").write_text(QEMU_CONF[self.security])
         if self._cache().exists():
             shutil.copytree(self._cache(), self.base / "cache/qemu", dirs_exist_ok=True)
-        argv = ["unshare", "-m", sys.executable, "-IS", keeper.__file__, str(self.base), str(os.getpid())]
+        within = ["nsenter", f"--net=/run/netns/{self.namespace}", "--"] if self.namespace else []
+        argv = [*within, "unshare", "-m", sys.executable, "-IS", keeper.__file__, str(self.base), str(os.getpid())]
         self._keeper = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1, start_new_session=True)
         self._answer("start of the keeper")
 

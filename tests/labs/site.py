@@ -296,8 +296,13 @@ class HostNode(Process):
 class Site:
     """The whole; `close()` leaves nothing of it."""
 
-    def __init__(self, *, dead_seconds: float = 5.0, controllers: int = 1, lease: float = 0.0) -> None:
-        """Make the network, the authority and the controllers; nothing runs yet but the database, if `lease` (seconds) asks for one."""
+    def __init__(
+        self, *, dead_seconds: float = 5.0, controllers: int = 1, lease: float = 0.0, pools: str | Callable[[Site], str] = ""
+    ) -> None:
+        """Make the network, the authority and the controllers; nothing runs yet but the database, if `lease` (seconds) asks for one.
+
+        `pools` are tables of more pools than `p`, or make them once the network is there.
+        """
         self.base = Path(tempfile.mkdtemp(prefix="vgs-", dir="/tmp"))
         self.base.chmod(0o711)
         self.pool, self.pki, self.images = self.base / "pool", self.base / "pki", self.base / "images"
@@ -307,7 +312,7 @@ class Site:
         self.volgate("pki", "init", str(self.pki))
         self.database: NetworkedPostgres | None = None
         self.controllers: dict[str, Controller] = {}
-        more = self._database(lease) if lease else ""
+        more = (self._database(lease) if lease else "") + (pools if isinstance(pools, str) else pools(self))
         for name in (f"c{number}" for number in range(1, controllers + 1)):
             port = self.network.add(name)
             self.volgate("pki", "controller", name, port.address, "--authority", str(self.pki))
@@ -334,7 +339,7 @@ class Site:
         self.volgate("pki", "host", name, port.address, "--authority", str(self.pki))
         self.hosts[name] = node
         if guest:
-            node.libvirtd = PrivateLibvirtd(security="off").__enter__()
+            node.libvirtd = PrivateLibvirtd(security="off", namespace=port.namespace).__enter__()
             node.uri = node.libvirtd.uri
             node.guest = Guest(node.libvirtd, f"guest-{name}")
         return node

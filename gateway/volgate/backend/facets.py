@@ -290,7 +290,10 @@ class PathsSeen(Backend):
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """A client of the storage that has a volume open: its name there, its network address, and whether it holds the write lock."""
+    """A client of the storage that has a volume open: its name there, and whether it holds the write lock.
+
+    `address` is its network address: an IP address, perhaps with `:PORT` or `:PORT/NONCE` behind it.
+    """
 
     client: str
     address: str
@@ -333,8 +336,9 @@ class ChangedBlocks(Snapshots):
     ) -> Iterator[Extent]:
         """Yield what differs between two snapshots of a volume, in order of offset, within `offset` and `length` (bytes).
 
-        `base_snapshot_uid` "": everything that was ever written; `snapshot_uid` "": the volume as it is now. `exact` False may
-        tell whole objects of the storage, which is faster. Raises NotFound, Precondition (the base is not older).
+        `base_snapshot_uid` "": everything that was ever written; `snapshot_uid` "": the volume as it is now. `exact`: as exactly as the
+        storage knows; False may tell whole objects of it, which is faster. More than what changed may be told, never less.
+        Raises NotFound, Precondition (BASE_NOT_OLDER).
         """
 
 

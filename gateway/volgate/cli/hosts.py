@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from volgate.cli import completion
-from volgate.cli.arguments import full
+from volgate.cli.arguments import DryRun, RequestId, full
+from volgate.cli.mutate import planned
 from volgate.cli.output import object_, plain, record, short, table, when
 from volgate.cli.session import SESSION
 from volgate.v1 import host_pb2
@@ -38,7 +39,7 @@ def show_host(host: Host) -> None:
         ("version", found.version), ("uri", found.uri), ("connected", "yes" if found.connected else "no"),
         ("libvirt", found.libvirt_version), ("qemu", found.qemu_version), ("features", ", ".join(found.features)),
         ("machine id", found.machine_id), ("boot id", found.boot_id), ("iqn", found.iqn), ("nqn", found.nqn),
-        ("nvme host id", found.nvme_host_id), ("problem", found.problem),
+        ("nvme host id", found.nvme_host_id), ("fenced in", ", ".join(map(short, found.fenced_pools))), ("problem", found.problem),
         ("domains", ", ".join(f"{d.name} ({'running' if d.active else 'off'})" for d in found.domains)),
     ])  # fmt: skip
 
@@ -79,11 +80,48 @@ def remove(host: Host) -> None:
     object_({"name": full("hosts", host)}, f"{host} is removed")
 
 
+@app.command()
+def fence(
+    host: Host,
+    addresses: Annotated[
+        list[str] | None, typer.Option("--address", help="An IP address of its clients, repeatable; else those seen.")
+    ] = None,
+    request_id: RequestId = "",
+    *,
+    dry_run: DryRun = False,
+) -> None:
+    """Keep a lost host out of the storage, so that its volumes can be attached elsewhere."""
+    request = host_pb2.FenceHostRequest(name=full("hosts", host), addresses=addresses, request_id=request_id)
+    with SESSION.client() as client:
+        if planned(client, client.hosts.FenceHost, request, dry_run=dry_run):
+            return
+        answer = client.call(client.hosts.FenceHost, request)
+    done = f"{host} is fenced in {', '.join(map(short, answer.host.fenced_pools))} ({', '.join(answer.addresses)})"
+    _tell(answer.unfenced_attachments, plain(answer), done, f"{done}; attachments that it still holds, in other pools")
+
+
+@app.command()
+def unfence(
+    host: Host,
+    request_id: RequestId = "",
+    *,
+    assume_restarted: Annotated[bool, typer.Option("--assume-restarted", help="You know that all that ran there was stopped.")] = False,
+    dry_run: DryRun = False,
+) -> None:
+    """Let a fenced host in again, after what ran on it was stopped."""
+    request = host_pb2.UnfenceHostRequest(name=full("hosts", host), assume_restarted=assume_restarted, request_id=request_id)
+    with SESSION.client() as client:
+        if not planned(client, client.hosts.UnfenceHost, request, dry_run=dry_run):
+            answer = client.call(client.hosts.UnfenceHost, request)
+            object_(plain(answer), f"{host} is let in; start anew what ran there")
+
+
 def _tell(attachments: Sequence[str], facts: dict[str, object], none: str, some: str) -> None:
     object_(facts, "\n".join([f"{some}:", *(short(name) for name in attachments)]) if attachments else none)
 
 
 def _state(host: host_pb2.Host) -> str:
-    """One word, the most urgent first, and whether it is closed."""
+    """One word, the most urgent first, and whether it is fenced or closed."""
     word = "released" if host.released else "dead" if not host.live else "up" if host.connected else "no libvirt"
+    word += ", fenced" if host.fenced_pools else ""
     return f"{word}, cordoned" if host.cordoned else word

@@ -177,7 +177,10 @@ def _opened(settings: Settings, spawner: Spawner) -> Iterator[Gateway]:
         registry = Registry(settings.plugins.blocked, log_level=settings.telemetry.log_level)
         database, instance = _database(settings)
         pools = Pools(registry, settings.pools, instance, settings.limits.native_timeout, _locks(settings))
-        local = {name: LocalHost(name, host.uri, disk_hook=_disk_hook(registry, name)) for name, host in settings.hosts.items()}
+        local = {
+            name: LocalHost(name, host.uri, disk_hook=_disk_hook(registry, name), resolve=registry.secret)
+            for name, host in settings.hosts.items()
+        }
         fleet = Fleet(local, _connector(settings, instance), settings.limits.host_dead_seconds, fresh=fresh)
         lease = Lease(settings.database.lease_seconds, spawner.lease) if database.shared else Lease()
         yield Gateway(World(settings, registry, database, pools, fleet, lease))
@@ -352,7 +355,7 @@ def _opened_host(settings: Settings) -> Iterator[tuple[Agent, LocalHost]]:
         held.callback(steps.close)
         registry = Registry(settings.plugins.blocked, log_level=settings.telemetry.log_level)
         held.callback(registry.close)
-        host = LocalHost(name, table.uri, disk_hook=_disk_hook(registry, name))
+        host = LocalHost(name, table.uri, disk_hook=_disk_hook(registry, name), resolve=registry.secret)
         held.callback(host.close)
         agent = Agent(host, JournalledHost(host, steps), Membership(name, steps))
         held.callback(agent.close)

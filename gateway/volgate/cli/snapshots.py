@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated
 
 import typer
 
 from volgate.cli import completion
-from volgate.cli.arguments import DryRun, Labels, OfVolume, RequestId, Uid, labels, snapshot_name, volume_name
+from volgate.cli.arguments import DryRun, Labels, OfVolume, Pool, RequestId, Uid, full, labels, snapshot_name, volume_name
 from volgate.cli.mutate import planned
 from volgate.cli.output import human, object_, record, short, table, when
 from volgate.cli.session import SESSION
@@ -35,6 +36,12 @@ def _show(snapshot: pb.Snapshot) -> None:
     )
 
 
+def _list(found: Iterable[pb.Snapshot]) -> None:
+    table(found, ("NAME", ">SIZE", "QUIESCED", "CREATED"), lambda s: (
+        short(s.name), human(s.size_bytes), "yes" if s.quiesced else "no", when(s, "created_at"),
+    ))  # fmt: skip
+
+
 @app.command()
 def create(
     name: Annotated[str, typer.Argument(help="The snapshot's name.")],
@@ -54,6 +61,25 @@ def create(
             _show(client.call(client.snapshots.CreateSnapshot, request).snapshot)
 
 
+@app.command()
+def group(
+    words: Annotated[list[str], typer.Argument(metavar="VOLUME=NAME...", help="A volume of the pool, and the name of its snapshot.")],
+    pool: Pool,
+    label: Labels = None,
+    request_id: RequestId = "",
+    *,
+    dry_run: DryRun = False,
+) -> None:
+    """Cut snapshots of several volumes of a pool at one moment, all or none."""
+    members = labels(words)
+    if len(members) != len(words):
+        raise typer.BadParameter("a volume is named twice")
+    request = pb.CreateSnapshotGroupRequest(pool=full("pools", pool), snapshots=members, labels=labels(label), request_id=request_id)
+    with SESSION.client() as client:
+        if not planned(client, client.snapshots.CreateSnapshotGroup, request, dry_run=dry_run):
+            _list(client.call(client.snapshots.CreateSnapshotGroup, request).snapshots)
+
+
 @app.command("list")
 def list_snapshots(
     volume: Annotated[str, typer.Option("--volume", help="Only of this volume.", autocompletion=completion.volumes)] = "",
@@ -62,9 +88,7 @@ def list_snapshots(
     """List snapshots."""
     parent = volume_name(volume) if volume else f"pools/{pool.removeprefix('pools/')}" if pool else ""
     with SESSION.client() as client:
-        table(client.list_snapshots(parent), ("NAME", ">SIZE", "QUIESCED", "CREATED"), lambda s: (
-            short(s.name), human(s.size_bytes), "yes" if s.quiesced else "no", when(s, "created_at"),
-        ))  # fmt: skip
+        _list(client.list_snapshots(parent))
 
 
 @app.command("show")

@@ -195,6 +195,23 @@ def revert(
             _show(client.call(client.volumes.RevertVolume, request).volume)
 
 
+@app.command("changes")
+def list_changes(
+    volume: Volume,
+    base: Annotated[str, typer.Option("--base", help="The older snapshot's name; all that was ever written if left out.")] = "",
+    snapshot: Annotated[str, typer.Option("--snapshot", help="The newer snapshot's name; the volume as it is now if left out.")] = "",
+    uid: Uid = "",
+    *,
+    exact: Annotated[bool, typer.Option("--exact", help="Not whole objects of the storage; slower.")] = False,
+) -> None:
+    """List what differs between two snapshots of a volume."""
+    names = [name.rpartition("/")[2] for name in (base, snapshot)]
+    columns = (">OFFSET", ">LENGTH", "CONTENT")
+    with SESSION.client() as client:
+        found = client.list_changed_blocks(volume_name(volume), *names, exact=exact, uid=uid, page_size=1000)
+        table(found, columns, lambda e: (str(e.offset), str(e.length), "zero" if e.zero else "data"))
+
+
 @app.command()
 def adopt(
     name: New,

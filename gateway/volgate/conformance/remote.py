@@ -7,8 +7,12 @@ from typing import NoReturn, cast
 
 from volgate.backend import (
     Backend,
+    ChangedBlocks,
     Clones,
     DataPath,
+    Extent,
+    GroupMember,
+    Groups,
     Measures,
     PathsSeen,
     PoolCheck,
@@ -61,7 +65,7 @@ from volgate_client.words import number, word
 
 __all__ = ["Remote", "class_of"]
 
-_FACETS = (Resizes, Reverts, Clones, Snapshots, Measures, DataPath, Relabels, PathsSeen)
+_FACETS = (Resizes, Reverts, Clones, Groups, ChangedBlocks, Snapshots, Measures, DataPath, Relabels, PathsSeen)
 """Those that can be asked over the wire, each before those that it stands on."""
 _BY_CODE: dict[str, type[VolgateError]] = {
     "INVALID_ARGUMENT": InvalidRequest,
@@ -202,6 +206,32 @@ class Remote(Backend):
             )
         return _snapshot(told)
 
+    def create_snapshot_group(self, group_uid: str, members: Sequence[GroupMember]) -> Sequence[Snapshot]:
+        """CreateSnapshotGroup; the uid of the group is the id of the request."""
+        with _told():
+            told = self.client.create_snapshot_group(
+                self.pool,
+                {member.volume.name: member.spec.name for member in members},
+                labels=members[0].spec.labels,
+                volume_uids={member.volume.name: member.volume.uid for member in members},
+                request_id=group_uid,
+            )
+        found = {cut.volume: cut for cut in map(_snapshot, told)}
+        return [found[member.volume.name] for member in members]
+
+    def changed_blocks(
+        self, volume: VolumeId, base_snapshot_uid: str, snapshot_uid: str, *, offset: int, length: int, exact: bool
+    ) -> Iterator[Extent]:
+        """ListChangedBlocks, small pages; the range is cut here."""
+        base, newer = (self._snapshot_name(volume, uid) for uid in (base_snapshot_uid, snapshot_uid))
+        with _told():
+            found = self.client.list_changed_blocks(self._name(volume.name), base, newer, exact=exact, uid=volume.uid, page_size=7)
+            told = [Extent(one.offset, one.length, data=not one.zero) for one in found]
+        return iter([extent for extent in told if offset <= extent.offset < offset + length])
+
+    def _snapshot_name(self, volume: VolumeId, uid: str) -> str:
+        return next((cut.name for cut in self.list_snapshots(volume) if cut.uid == uid), f"gone-{uid}") if uid else ""
+
     def delete_snapshot(self, volume: VolumeId, snapshot_uid: str) -> None:
         """DeleteSnapshot of that uid."""
         found = next((cut for cut in self.list_snapshots(volume) if cut.uid == snapshot_uid), None)
@@ -217,7 +247,7 @@ class Remote(Backend):
 
     def revert_volume(self, volume: VolumeId, snapshot_uid: str, *, token: str) -> Volume:
         """RevertVolume; the token is the id of the request."""
-        name = next((cut.name for cut in self.list_snapshots(volume) if cut.uid == snapshot_uid), f"gone-{snapshot_uid}")
+        name = self._snapshot_name(volume, snapshot_uid)
         with _told():
             return self._volume(self.client.revert_volume(self._name(volume.name), name, uid=volume.uid, request_id=token))
 

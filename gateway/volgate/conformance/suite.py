@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar
@@ -9,6 +10,8 @@ from typing import Any, ClassVar
 import pytest
 
 from volgate.backend import Backend
+from volgate.conformance.contract_fences import FenceContract
+from volgate.conformance.contract_groups import GroupContract
 from volgate.conformance.contract_images import ImageContract, MakeForeign
 from volgate.conformance.contract_snapshots import SnapshotContract
 from volgate.conformance.contract_volumes import VolumeContract
@@ -25,7 +28,9 @@ __all__ = ["Conformance"]
 Table = Mapping[str, Any]
 
 
-class Conformance(VolumeContract, SnapshotContract, ImageContract, DataIntegrity, Model, Races, Faults, Leaks):
+class Conformance(
+    VolumeContract, SnapshotContract, GroupContract, FenceContract, ImageContract, DataIntegrity, Model, Races, Faults, Leaks
+):
     """Inherit it under a name that begins with Test, name the backend, and say where it may make volumes.
 
     Example::
@@ -44,6 +49,8 @@ class Conformance(VolumeContract, SnapshotContract, ImageContract, DataIntegrity
     """The entry point; "": the module of the class, or the nearest package around it, that has `volgate_backends`."""
     kind: ClassVar[str] = ""
     """Which of the plugin's kinds; "": its only one."""
+    one_connection: ClassVar[bool] = False
+    """Whether a library carries all calls over one connection, so that a system call that stands still holds them all."""
     over_the_wire: ClassVar[bool] = False
 
     @classmethod
@@ -53,6 +60,8 @@ class Conformance(VolumeContract, SnapshotContract, ImageContract, DataIntegrity
             return "the test class has no `foreign`"
         if "secret_table" in fixtures and cls.with_secret is Conformance.with_secret:
             return "the test class has no `with_secret`: no setting holds a secret"
+        if "own_ways" in fixtures and cls.one_connection:
+            return "all calls share one connection of a library"
         return ""
 
     @pytest.fixture
@@ -75,6 +84,11 @@ class Conformance(VolumeContract, SnapshotContract, ImageContract, DataIntegrity
     def with_secret(self, table: Table, reference: str) -> Table:
         """The table with a secret that is referenced so. Needed for a backend whose settings hold one."""
         raise NotImplementedError
+
+    def secret(self, table: Table) -> str:
+        """The secret that the storage takes; "" if it looks at none, and any will do."""
+        del table
+        return ""
 
     # -- what the tests ask for
 
@@ -105,6 +119,15 @@ class Conformance(VolumeContract, SnapshotContract, ImageContract, DataIntegrity
     def secret_table(self, table: Table) -> Callable[[str], Table]:
         """Puts a secret into the table."""
         return lambda reference: self.with_secret(table, reference)
+
+    @pytest.fixture
+    def own_ways(self) -> None:
+        """Asked for by what holds where each call has a way of its own to the storage."""
+
+    @pytest.fixture
+    def canary(self, table: Table) -> str:
+        """The secret that must not be told."""
+        return self.secret(table) or f"canary-{os.urandom(12).hex()}"
 
     @pytest.fixture
     def own_temporary_files(self, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from volgate.backend import Clones, DataPath, Overlays, Relabels, Resizes, Reverts, Snapshots, VolumeId
+from volgate.backend import Clones, DataPath, GroupMember, Groups, Overlays, Relabels, Resizes, Reverts, Snapshots, VolumeId
 from volgate.conformance.cases import READABLE, Need
 from volgate.conformance.in_process import Opened
 from volgate.conformance.picture import PAGE, Picture
@@ -28,6 +28,12 @@ class Call:
     check: Callable[[Opened], None]
     keywords: dict[str, Any] = field(default_factory=dict)
     undo: VolumeId | None = None
+
+    @property
+    def volume(self) -> str:
+        """The name of the volume that it is about, of several the first."""
+        first = next(argument for argument in self.arguments if not isinstance(argument, str))
+        return str(first[0].volume.name if isinstance(first, list) else first.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +101,20 @@ def _snapshot(pool: Opened) -> Call:
         assert now.content(made, told) == PAGES
 
     return Call("create_snapshot", (pool.id(made), cut), check)
+
+
+def _snapshot_group(pool: Opened) -> Call:
+    volumes = [pool.filled(PAGES) for _ in range(2)]
+    members = [GroupMember(pool.id(volume), pool.cut(labels={"a": "b"})) for volume in volumes]
+
+    def check(now: Opened) -> None:
+        for volume, member in zip(volumes, members, strict=True):
+            (told,) = now.snapshots(volume)
+            assert (told.uid, told.name, told.labels, told.size) == (member.spec.uid, member.spec.name, member.spec.labels, volume.size)
+            now.write(volume, {PAGE: 9})
+            assert now.content(volume, told) == PAGES
+
+    return Call("create_snapshot_group", (str(uuid.uuid4()), members), check)
 
 
 def _unsnapshot(pool: Opened) -> Call:
@@ -210,6 +230,7 @@ VERBS = (
     Verb("expand", (Resizes,), _expand),
     Verb("relabel", (Relabels,), _relabel),
     Verb("snapshot", (Snapshots, READABLE), _snapshot),
+    Verb("snapshot-group", (Groups, READABLE), _snapshot_group),
     Verb("unsnapshot", (Snapshots, READABLE), _unsnapshot),
     Verb("revert", (Reverts, READABLE), _revert),
     Verb("clone-volume", (Clones,), _clone_volume),

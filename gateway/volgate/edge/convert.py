@@ -8,7 +8,7 @@ from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from volgate.backend import Foreign
+from volgate.backend import Extent, Foreign
 from volgate.edge import validate
 from volgate.errors import InvalidRequest
 from volgate.hosts.interface import Domain, HostInfo
@@ -49,6 +49,7 @@ __all__ = [
     "PROVISIONING",
     "attachment",
     "disk_options",
+    "extent",
     "foreign",
     "host",
     "limits",
@@ -169,6 +170,11 @@ def snapshot(row: IndexedSnapshot) -> snapshot_pb2.Snapshot:
     )
 
 
+def extent(found: Extent) -> volume_pb2.ChangedExtent:
+    """A run that changed."""
+    return volume_pb2.ChangedExtent(offset=found.offset, length=found.length, zero=not found.data)
+
+
 def operation(record: OperationRecord) -> operation_pb2.Operation:
     """An operation."""
     return operation_pb2.Operation(
@@ -239,6 +245,7 @@ def host(info: HostInfo, domains: Sequence[Domain] = ()) -> host_pb2.Host:
         nvme_host_id=info.identity.nvme_host_id,
         version=info.version,
         released=info.released,
+        fenced_pools=[f"pools/{pool}" for pool in info.fenced],
     )
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+import ipaddress
+from collections.abc import Sequence
+from typing import Any, cast
 
 from volgate.edge import convert, validate
 from volgate.edge.types import Context
 from volgate.edge.wait import Calls, caller, scope
 from volgate.errors import InvalidRequest
 from volgate.names import check_identifier
+from volgate.operations import requests
+from volgate.operations.fencing import Fenced
 from volgate.operations.hosts import Registration
 from volgate.store.records import HostRecord
 from volgate.v1 import host_pb2, host_pb2_grpc
@@ -19,6 +23,7 @@ _IDENTITY = ("machine_id", "boot_id", "iqn", "nqn", "nvme_host_id")
 _LONGEST = 256
 _PROBLEM_LONGEST = 2000
 _FEATURES_MOST = 64
+_ADDRESSES_MOST = 64
 
 
 def host_name(text: str, field: str) -> str:
@@ -91,6 +96,38 @@ class HostServicer(host_pb2_grpc.HostServiceServicer):
         name = _required(request.name)
         await self._calls.ask(f"hosts/{name}", self._calls.gateway.hosts.remove, name, caller())
         return host_pb2.RemoveHostResponse()
+
+    async def FenceHost(self, request: host_pb2.FenceHostRequest, context: Context) -> host_pb2.FenceHostResponse:  # noqa: N802  # the contract's name
+        """Keep a host's clients out."""
+        typed, identifier = requests.FenceHost(_required(request.name), _ips(request.addresses)), validate.request_id(request.request_id)
+        if request.validate_only:
+            return host_pb2.FenceHostResponse(plan=convert.plan(await self._calls.plan(typed)))
+        ticket, _ = await self._calls.run(typed, identifier, context)
+        done = cast("Fenced", ticket.future.result())
+        return host_pb2.FenceHostResponse(
+            host=convert.host(await self._calls.read(self._calls.gateway.hosts.described, typed.host)),
+            addresses=done.addresses,
+            unfenced_attachments=[f"attachments/{one}" for one in done.unfenced],
+            operation=convert.operation(ticket.record()),
+        )
+
+    async def UnfenceHost(self, request: host_pb2.UnfenceHostRequest, context: Context) -> host_pb2.UnfenceHostResponse:  # noqa: N802  # the contract's name
+        """Let them in again."""
+        typed, identifier = requests.UnfenceHost(_required(request.name), request.assume_restarted), validate.request_id(request.request_id)
+        if request.validate_only:
+            return host_pb2.UnfenceHostResponse(plan=convert.plan(await self._calls.plan(typed)))
+        ticket, _ = await self._calls.run(typed, identifier, context)
+        host = convert.host(await self._calls.read(self._calls.gateway.hosts.described, typed.host))
+        return host_pb2.UnfenceHostResponse(host=host, operation=convert.operation(ticket.record()))
+
+
+def _ips(found: Sequence[str]) -> tuple[str, ...]:
+    if len(found) > _ADDRESSES_MOST:
+        raise InvalidRequest(f"addresses: at most {_ADDRESSES_MOST}", field="addresses")
+    try:
+        return tuple(sorted({str(ipaddress.ip_address(text)) for text in found}))
+    except ValueError as error:
+        raise InvalidRequest(f"addresses: {error}; give IP addresses, without a port", field="addresses") from None
 
 
 def _required(text: str) -> str:

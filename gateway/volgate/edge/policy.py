@@ -48,8 +48,10 @@ POLICY: dict[str, Rule] = {
     f"{_V1}VolumeService/ImportVolume": Rule(_CHANGE, ("header.pool",), ("header.path",)),
     f"{_V1}VolumeService/ExportVolume": Rule(_CHANGE, ("name",), ("path",)),  # reads, but all of a guest's data
     f"{_V1}VolumeService/AdoptVolume": Rule(_CHANGE, ("pool",)),
+    f"{_V1}VolumeService/ListChangedBlocks": Rule(_READ, ("name",)),
     f"{_V1}SnapshotService/CreateSnapshot": Rule(_CHANGE, ("volume",)),
     f"{_V1}SnapshotService/DeleteSnapshot": Rule(_CHANGE, ("name",)),
+    f"{_V1}SnapshotService/CreateSnapshotGroup": Rule(_CHANGE, ("pool",)),
     f"{_V1}SnapshotService/GetSnapshot": Rule(_READ, ("name",)),
     f"{_V1}SnapshotService/ListSnapshots": Rule(_READ, ("parent",)),
     f"{_V1}AttachmentService/AttachVolume": Rule(_CHANGE, ("volume", "host")),
@@ -64,6 +66,8 @@ POLICY: dict[str, Rule] = {
     f"{_V1}HostService/CordonHost": Rule(_ADMIN | {Role.OPERATOR}, ("name",)),
     f"{_V1}HostService/ReleaseHost": Rule(_ADMIN, ("name",)),  # a wrong word of its caller costs data
     f"{_V1}HostService/RemoveHost": Rule(_ADMIN, ("name",)),
+    f"{_V1}HostService/FenceHost": Rule(_ADMIN | {Role.OPERATOR}, ("name",)),  # takes storage from a host, and harms no data
+    f"{_V1}HostService/UnfenceHost": Rule(_ADMIN, ("name",)),  # a wrong word of its caller costs data
     f"{_V1}OperationService/GetOperation": Rule(_READ, ("name",)),
     f"{_V1}OperationService/ListOperations": Rule(_READ),
     f"{_V1}OperationService/WatchOperation": Rule(_READ, ("name",)),

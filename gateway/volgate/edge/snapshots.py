@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import cast
 
 from volgate.edge import convert, validate
 from volgate.edge.types import Context
 from volgate.edge.wait import Calls, scope
+from volgate.errors import InvalidRequest
 from volgate.names import PoolName, SnapshotName, VolumeName, check_identifier
 from volgate.operations import requests
 from volgate.store.records import IndexedSnapshot
 from volgate.v1 import snapshot_pb2, snapshot_pb2_grpc
 
 __all__ = ["SnapshotServicer"]
+
+_GROUP_MOST = 64
 
 
 class SnapshotServicer(snapshot_pb2_grpc.SnapshotServiceServicer):
@@ -39,6 +43,25 @@ class SnapshotServicer(snapshot_pb2_grpc.SnapshotServiceServicer):
         ticket, _ = await self._calls.run(typed, identifier, context)
         row = cast("IndexedSnapshot", ticket.future.result())
         return snapshot_pb2.CreateSnapshotResponse(snapshot=convert.snapshot(row), operation=convert.operation(ticket.record()))
+
+    async def CreateSnapshotGroup(  # noqa: N802  # the contract's name
+        self, request: snapshot_pb2.CreateSnapshotGroupRequest, context: Context
+    ) -> snapshot_pb2.CreateSnapshotGroupResponse:
+        """Cut snapshots of several volumes."""
+        typed = requests.CreateSnapshotGroup(
+            pool=PoolName.parse(request.pool, "pool").pool,
+            snapshots=_members(request.snapshots),
+            labels=validate.labels(request.labels, "labels"),
+            volume_uids={name: validate.uid(uid, f"volume_uids[{name[:64]}]") for name, uid in sorted(request.volume_uids.items())},
+        )
+        identifier = validate.request_id(request.request_id)
+        if strange := [name for name in typed.volume_uids if name not in request.snapshots]:
+            raise InvalidRequest(f"volume_uids: {strange[0][:64]!r} is not among the snapshots", field="volume_uids")
+        if request.validate_only:
+            return snapshot_pb2.CreateSnapshotGroupResponse(plan=convert.plan(await self._calls.plan(typed)))
+        ticket, _ = await self._calls.run(typed, identifier, context)
+        rows = [convert.snapshot(row) for row in cast("tuple[IndexedSnapshot, ...]", ticket.future.result())]
+        return snapshot_pb2.CreateSnapshotGroupResponse(snapshots=rows, operation=convert.operation(ticket.record()))
 
     async def DeleteSnapshot(  # noqa: N802  # the contract's name
         self, request: snapshot_pb2.DeleteSnapshotRequest, context: Context
@@ -75,3 +98,10 @@ class SnapshotServicer(snapshot_pb2_grpc.SnapshotServiceServicer):
         key = f"{last.pool}/{last.snapshot.volume}/{last.snapshot.name}" if last else ""
         more = validate.page_token("snapshots", request, key) if last else ""
         return snapshot_pb2.ListSnapshotsResponse(snapshots=[convert.snapshot(row) for row in rows[:size]], next_page_token=more)
+
+
+def _members(found: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    """Volumes and the names of their snapshots, by volume."""
+    if not 1 <= len(found) <= _GROUP_MOST:
+        raise InvalidRequest(f"snapshots: {len(found)} volumes are outside 1 to {_GROUP_MOST}", field="snapshots")
+    return tuple((check_identifier(volume, "snapshots"), check_identifier(name, "snapshots")) for volume, name in sorted(found.items()))

@@ -6,6 +6,7 @@ from typing import cast
 
 from volgate.edge import convert, validate
 from volgate.edge.answers import Answers
+from volgate.edge.changes import ChangedBlocks, snapshot_of
 from volgate.edge.transfer import Transfers
 from volgate.edge.types import Context
 from volgate.edge.wait import Calls, scope
@@ -21,7 +22,7 @@ _LARGEST = 1 << 50
 _KEPT_VOLUMES, _KEPT_PAGES = 4096, 32  # a page of 500 takes about 0.3 MiB
 
 
-class VolumeServicer(Transfers, volume_pb2_grpc.VolumeServiceServicer):
+class VolumeServicer(Transfers, ChangedBlocks, volume_pb2_grpc.VolumeServiceServicer):
     """Makes, changes and deletes volumes."""
 
     def __init__(self, calls: Calls) -> None:
@@ -123,12 +124,7 @@ class VolumeServicer(Transfers, volume_pb2_grpc.VolumeServiceServicer):
     ) -> volume_pb2.RevertVolumeResponse:
         """Go back to a snapshot."""
         name = VolumeName.parse(request.name)
-        snapshot = check_identifier(request.snapshot, "snapshot") if "/" not in request.snapshot else ""
-        if not snapshot:
-            full = SnapshotName.parse(request.snapshot, "snapshot")
-            if full.of != name:
-                raise InvalidRequest(f"snapshot: {full} is of another volume than {name}", field="snapshot")
-            snapshot = full.snapshot
+        snapshot = snapshot_of(request.snapshot, name, "snapshot")
         typed = requests.RevertVolume(name, snapshot, validate.uid(request.uid, "uid"))
         identifier = validate.request_id(request.request_id, needed=not request.validate_only)
         if request.validate_only:

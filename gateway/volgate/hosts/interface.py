@@ -47,7 +47,7 @@ class HostInfo:
     """Facts about a host, probed.
 
     `problem` says why libvirt is not connected, or, where it is, why its features are not known. `live`: it can be asked;
-    `last_heartbeat` is in UTC seconds, 0 for a host of this process.
+    `last_heartbeat` is in UTC seconds, 0 for a host of this process. `fenced`: the pools that its clients are kept out of.
     """
 
     name: str
@@ -64,6 +64,7 @@ class HostInfo:
     last_heartbeat: float = 0.0
     cordoned: bool = False
     released: bool = False
+    fenced: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,7 +242,14 @@ class Host(Protocol):
         ...
 
     def file_paths(self, connection: Connection, *, timeout: float) -> Sequence[Path]:
-        """Return the host's part of the way to a volume: file, file system, device, mount state, space, error state."""
+        """Return the host's part of the way to a volume: file, file system, device, mount, space; or the monitors that it reaches."""
+        ...
+
+    def renew_key(self, connection: Connection, *, timeout: float) -> None:
+        """Let libvirt have the key of now, by which a domain opens the volume at its next start; nothing for what has no key.
+
+        Raises InvalidRequest (the reference, or what it names, is no key), Unreachable.
+        """
         ...
 
     def repair(self, domain: str, sources: Sequence[str], *, apply: bool, timeout: float) -> Sequence[Finding]:

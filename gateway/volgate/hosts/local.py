@@ -8,12 +8,15 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
+from typing import TypeVar
 
 import structlog
 
+from volgate.backend import secrets as references
+from volgate.connect import rbd
 from volgate.connect.health import file_paths
 from volgate.connect.local import connect, unwritten
-from volgate.connection import Connection, DiskSource, as_file
+from volgate.connection import Connection, DiskSource, RbdImage, as_file
 from volgate.errors import NotFound, Precondition, VolgateError
 from volgate.hosts.identity import boot_id, identify, program_version
 from volgate.hosts.interface import (
@@ -29,6 +32,7 @@ from volgate.hosts.interface import (
     HostInfo,
     Presence,
 )
+from volgate.hosts.keys import Key, Keys
 from volgate.hypervisor import block_jobs, domains, halts, limits, ours, overlay, qmp
 from volgate.hypervisor.attach import Request, attach
 from volgate.hypervisor.attach import plan as plan_disk
@@ -42,8 +46,11 @@ from volgate.hypervisor.link import Link
 from volgate.lanes import Lane
 from volgate.model import Feature, PathState, Qos
 from volgate.model import Path as IoPath
+from volgate.secret import Secret
 
 __all__ = ["LocalHost"]
+
+T = TypeVar("T")
 
 _log = structlog.get_logger()
 _GONE = Presence(domain_exists=False, active=False, live=False, config=False, qemu=False)
@@ -56,8 +63,15 @@ _TICK = 1.0  # a detach looks this often although no event came: one may be lost
 class LocalHost:
     """Implements :class:`volgate.hosts.interface.Host` on one libvirt connection; libvirt may be down at any time."""
 
-    def __init__(self, name: str, uri: str, *, disk_hook: Callable[[str, AttachPlan], str] | None = None) -> None:
-        """Nothing is connected yet. `disk_hook` may amend a rendered disk."""
+    def __init__(
+        self,
+        name: str,
+        uri: str,
+        *,
+        disk_hook: Callable[[str, AttachPlan], str] | None = None,
+        resolve: Callable[[str], Secret] = references.resolve,
+    ) -> None:
+        """Nothing is connected yet. `disk_hook` may amend a rendered disk; `resolve` gets the key that a reference names."""
         self.name = name
         self._events = Events()
         self._clean: set[tuple[str, int]] = set()
@@ -66,6 +80,8 @@ class LocalHost:
         self._calls = Calls(self._link)
         self._files = Lane("files", 8, 256)
         self._hook = disk_hook or (lambda xml, _plan: xml)
+        self._keys = Keys(resolve)
+        self._logins = rbd.Logins()
 
     def info(self) -> HostInfo:
         """Describe the host; a libvirt that is down is a fact, not an error."""
@@ -109,9 +125,10 @@ class LocalHost:
     def prepare(self, plan: AttachPlan, *, timeout: float) -> str:
         """Prove the volume and render its disk for a domain that somebody else starts."""
         deadline = time.monotonic() + timeout
-        wanted = self._request(plan, deadline)
+        wanted, key = self._request(plan, deadline), self._proven_key(plan.connection, deadline)
 
         def work(connection: Libvirt) -> str:
+            self._keys.promise(connection, key)
             return plan_disk(domains.lookup(connection, plan.domain), wanted)
 
         return self._calls.look(self._key(plan.domain, deadline), "prepare", deadline, work)
@@ -119,11 +136,11 @@ class LocalHost:
     def attach(self, plan: AttachPlan, *, timeout: float) -> AttachedDisk:
         """Prove, attach, prove again."""
         deadline = time.monotonic() + timeout
-        wanted = self._request(plan, deadline)
+        wanted, key = self._request(plan, deadline), self._proven_key(plan.connection, deadline)
 
         def work(connection: Libvirt) -> AttachedDisk:
             domain = domains.lookup(connection, plan.domain)
-            device, seen = attach(domain, wanted, deadline=deadline)
+            device, seen = self._keys.attach(connection, key, lambda: attach(domain, wanted, deadline=deadline))
             return AttachedDisk(
                 domain=plan.domain,
                 domain_name=domain.name(),
@@ -140,6 +157,16 @@ class LocalHost:
         return self._calls.change(self._key(plan.domain, deadline), "attach", deadline, work)
 
     def detach(self, domain: str, alias: str, source: str, *, timeout: float) -> DetachOutcome:
+        """Take the disk away; with the last one of a Ceph user, its secret too."""
+        outcome = self._detach(domain, alias, source, timeout=timeout)
+        if outcome is DetachOutcome.GONE and source.startswith("rbd:"):
+            try:
+                self._calls.ask("secrets", time.monotonic() + _ASK_SECONDS, self._keys.sweep)
+            except VolgateError as error:  # the disk is gone; the next detach looks again
+                _log.warning("secrets that no domain needs may be left in libvirt", error=error.message)
+        return outcome
+
+    def _detach(self, domain: str, alias: str, source: str, *, timeout: float) -> DetachOutcome:
         """Ask, then wait for the guest in the caller's own thread: no lane and no lock is held meanwhile."""
         deadline = time.monotonic() + timeout
 
@@ -246,7 +273,7 @@ class LocalHost:
     def switch_overlay(self, domain: str, alias: str, top: Connection, base: str, *, quiesce: bool, timeout: float) -> bool:
         """Put a layer on top, of a running guest through QEMU, of a stopped one in its configuration."""
         deadline = time.monotonic() + timeout
-        source = self._connect(top, deadline)
+        source = self._files.call_within(timeout, connect, as_file(top))
         key = self._key(domain, deadline)
 
         def rescue() -> None:
@@ -293,7 +320,16 @@ class LocalHost:
 
     def file_paths(self, connection: Connection, *, timeout: float) -> Sequence[IoPath]:
         """The host's part of the way."""
-        return self._files.call_within(timeout, file_paths, as_file(connection), self.name)
+        if isinstance(connection, RbdImage):
+            until = time.monotonic() + timeout
+            return self._files.call_within(timeout, partial(rbd.monitor_paths, connection, self.name, deadline=until))
+        return self._files.call_within(timeout, file_paths, connection, self.name)
+
+    def renew_key(self, connection: Connection, *, timeout: float) -> None:
+        """Let libvirt have the key of now."""
+        deadline = time.monotonic() + timeout
+        if (key := self._secret(connection, deadline)) is not None:
+            self._calls.ask("renew the key", deadline, lambda c: self._keys.renew(c, key))
 
     def repair(self, domain: str, sources: Sequence[str], *, apply: bool, timeout: float) -> Sequence[Finding]:
         """Find orphans, and remove them if asked."""
@@ -354,8 +390,25 @@ class LocalHost:
         return Request(source, plan.options, plan.alias, lambda xml: self._hook(xml, plan), plan.beside, self._clean)
 
     def _connect(self, connection: Connection, deadline: float) -> DiskSource:
-        """Prove a volume in a lane of its own: a hung file system starves no domain."""
-        return self._files.call_within(max(0.0, deadline - time.monotonic()), connect, as_file(connection))
+        """Prove a volume in a lane of its own: a hung file system, or monitors that say nothing, starve no domain."""
+        if isinstance(connection, RbdImage):
+            features = self._calls.probe("features", deadline, lambda c: self._probe(describe_link(c), c))
+            return self._proved(deadline, partial(rbd.connect, connection, features, deadline=deadline))
+        return self._proved(deadline, partial(connect, connection))
+
+    def _secret(self, connection: Connection, deadline: float) -> Key | None:
+        """The key of now; its file may be on a file system that hangs."""
+        return self._proved(deadline, partial(self._keys.of, connection))
+
+    def _proven_key(self, connection: Connection, deadline: float) -> Key | None:
+        """The key of now, and that it opens the volume."""
+        key = self._secret(connection, deadline)
+        if key is not None and isinstance(connection, RbdImage):
+            self._proved(deadline, partial(self._logins.require, connection, key.secret, deadline=deadline))
+        return key
+
+    def _proved(self, deadline: float, work: Callable[[], T]) -> T:
+        return self._files.call_within(max(0.0, deadline - time.monotonic()), work)
 
     def _key(self, domain: str, deadline: float, *, missing: str = "") -> str:
         """The uuid of a domain, by which its lanes are known. Raises NotFound unless `missing` says what to take then."""

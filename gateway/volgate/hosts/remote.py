@@ -129,6 +129,10 @@ class RemoteHost:
         found: list[Path] = self._call("file_paths", timeout, connection=connection)
         return found
 
+    def renew_key(self, connection: Connection, *, timeout: float) -> None:
+        """Let libvirt there have the key of now."""
+        self._call("renew_key", timeout, connection=connection)
+
     def repair(self, domain: str, sources: Sequence[str], *, apply: bool, timeout: float) -> Sequence[Finding]:
         """Find orphans, and remove them if asked."""
         found: list[Finding] = self._call("repair", timeout, domain=domain, sources=list(sources), apply=apply)

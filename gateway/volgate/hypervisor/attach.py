@@ -45,7 +45,7 @@ class Request:
     @property
     def files(self) -> list[str]:
         """The file and its layers."""
-        return [self.source.path, *(path for path, _ in self.source.chain)]
+        return [self.source.source, *(path for path, _ in self.source.chain)]
 
 
 def attach(domain: libvirt.virDomain, wanted: Request, *, deadline: float) -> tuple[Device, Seen]:
@@ -66,7 +66,7 @@ def attach(domain: libvirt.virDomain, wanted: Request, *, deadline: float) -> tu
 
 
 def _attach(domain: libvirt.virDomain, wanted: Request, deadline: float) -> tuple[Device, Seen]:
-    path = wanted.source.path
+    path = wanted.source.source
     now, then = domains.layouts(domain)
     if now.running and now.by_alias(wanted.alias) is None and _clear_orphans(domain, wanted, deadline):
         now, then = domains.layouts(domain)
@@ -120,8 +120,8 @@ def plan(domain: libvirt.virDomain, wanted: Request) -> str:
 def _planned(domain: libvirt.virDomain, wanted: Request, now: Layout, then: Layout | None) -> tuple[str, Place]:
     both = [one for one in (now, then) if one is not None]
     for one in both:
-        if holder := one.by_source(wanted.source.path):
-            raise InUse(f"{domain.name()} has {wanted.source.path} already as {holder.target} ({holder.alias or 'no alias'})")
+        if holder := one.by_source(wanted.source.source):
+            raise InUse(f"{domain.name()} has {wanted.source.source} already as {holder.target} ({holder.alias or 'no alias'})")
     if (thread := wanted.options.iothread) and not all(thread in one.iothreads for one in both):
         raise Precondition(
             f"options.iothread: {domain.name()} has no iothread {thread}; it has {sorted(now.iothreads) or 'none'}",
@@ -172,8 +172,8 @@ def _hand_over(domain: libvirt.virDomain, xml: str, flags: int) -> None:
 
 def _proven(domain: libvirt.virDomain, wanted: Request, config: Device | None) -> tuple[Device, Seen]:
     """Read back what libvirt and QEMU have now; `config` is what libvirt said to have saved, or had."""
-    seen = domains.observe(domain, wanted.alias, wanted.source.path, config=config)
+    seen = domains.observe(domain, wanted.alias, wanted.source.source, config=config)
     device = seen.live or seen.config
-    if device is None or device.source != wanted.source.path or (seen.active and not (seen.live and seen.qemu)):
+    if device is None or device.source != wanted.source.source or (seen.active and not (seen.live and seen.qemu)):
         raise InDoubt(f"{domain.name()}: the disk {wanted.alias} is not where it should be after the attach; repeat the call")
     return device, seen

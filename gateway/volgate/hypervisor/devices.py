@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 from itertools import count
 from xml.etree import ElementTree as ET
 
+from volgate.connection import rbd_source
 from volgate.errors import OutOfSpace
+from volgate.hypervisor.secrets import cluster_of
 from volgate.model import Bus
 
-__all__ = ["Device", "Layout", "Place", "free_place", "layout", "parse_disk"]
+__all__ = ["Device", "Layout", "Place", "free_place", "in_qemu", "layout", "parse_disk"]
 
 _MARKS = "{urn:volgate:"
 
@@ -64,8 +66,9 @@ class Layout:
         return next((device for device in self.disks if device.alias == alias), None)
 
     def by_source(self, source: str) -> Device | None:
-        """The disk whose top layer is a file."""
-        return next((device for device in self.disks if device.source == source), None)
+        """The disk whose top layer is a file or an image; of a disk that does not tell its cluster, the image's name decides."""
+        unsure = {source, rbd_source("", in_qemu(source).removeprefix("librbd:"))}
+        return next((device for device in self.disks if device.source in unsure), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +78,12 @@ class Place:
     target: str
     address: dict[str, str] | None = None
     controller: int | None = None
+
+
+def in_qemu(source: str) -> str:
+    """What QEMU tells of a source, as :func:`volgate.hypervisor.qmp.opened` reads it: the path, or an image without its cluster."""
+    scheme, colon, rest = source.partition(":")
+    return f"librbd:{rest.partition('/')[2]}" if scheme == "rbd" and colon else source
 
 
 def layout(xml: str) -> Layout:
@@ -144,12 +153,17 @@ def _device(disk: ET.Element) -> Device:
         found = disk.find(path)
         return (found.get(name) or "") if found is not None else ""
 
+    def network(name: str) -> str:
+        if not name or attribute("source", "protocol") != "rbd":
+            return name
+        return rbd_source(cluster_of(attribute("source/auth/secret", "usage")), name)
+
     address = disk.find("address")
     return Device(
         alias=attribute("alias", "name"),
         target=attribute("target", "dev"),
         bus=attribute("target", "bus"),
-        source=attribute("source", "file") or attribute("source", "dev") or attribute("source", "name"),
+        source=attribute("source", "file") or attribute("source", "dev") or network(attribute("source", "name")),
         serial=disk.findtext("serial") or "",
         address=dict(address.attrib) if address is not None else {},
         indexes=tuple(index for source in disk.iter("source") if (index := source.get("index"))),

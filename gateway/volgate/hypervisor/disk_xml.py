@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from xml.etree import ElementTree as ET
 
-from volgate.connection import DiskSource
+from volgate.connection import DiskSource, FileSource, RbdSource
 from volgate.errors import InvalidRequest, Precondition
+from volgate.hypervisor.secrets import usage_of
 from volgate.model import Access, Bus, CacheMode, DiskOptions, ErrorPolicy, Format, IoMode, Qos
 
 __all__ = ["layers", "render", "with_layers_of", "with_source", "without_slot"]
@@ -21,8 +22,10 @@ def render(source: DiskSource, options: DiskOptions, *, alias: str, target: str,
     Raises InvalidRequest (io, iothread, serial, qos), Precondition (a shared qcow2).
     """
     _check(source, options)
-    disk = ET.Element("disk", type="file", device="disk", snapshot="external")
-    driver = ET.SubElement(disk, "driver", name="qemu", type=source.format.value, cache=options.cache.value, io=options.io.value)
+    disk = ET.Element("disk", type="file" if isinstance(source, FileSource) else "network", device="disk", snapshot="external")
+    driver = ET.SubElement(disk, "driver", name="qemu", type=source.format.value, cache=options.cache.value)
+    if isinstance(source, FileSource):
+        driver.set("io", options.io.value)
     resume = options.error_policy is ErrorPolicy.RESUME
     driver.set("error_policy", ErrorPolicy.STOP if resume else options.error_policy)
     if resume:
@@ -32,7 +35,7 @@ def render(source: DiskSource, options: DiskOptions, *, alias: str, target: str,
         driver.set("detect_zeroes", "unmap")
     if options.iothread:
         driver.set("iothread", str(options.iothread))
-    ET.SubElement(disk, "source", file=source.path)
+    disk.append(_source(source))
     disk.append(_chain(source))
     ET.SubElement(disk, "target", dev=target, bus="virtio" if options.bus is Bus.VIRTIO_BLK else "scsi")
     _iotune(disk, options.qos)
@@ -48,12 +51,12 @@ def render(source: DiskSource, options: DiskOptions, *, alias: str, target: str,
     return ET.tostring(disk, encoding="unicode")
 
 
-def with_source(xml: str, source: DiskSource) -> str:
+def with_source(xml: str, source: FileSource) -> str:
     """The same disk on another file, its chain explicit."""
     disk = ET.fromstring(xml)  # noqa: S314  # libvirt's own answer
     for old in (*disk.findall("backingStore"), *disk.findall("source")):
         disk.remove(old)
-    disk.append(ET.Element("source", file=source.path))
+    disk.append(_source(source))
     disk.append(_chain(source))
     if (driver := disk.find("driver")) is not None:
         driver.set("type", source.format.value)
@@ -89,7 +92,9 @@ def without_slot(xml: str) -> str:
 
 
 def _check(source: DiskSource, options: DiskOptions) -> None:
-    if options.io is IoMode.NATIVE and options.cache not in (CacheMode.NONE, CacheMode.DIRECTSYNC):
+    if isinstance(source, RbdSource) and options.io is IoMode.IO_URING:
+        raise InvalidRequest("options.io: io_uring is for files; librbd has threads of its own, leave it out", field="options.io")
+    if isinstance(source, FileSource) and options.io is IoMode.NATIVE and options.cache not in (CacheMode.NONE, CacheMode.DIRECTSYNC):
         raise InvalidRequest(f"options.io: native needs cache none or directsync, not {options.cache}", field="options.io")
     if options.iothread and options.bus is Bus.VIRTIO_SCSI:
         raise InvalidRequest(
@@ -105,6 +110,19 @@ def _check(source: DiskSource, options: DiskOptions) -> None:
         total, read, write = (getattr(options.qos, f"{of}_{unit}_sec") for of in ("total", "read", "write"))
         if total and (read or write):
             raise InvalidRequest(f"options.qos: total_{unit}_sec excludes read_{unit}_sec and write_{unit}_sec", field="options.qos")
+
+
+def _source(source: DiskSource) -> ET.Element:
+    """Where the bytes are. Every monitor is named, and no configuration file: nothing else decides which cluster it is."""
+    if isinstance(source, FileSource):
+        return ET.Element("source", file=source.path)
+    element = ET.Element("source", protocol="rbd", name=source.path)
+    for monitor in source.monitors:
+        host, _, port = monitor.rpartition(":")
+        ET.SubElement(element, "host", name=host.strip("[]"), port=port)
+    auth = ET.SubElement(element, "auth", username=source.user)
+    ET.SubElement(auth, "secret", type="ceph", usage=usage_of(source.fsid, source.user))
+    return element
 
 
 def _chain(source: DiskSource) -> ET.Element:

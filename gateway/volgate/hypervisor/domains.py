@@ -14,7 +14,7 @@ import libvirt
 
 from volgate.errors import InUse, NotFound, Precondition, Unreachable
 from volgate.hypervisor import qmp, repair
-from volgate.hypervisor.devices import Device, Layout, layout
+from volgate.hypervisor.devices import Device, Layout, in_qemu, layout
 from volgate.hypervisor.faults import translated
 from volgate.hypervisor.marks import HELD
 from volgate.hypervisor.repair import Orphans
@@ -77,20 +77,21 @@ def _observe(domain: libvirt.virDomain, alias: str, source: str, config: Device 
     elif live is not None:
         opened = _opened(domain, alias)
         qemu = opened is not None
-        live = replace(live, source=opened or live.source)  # after a snapshot that libvirtd's death cut in two QEMU knows better
+        if opened and opened != in_qemu(live.source):  # after a snapshot that libvirtd's death cut in two QEMU knows better
+            live = replace(live, source=opened)
     else:
         qemu = _left(domain, alias, source)
     return Seen(now.running, live, config, qemu)
 
 
 def _opened(domain: libvirt.virDomain, alias: str) -> str | None:
-    """The file that QEMU's device writes to, "" if QEMU does not say; None if QEMU has no such device."""
+    """What QEMU's device writes to, "" if QEMU does not say; None if QEMU has no such device."""
     return next((drive.files[0] if drive.files else "" for drive in qmp.drives(domain) if drive.device == alias), None)
 
 
 def _left(domain: libvirt.virDomain, alias: str, source: str) -> bool:
     """Whether QEMU has a disk that libvirt does not list. A device keeps a node of its file: without such a node that is one question."""
-    if source and all(node.files and source not in node.files for node in qmp.nodes(domain)):
+    if source and all(node.files and in_qemu(source) not in node.files for node in qmp.nodes(domain)):
         return False
     left = repair.look(domain, [source])
     return alias in left.devices or bool(left.nodes)
@@ -137,7 +138,8 @@ def begin_detach(domain: libvirt.virDomain, alias: str, source: str, *, settle: 
 
 def _differs(domain: libvirt.virDomain, live: Device, config: Device | None) -> bool:
     """Whether QEMU writes to another file than libvirt or the configuration has it."""
-    return {_opened(domain, live.alias) or live.source, config.source if config else live.source} != {live.source}
+    opened = _opened(domain, live.alias) or in_qemu(live.source)
+    return opened != in_qemu(live.source) or (config is not None and config.source != live.source)
 
 
 def _remove(domain: libvirt.virDomain, alias: str, flag: int) -> None:

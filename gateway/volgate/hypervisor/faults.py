@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import libvirt
 
-from volgate.errors import InDoubt, InUse, NotFound, OutOfSpace, Precondition, Unreachable, Unsupported, VolgateError
+from volgate.errors import Denied, InDoubt, InUse, NotFound, OutOfSpace, Precondition, Unreachable, Unsupported, VolgateError
 
 __all__ = ["translated"]
 
@@ -31,6 +31,7 @@ _TABLE: dict[int, tuple[type[VolgateError], str]] = {
     libvirt.VIR_ERR_NO_SUPPORT: (Unsupported, "UNSUPPORTED"),
     libvirt.VIR_ERR_AGENT_UNRESPONSIVE: (Precondition, "NO_AGENT"),
     libvirt.VIR_ERR_AGENT_UNSYNCED: (Precondition, "NO_AGENT"),
+    libvirt.VIR_ERR_NO_SECRET: (Unreachable, "SECRET_LOST"),
     libvirt.VIR_ERR_AUTH_FAILED: (Unreachable, "LIBVIRT_AUTH"),
 }
 
@@ -58,6 +59,11 @@ def _translate(error: libvirt.libvirtError, doing: str, *, mutation: bool) -> Vo
         return OutOfSpace(f"{doing}: {text}; use bus virtio-scsi, or add pcie-root-port controllers to the domain", reason="NO_FREE_SLOT")
     if 'Failed to get "write" lock' in text or 'Failed to get "consistent read" lock' in text or 'Failed to get shared "' in text:
         return InUse(f"{doing}: another process has the image open: {text}; close it there")
+    if "error connecting: " in text:  # the words of QEMU's driver of RBD
+        return Denied(f"{doing}: Ceph does not let QEMU in ({text}); look at the user's key and capabilities", reason="CEPH_DENIED")
+    if "Unknown driver 'rbd'" in text:
+        told = "install QEMU's driver of RBD (qemu-block-extra on Debian), restart libvirt and the domain"
+        return Unsupported(f"{doing}: {text}; {told}", reason="RBD_UNSUPPORTED")
     if code == libvirt.VIR_ERR_NO_CONNECT or "Failed to connect socket" in text:
         return Unreachable(f"{doing}: {text}; is libvirtd running?", reason="LIBVIRT_LOST")
     found, reason = _TABLE.get(code, (Precondition, "LIBVIRT_REFUSED"))

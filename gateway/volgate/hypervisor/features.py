@@ -14,7 +14,7 @@ from volgate.hypervisor.disk_xml import render
 from volgate.hypervisor.faults import translated
 from volgate.model import Bus, DiskOptions, Feature, Format, IoMode
 
-__all__ = ["Offered", "probe", "read_capabilities", "read_domain_capabilities", "uring_allowed"]
+__all__ = ["Offered", "drives_rbd", "probe", "read_capabilities", "read_domain_capabilities", "uring_allowed"]
 
 _URING_SWITCH = Path("/proc/sys/kernel/io_uring_disabled")  # since Linux 6.6
 _REFUSALS = (libvirt.VIR_ERR_CONFIG_UNSUPPORTED, libvirt.VIR_ERR_XML_ERROR)
@@ -29,6 +29,12 @@ _TRIALS = {
     Feature.IO_URING: (DiskOptions(io=IoMode.IO_URING), ""),
 }
 """Disks as an attach would hand them over, and what they need beside them."""
+_NAMESPACED = (
+    "<disk type='network' device='disk'><driver name='qemu' type='raw'/><source protocol='rbd' name='pool/namespace/image'>"
+    "<host name='127.0.0.1' port='6789'/></source><target dev='vda' bus='virtio'/></disk>"
+)
+_MODULES = ("usr/lib*/qemu", "usr/lib/*/qemu", "usr/lib*/qemu-kvm", "usr/lib*/*/qemu-kvm")
+_RBD_MODULE = "block-rbd.so"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +64,8 @@ def probe(connection: libvirt.virConnect) -> tuple[Feature, ...]:
     with translated("ask for the capabilities"):
         found = offered.features | read_capabilities(connection.getCapabilities(), offered.arch)
     found |= {feature for feature in _TRIALS if _takes(connection, offered, feature)}
+    if drives_rbd(offered.emulator):
+        found |= {Feature.RBD} | ({Feature.RBD_NAMESPACES} if _names_namespaces(connection, offered) else set())
     return tuple(sorted(found if uring_allowed() else found - {Feature.IO_URING}))
 
 
@@ -88,6 +96,16 @@ def read_capabilities(xml: str, arch: str) -> frozenset[Feature]:
     return frozenset()
 
 
+def drives_rbd(emulator: str, root: Path = Path("/")) -> bool:
+    """Whether a QEMU has the driver of RBD, built in or as a module; QEMU itself lists it without the module too."""
+    if any(folder.joinpath(_RBD_MODULE).exists() for pattern in _MODULES for folder in root.glob(pattern)):
+        return True
+    try:
+        return b"librbd.so" in Path(emulator).read_bytes()
+    except OSError:
+        return False
+
+
 def uring_allowed(switch: Path = _URING_SWITCH) -> bool:
     """Whether the kernel lets an unprivileged QEMU use io_uring."""
     try:
@@ -100,13 +118,23 @@ def _takes(connection: libvirt.virConnect, offered: Offered, feature: Feature) -
     """Whether libvirt can make a command line for the default emulator with such a disk; it does not run it."""
     options, beside = _TRIALS[feature]
     disk = render(FileSource("/nonexistent", Format.RAW), options, alias="ua-vg-probe", target="vda" if not beside else "sda")
+    return bool(_command_line(connection, offered, feature, beside + disk))
+
+
+def _names_namespaces(connection: libvirt.virConnect, offered: Offered) -> bool:
+    """Whether libvirt tells QEMU the namespace of an image; before 11.6 it takes `namespace/image` for the image's name."""
+    line = _command_line(connection, offered, Feature.RBD_NAMESPACES, _NAMESPACED)
+    return '"namespace":"namespace"' in line.replace(" ", "")
+
+
+def _command_line(connection: libvirt.virConnect, offered: Offered, feature: Feature, devices: str) -> str:
+    """The command line that libvirt makes for a domain with these devices, "" where it refuses them."""
     told = {name: quoteattr(getattr(offered, name)) for name in ("kind", "arch", "machine")}
-    domain = _DOMAIN.format(**told, emulator=escape(offered.emulator), devices=beside + disk)
+    domain = _DOMAIN.format(**told, emulator=escape(offered.emulator), devices=devices)
     try:
-        connection.domainXMLToNative("qemu-argv", domain)
+        return str(connection.domainXMLToNative("qemu-argv", domain))
     except libvirt.libvirtError as error:
         if error.get_error_code() in _REFUSALS:
-            return False
+            return ""
         with translated(f"ask for {feature}"):
             raise
-    return True

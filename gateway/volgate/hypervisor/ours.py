@@ -41,14 +41,14 @@ def read_options(xml: str) -> DiskOptions:
     said = driver.attrib if driver is not None else {}
     tuned = {element.tag: int(element.text or 0) for element in disk.iterfind("iotune/*")}
     access = Access.READ_ONLY if disk.find("readonly") is not None else Access.READ_WRITE
-    target = disk.find("target")
+    target, cache = disk.find("target"), CacheMode(said.get("cache", CacheMode.NONE))
     return DiskOptions(
         bus=Bus.VIRTIO_SCSI if target is not None and target.get("bus") == "scsi" else Bus.VIRTIO_BLK,
         serial=disk.findtext("serial") or "",
         access=Access.SHARED if disk.find("shareable") is not None else access,
         qos=Qos(**{name: value for name, value in tuned.items() if name in Qos.__dataclass_fields__}),
-        cache=CacheMode(said.get("cache", CacheMode.NONE)),
-        io=IoMode(said.get("io", IoMode.NATIVE)),
+        cache=cache,
+        io=IoMode(said.get("io", IoMode.NATIVE if cache in (CacheMode.NONE, CacheMode.DIRECTSYNC) else IoMode.THREADS)),
         discard=said.get("discard") == "unmap",
         iothread=int(said.get("iothread", 0)),
         error_policy=_policy(said),

@@ -20,7 +20,7 @@ from volgate.connection import FileSource
 from volgate.errors import InDoubt, InUse, Precondition, Unreachable, Unsupported, VolgateError
 from volgate.hypervisor import qmp, repair
 from volgate.hypervisor.block_jobs import refuse_job
-from volgate.hypervisor.devices import Device, layout
+from volgate.hypervisor.devices import Device, in_qemu, layout
 from volgate.hypervisor.disk_xml import layers, with_layers_of, with_source
 from volgate.hypervisor.domains import require_live
 from volgate.hypervisor.faults import translated
@@ -135,7 +135,7 @@ def settle(domain: libvirt.virDomain, alias: str, *, deadline: float) -> None:
     drive = next((drive for drive in qmp.drives(domain) if drive.device == alias), None) if device else None
     if device is None or drive is None or not drive.files:
         return
-    if drive.files[0] == device.source:
+    if drive.files[0] == in_qemu(device.source):
         if merging(alias) in now.marks:
             _tidy(domain, device, deadline)
         _follow(domain, alias)

@@ -13,7 +13,10 @@ import libvirt_qemu
 from volgate.errors import Precondition
 from volgate.hypervisor.faults import translated
 
-__all__ = ["Drive", "Node", "command", "drives", "io_errors", "nodes", "opened"]
+__all__ = ["Drive", "Node", "command", "drives", "io_errors", "nodes", "opened", "secrets"]
+
+
+_KEY_OBJECT = "-storage-auth-secret0"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +84,12 @@ def nodes(domain: libvirt.virDomain) -> list[Node]:
     return found
 
 
+def secrets(domain: libvirt.virDomain) -> list[tuple[str, str]]:
+    """Objects that hold the key of a layer, each with libvirt's number of it."""
+    names = [str(found["name"]) for found in command(domain, "qom-list", path="/objects")]
+    return [(_index(name), name) for name in names if _index(name) and name.endswith(_KEY_OBJECT)]
+
+
 def io_errors(domain: libvirt.virDomain, alias: str) -> int:
     """Failed reads, writes and flushes that QEMU counted on a disk."""
     for block in command(domain, "query-blockstats"):
@@ -110,7 +119,7 @@ def _layers(image: dict[str, Any]) -> Iterator[str]:
 
 
 def opened(name: str) -> str:
-    """The file behind QEMU's name of it: a path, or a `json:` description that nests one."""
+    """What is behind QEMU's name of it: a path, `librbd:POOL/IMAGE`, or a `json:` description that nests one."""
     if not name.startswith("json:"):
         return name
     try:
@@ -118,6 +127,8 @@ def opened(name: str) -> str:
     except ValueError:
         return name
     while isinstance(described, dict):
+        if described.get("driver") == "rbd":
+            return "librbd:" + "/".join(str(described[part]) for part in ("pool", "namespace", "image") if described.get(part))
         if isinstance(path := described.get("filename"), str):
             return opened(path)
         described = described.get("file")

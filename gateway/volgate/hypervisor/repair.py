@@ -1,20 +1,20 @@
 """Orphans: what QEMU has and libvirt's XML does not, after libvirtd died in the middle of an attach.
 
-Only devices whose id begins with `ua-vg-` (ours), and nodes that libvirt named, that no device holds and that open one of
-the files asked about, are ever touched.
+Only devices whose id begins with `ua-vg-` (ours), nodes that libvirt named, that no device holds and that open one of the files
+asked about, and the keys of layers that are nowhere, are ever touched.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import libvirt
 
 from volgate.errors import Precondition
 from volgate.hypervisor import qmp
-from volgate.hypervisor.devices import layout
+from volgate.hypervisor.devices import in_qemu, layout
 from volgate.hypervisor.faults import translated
 
 __all__ = ["PREFIX", "Orphans", "look", "orphans", "repair"]
@@ -27,7 +27,7 @@ _SETTLE = 0.1  # libvirt handles a device's end late: a new device of the same a
 
 @dataclass(frozen=True, slots=True)
 class Orphans:
-    """Device ids and node names, upper layers first. `tops` are the devices' own nodes, `files` what all nodes open.
+    """Device ids and node names, upper layers first. `tops` are the devices' own nodes, `files` what all nodes open, `keys` objects.
 
     `spotless`: every node that libvirt named is in its XML, so that no other file has an orphan either.
     """
@@ -37,11 +37,12 @@ class Orphans:
     nodes: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
     spotless: bool = False
+    keys: tuple[str, ...] = ()
 
     @property
     def names(self) -> list[str]:
         """All of them."""
-        return [*self.devices, *self.nodes]
+        return [*self.devices, *self.nodes, *self.keys]
 
     def __and__(self, other: Orphans) -> Orphans:
         """What both have; a device on another node is another one, that was attached since."""
@@ -49,34 +50,38 @@ class Orphans:
         both = [pair for pair in zip(self.devices, self.tops, strict=True) if pair in again]
         nodes = tuple(name for name in self.nodes if name in other.nodes)
         spotless = self.spotless and other.spotless
-        return Orphans(tuple(device for device, _ in both), tuple(top for _, top in both), nodes, self.files, spotless)
+        keys = tuple(name for name in self.keys if name in other.keys)
+        return Orphans(tuple(device for device, _ in both), tuple(top for _, top in both), nodes, self.files, spotless, keys)
 
 
-def look(domain: libvirt.virDomain, sources: Iterable[str]) -> Orphans:
+def look(domain: libvirt.virDomain, sources: Collection[str]) -> Orphans:
     """Compare once. QEMU is read first: what it had before the XML was read and is not in the XML is no attach that just ended."""
     drives, nodes = qmp.drives(domain), qmp.nodes(domain)
+    keys = qmp.secrets(domain) if any(source.startswith(("rbd:", "librbd:")) for source in sources) else []
     with translated("read the domain's XML"):
         known = layout(domain.XMLDesc())
     aliases = {device.alias for device in known.disks}
     indexes = {index for device in known.disks for index in device.indexes}
     stray = [drive for drive in drives if drive.device.startswith(PREFIX) and drive.device not in aliases]
     held = {drive.node for drive in drives if drive not in stray}
-    files = {*sources, *(file for drive in stray for file in drive.files)} - {""}
+    files = {*map(in_qemu, sources), *(file for drive in stray for file in drive.files)} - {""}
     unlisted = [node for node in nodes if node.index and node.index not in indexes]
     kept = {node.index for node in unlisted if node.name in held}
     free = [node for node in unlisted if node.index not in kept]
     files |= {file for node in free if files.intersection(node.files[:1]) for file in node.files}
     ours = [node for node in free if files.intersection(node.files[:1])]
+    others = indexes | {node.index for node in nodes if node not in ours}
     return Orphans(
+        keys=tuple(name for index, name in keys if index not in others),
         devices=tuple(drive.device for drive in stray),
         tops=tuple(drive.node for drive in stray),
         nodes=tuple(node.name for node in ours),
         files=tuple(sorted(files)),
-        spotless=not (stray or unlisted),
+        spotless=not (stray or unlisted or any(index not in others for index, _ in keys)),
     )
 
 
-def orphans(domain: libvirt.virDomain, sources: Iterable[str]) -> Orphans:
+def orphans(domain: libvirt.virDomain, sources: Collection[str]) -> Orphans:
     """What two looks agree on: QEMU had it before and after an XML that lacks it, so it is not about to come or to go.
 
     Libvirt lists a disk from the end of its attach until QEMU has let go of it, and counts its node names upwards.
@@ -99,7 +104,9 @@ def repair(domain: libvirt.virDomain, sources: Sequence[str], *, deadline: float
     if found.devices and not _unplug(domain, found.devices, deadline):
         return found, False
     _close(domain, list(orphans(domain, found.files).nodes))
-    return found, not look(domain, found.files).names
+    for key in orphans(domain, [*sources, *found.files]).keys:
+        _quietly(domain, "object-del", ("not found",), id=key)
+    return found, not look(domain, [*sources, *found.files]).names
 
 
 def _unplug(domain: libvirt.virDomain, devices: Sequence[str], deadline: float) -> bool:

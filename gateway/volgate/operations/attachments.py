@@ -5,19 +5,22 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 
+import structlog
+
 from volgate.errors import AlreadyExists, Cancelled, InDoubt, InUse, Precondition
 from volgate.hosts.interface import AttachPlan, DetachOutcome, Domain, Host
 from volgate.model import Access, DiskOptions, Format, Volume
 from volgate.names import attachment_id
-from volgate.operations import lookups, requests
+from volgate.operations import holders, lookups, requests
 from volgate.operations.context import Context, Parked
-from volgate.operations.fleet import refuse_released
+from volgate.operations.fleet import refuse_fenced, refuse_released
 from volgate.operations.requests import Plan
 from volgate.operations.world import World
 from volgate.pools import Pool
 from volgate.store import attachments
 from volgate.store.records import AttachmentRecord, AttachmentState
 
+_log = structlog.get_logger()
 __all__ = ["Attached", "attach_volume", "detach_volume", "plan_attach"]
 
 _ASK_SECONDS = 2.0
@@ -44,15 +47,19 @@ def attach_volume(ctx: Context, request: requests.AttachVolume) -> Attached:
     alias = f"ua-vg-{identifier[:8]}-{ctx.nonce}"
     ctx.undo_earlier("attach", lambda: _take_back(host, domain.uuid, alias, "", timeout))
     options = _options(request.options, volume)
-    mine, others = _known(ctx, pool, volume, identifier)
+    mine, others, died = _known(ctx, pool, volume, identifier)
     if mine is not None and (standing := _standing(mine, host, options, prepared=request.prepare_only, timeout=timeout)):
         return standing
-    ctx.world.hosts.require_usable(host_name)
+    _require_usable(ctx.world, host_name)
     _refuse_second_writer(volume, options, others)
     ctx.uid = volume.uid
     ctx.commit(lambda commit: refuse_released(commit, host_name))
     with ctx.step("connection"):
         connection = pool.call(pool.backend().connection, lookups.identity(volume), host=host_name)
+    identity = lookups.identity(volume)
+    before, seen = holders.writers(others), holders.clients(pool, identity)
+    again = ctx.resumed and seen and host.presence(domain.uuid, alias, connection.source, timeout=timeout).qemu
+    holders.refuse_strangers(ctx, seen, volume.name, before + bool(again), died=died)
     plan = AttachPlan(identifier, alias, domain.uuid, connection, options, str(request.volume))
     record = _record(plan, pool, volume, host_name, domain)
     if request.prepare_only:
@@ -63,6 +70,8 @@ def attach_volume(ctx: Context, request: requests.AttachVolume) -> Attached:
         return Attached(record, xml)
     with ctx.step("attach", undo=lambda: _take_back(host, domain.uuid, alias, connection.source, timeout)):
         disk = host.attach(plan, timeout=timeout)
+        if disk.live and options.access is not Access.READ_ONLY:
+            holders.require_opened(pool, identity, before)
     done = replace(
         record,
         target=disk.target,
@@ -75,6 +84,12 @@ def attach_volume(ctx: Context, request: requests.AttachVolume) -> Attached:
     )
     ctx.commit(lambda commit: attachments.put(commit, done))
     return Attached(done)
+
+
+def _require_usable(world: World, host: str) -> None:
+    with world.database.read() as connection:
+        refuse_fenced(connection, host)
+    world.hosts.require_usable(host)
 
 
 def _take_back(host: Host, domain: str, alias: str, source: str, timeout: float) -> None:
@@ -97,11 +112,12 @@ def _options(options: DiskOptions, volume: Volume) -> DiskOptions:
     return options if options.serial else replace(options, serial=f"vg-{volume.uid.replace('-', '')[:17]}")
 
 
-def _known(ctx: Context, pool: Pool, volume: Volume, identifier: str) -> tuple[AttachmentRecord | None, list[AttachmentRecord]]:
-    """The record of this attachment, if any, and those of others that still hold the volume."""
+def _known(ctx: Context, pool: Pool, volume: Volume, identifier: str) -> tuple[AttachmentRecord | None, list[AttachmentRecord], bool]:
+    """The record of this attachment, if any, those of others that still hold the volume, and whether one lost it without a detach."""
     records = lookups.attachments_of(ctx.world, pool.name, volume)
     mine = next((record for record in records if record.id == identifier), None)
-    return mine, [record for record in records if record.id != identifier and not lookups.released(ctx, record)]
+    others = [record for record in records if record.id != identifier and not lookups.released(ctx, record)]
+    return mine, others, len(records) > len(others)
 
 
 def _standing(record: AttachmentRecord, host: Host, options: DiskOptions, *, prepared: bool, timeout: float) -> Attached | None:
@@ -127,8 +143,9 @@ def _refuse_second_writer(volume: Volume, options: DiskOptions, others: list[Att
         return
     access = {record.options.access for record in others} | {options.access}
     if access not in ({Access.SHARED}, {Access.READ_ONLY}):
-        names = ", ".join(record.domain_name for record in others)
-        raise InUse(f"{volume.name} is attached to {names}; detach it there first", holders=lookups.holders(others))
+        names = ", ".join(f"{record.domain_name} on hosts/{record.host}" for record in others)
+        told = f"{volume.name} is attached to {names}; detach it there first, or, if that host is lost, fence it (FenceHost) or release it"
+        raise InUse(told, holders=lookups.holders(others))
 
 
 def _record(plan: AttachPlan, pool: Pool, volume: Volume, host: str, domain: Domain) -> AttachmentRecord:
@@ -170,7 +187,7 @@ def detach_volume(ctx: Context, request: requests.DetachVolume) -> None:
 def _release(ctx: Context, host: Host, record: AttachmentRecord, wait: float) -> None:
     """Ask the guest to let go, for a short while; then park, so that a deaf guest keeps no thread. Tell callers after `wait` seconds."""
     ask = min(_ASK_SECONDS, max(_LOOK_SECONDS, wait - ctx.waited()))
-    if host.detach(record.domain, record.alias, record.source, timeout=ask) is DetachOutcome.GONE:
+    if host.detach(record.domain, record.alias, record.source, timeout=ask) is DetachOutcome.GONE and _let_go(ctx, record):
         return
     left = wait - ctx.waited()
     if left <= 0:
@@ -179,6 +196,21 @@ def _release(ctx: Context, host: Host, record: AttachmentRecord, wait: float) ->
             ctx.write(lambda commit: attachments.put(commit, leaving))
         ctx.on_pending(leaving)
     raise Parked(min(left, _PARKED_SECONDS) if left > 0 else _PARKED_SECONDS)
+
+
+def _let_go(ctx: Context, record: AttachmentRecord) -> bool:
+    """Whether the storage, too, says that the guest has let go; who still has the volume open after a while is somebody else."""
+    who = holders.left_open(ctx.world, record)
+    if not who:
+        return True
+    gone = float(ctx.facts.get("gone", 0.0))
+    if not gone:
+        ctx.note(gone=time.time())
+        return False
+    if time.time() - gone < holders.LINGER_SECONDS:
+        return False
+    _log.warning("the guest has let go of a volume that others have open", attachment=record.id, volume=record.volume, holders=who)
+    return True
 
 
 def plan_attach(world: World, request: requests.AttachVolume) -> Plan:
@@ -193,6 +225,6 @@ def plan_attach(world: World, request: requests.AttachVolume) -> Plan:
     records = lookups.attachments_of(world, pool.name, volume)
     if any(record.id == identifier for record in records):
         return Plan(("return the existing attachment",))
-    world.hosts.require_usable(host_name)
+    _require_usable(world, host_name)
     steps = ("connection", "prepare") if request.prepare_only else ("connection", "attach")
     return Plan(steps, 0, tuple(f"attachments/{record.id}" for record in records))

@@ -28,9 +28,12 @@ _KINDS: dict[str, type[Any]] = {
         requests.ExportVolume,
         requests.AdoptVolume,
         requests.CreateSnapshot,
+        requests.CreateSnapshotGroup,
         requests.DeleteSnapshot,
         requests.AttachVolume,
         requests.DetachVolume,
+        requests.FenceHost,
+        requests.UnfenceHost,
         requests.CollapseLayers,
     )
 }

@@ -12,11 +12,11 @@ from volgate.errors import Precondition, Unreachable
 from volgate.hosts.interface import Host, HostEvent, HostInfo, Identity
 from volgate.hosts.standing import Standing
 from volgate.model import Feature
-from volgate.store import hosts
+from volgate.store import fences, hosts
 from volgate.store.database import Commit
 from volgate.store.records import HostRecord
 
-__all__ = ["Connect", "Fleet", "Station", "refuse_released"]
+__all__ = ["Connect", "Fleet", "Station", "refuse_fenced", "refuse_released"]
 
 Connect = Callable[[str, Callable[[], Standing]], Host]
 """Makes the host of a name, given what tells how it stands."""
@@ -230,3 +230,12 @@ def refuse_released(commit: Commit, name: str) -> None:
     record = hosts.find(commit, name)
     if record is not None and record.released:
         raise Precondition(f"hosts/{name} was released while this ran; what was done there is given up", reason="HOST_RELEASED")
+    refuse_fenced(commit, name)
+
+
+def refuse_fenced(connection: Commit, name: str) -> None:
+    """Raise Precondition (HOST_FENCED) while a host is kept out of a pool, is about to be, or is not let in everywhere yet."""
+    if found := fences.of_host(connection, name):
+        out = ", ".join(one.pool for one in found)
+        told = f"hosts/{name} is fenced in {out}: nothing is attached there; stop what ran on it, then volgate host unfence {name}"
+        raise Precondition(told, reason="HOST_FENCED")

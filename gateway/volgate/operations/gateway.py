@@ -20,10 +20,11 @@ from volgate.lanes import Lane
 from volgate.model import Format, PathState, Redundancy, Volume
 from volgate.model import Path as IoPath
 from volgate.names import AttachmentName, SnapshotName, VolumeName
-from volgate.operations import lookups, paths, requests, transfer
+from volgate.operations import changes, lookups, paths, requests, transfer, ways
 from volgate.operations.admission import admit
 from volgate.operations.handlers import HANDLERS
 from volgate.operations.hosts import Hosts
+from volgate.operations.keys import Keys
 from volgate.operations.ledger import Ledger
 from volgate.operations.pool_states import PoolStates
 from volgate.operations.quarantine import refuse
@@ -69,6 +70,7 @@ class Gateway:
         self._scans: Sweep[Pool, int | None] = Sweep("scan")
         self._repairs = Repairs(world)
         self._resumes = Resumes(world)
+        self._keys = Keys(world)
         self.pool_states = PoolStates(world, self.runner)
         self.peers = _peers(world, self.runner, self._learn) if world.database.shared else None
         self._ledger = Ledger(world, self.runner)
@@ -142,6 +144,7 @@ class Gateway:
         self._rebuild.close()
         self._repairs.close()
         self._resumes.close()
+        self._keys.close()
         if self.peers:
             self.peers.close()
         for host in self.world.hosts.values():
@@ -262,6 +265,10 @@ class Gateway:
         with self.world.database.read() as connection:
             return index.page_snapshots(connection, pool, volume, parts, limit, scope.pools)
 
+    def list_changes(self, asked: changes.Span, cursor: changes.Cursor, limit: int) -> changes.Changes:
+        """A page of what differs between two points in time of a volume."""
+        return changes.list_changes(self.world, asked, cursor, limit)
+
     def get_attachment(self, identifier: str, scope: Scope = EVERYTHING) -> AttachmentRecord:
         """An attachment. Raises NotFound, also for one outside of the scope."""
         with self.world.database.read() as connection:
@@ -285,20 +292,27 @@ class Gateway:
         of = VolumeName(record.pool, record.volume) if record else VolumeName.parse(name)
         pool = self.world.pools.get(of.pool)
         pool.require_served()
-        volume = lookups.require_volume(pool, of, record.volume_uid if record else "", ready=False)
-        backend = pool.backend()
-        found: list[IoPath] = []
-        if isinstance(backend, PathsSeen):
-            found += pool.call(backend.paths, lookups.identity(volume))
         host_name, host = self.world.host(record.host if record else self.world.hosts.one())
+        found: list[IoPath] = []
         try:
-            connection = pool.call(backend.connection, lookups.identity(volume), host=host_name)
-            found += host.file_paths(connection, timeout=timeout)
-        except VolgateError as error:
-            found.append(IoPath("file", host_name, str(of), "", PathState.FAILED, last_error=error.message))
+            volume = lookups.require_volume(pool, of, record.volume_uid if record else "", ready=False)
+            found += self._ways(pool, volume, host_name, timeout)
+        except Unreachable as error:  # that the storage does not answer is what is asked about
+            found.append(IoPath("pool", "gateway", of.pool, str(of), PathState.FAILED, last_error=error.message))
         if record:
             found += host.paths(record.domain, record.alias, timeout=timeout)
-        return found, _redundancy(found)
+        return found, ways.redundancy(found)
+
+    def _ways(self, pool: Pool, volume: Volume, host: str, timeout: float) -> list[IoPath]:
+        """The stations that the storage and the host know, up to the guest."""
+        backend = pool.backend()
+        found = list(pool.call(backend.paths, lookups.identity(volume))) if isinstance(backend, PathsSeen) else []
+        try:
+            connection = pool.call(backend.connection, lookups.identity(volume), host=host)
+            return [*found, *self.world.hosts[host].file_paths(connection, timeout=timeout)]
+        except VolgateError as error:
+            name = str(VolumeName(pool.name, volume.name))
+            return [*found, IoPath("file", host, name, "", PathState.FAILED, last_error=error.message)]
 
     def list_pools(self, scope: Scope = EVERYTHING) -> list[PoolStatus]:
         """Every pool, also those that are down; within 10 seconds, however many hang."""
@@ -343,10 +357,13 @@ class Gateway:
     def _arrived(self, name: str) -> None:
         """A host is there, perhaps after a reboot: its domains and its attachments are looked at now."""
         self._repairs.add(name)
+        self._keys.hurry()
         self.runner.rouse()
         self._wake.set()
 
     def _on_event(self, event: HostEvent) -> None:
+        if event.kind is EventKind.RECONNECTED:
+            self._keys.hurry()
         if event.kind is not EventKind.IO_ERROR:  # of these there may be many; a guest that is stopped by one is told of by itself
             self.runner.rouse()
             self._wake.set()
@@ -362,6 +379,7 @@ class Gateway:
                 self._reload.settle()
                 self.hosts.keep()
                 self._repairs.run()
+                self._keys.renew()
                 if not self._rebuild.done:
                     self._rebuild.run()
                 reconcile_attachments(self.world, self.runner, self._resumes.look())
@@ -425,12 +443,3 @@ def _require_attachment(record: AttachmentRecord, scope: Scope) -> None:
 
 def _first_foreign(backend: Adopts) -> list[Foreign]:
     return list(itertools.islice(backend.list_foreign(), _MOST_FOREIGN))
-
-
-def _redundancy(paths: list[IoPath]) -> Redundancy:
-    """One station that failed fails the whole; a station with errors degrades it; files have one way by nature."""
-    if any(path.state is PathState.FAILED for path in paths):
-        return Redundancy.DOWN
-    if any(path.last_error or path.errors for path in paths):
-        return Redundancy.DEGRADED
-    return Redundancy.SINGLE

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from volgate.operations import attachments, exports, imports, plans, requests, snapshots, volumes
+from volgate.operations import attachments, exports, fencing, groups, imports, plans, requests, snapshots, volumes
 from volgate.operations.context import Context
 from volgate.operations.requests import Plan
 from volgate.operations.world import World
@@ -28,6 +28,8 @@ class Handler:
 
 def lock_keys(request: requests.Request) -> tuple[str, ...]:
     """Every object that a request locks."""
+    if isinstance(request, requests.CreateSnapshotGroup):
+        return tuple(sorted(request.volumes))
     keys = {request.target}
     if isinstance(request, requests.CreateVolume) and request.source:
         keys.add("/".join(request.source.split("/")[:4]))  # the volume of a snapshot, or the volume itself
@@ -45,7 +47,10 @@ HANDLERS: dict[str, Handler] = {
     "ExportVolume": Handler(exports.export_volume, volumes.plan_simple, int, long=True),
     "CreateSnapshot": Handler(snapshots.create_snapshot, plans.plan_snapshot, IndexedSnapshot),
     "DeleteSnapshot": Handler(snapshots.delete_snapshot, plans.plan_snapshot_deletion, type(None)),
+    "CreateSnapshotGroup": Handler(groups.create_group, groups.plan_group, tuple[IndexedSnapshot, ...]),
     "CollapseLayers": Handler(snapshots.collapse_layers, volumes.plan_simple, type(None), long=True),
     "AttachVolume": Handler(attachments.attach_volume, attachments.plan_attach, attachments.Attached),
     "DetachVolume": Handler(attachments.detach_volume, plans.plan_detach, type(None)),
+    "FenceHost": Handler(fencing.fence_host, fencing.plan_fence, fencing.Fenced),
+    "UnfenceHost": Handler(fencing.unfence_host, fencing.plan_unfence, type(None)),
 }

@@ -21,7 +21,7 @@ from volgate.operations.requests import Caller
 from volgate.operations.runner import Runner
 from volgate.operations.scope import EVERYTHING, Scope
 from volgate.operations.world import World
-from volgate.store import attachments, hosts, journal, turns
+from volgate.store import attachments, fences, hosts, journal, turns
 from volgate.store.database import Commit
 from volgate.store.records import AttachmentRecord, HostRecord
 
@@ -102,12 +102,21 @@ class Hosts:
 
     def list_hosts(self, scope: Scope = EVERYTHING) -> list[HostInfo]:
         """Every host."""
-        return [self._world.hosts.described(name) for name in sorted(self._world.hosts) if scope.has_host(name)]
+        with self._world.database.read() as connection:
+            fenced = fences.everything(connection)
+        found = [self._world.hosts.described(name) for name in sorted(self._world.hosts) if scope.has_host(name)]
+        return [replace(info, fenced=fenced[info.name]) if info.name in fenced else info for info in found]
+
+    def described(self, name: str) -> HostInfo:
+        """A host as it is shown."""
+        with self._world.database.read() as connection:
+            fenced = tuple(found.pool for found in fences.of_host(connection, name))
+        return replace(self._world.hosts.described(name), fenced=fenced)
 
     def get_host(self, name: str) -> tuple[HostInfo, list[Domain]]:
         """One host with its domains; no domains while libvirt is down."""
         _, host = self._world.host(name)
-        info = self._world.hosts.described(name)
+        info = self.described(name)
         return info, list(host.list_domains(timeout=self._world.settings.limits.libvirt_timeout)) if info.connected else []
 
     # -- a host's own calls
@@ -206,30 +215,38 @@ class Hosts:
             record = self._world.database.write(change)
             self._world.hosts.put(replace(self._world.hosts.record(name), cordoned=record.cordoned))
         self._tell("CordonHost", name, caller, began)
-        return self._world.hosts.described(name), self._attached(name)
+        return self.described(name), self._attached(name)
 
     def release(self, name: str, caller: Caller, *, assume_off: bool) -> tuple[HostInfo, list[AttachmentRecord]]:
         """Let go of the attachments of a dead host; return it with them. Raises NotFound, InvalidRequest, Precondition (HOST_LIVE)."""
         name, began, fleet = self._world.host(name)[0], time.monotonic(), self._world.hosts
-        if not assume_off:
+        kept_out = self._kept_out(name)
+        if not (assume_off or kept_out):
             told = f"assume_off: say that hosts/{name} is off or fenced: while it writes, its volumes would have two writers"
             raise InvalidRequest(told, field="assume_off")
         with self._lock:
-            self._refuse_live(name)
-            record, gone = self._world.database.write(lambda commit: self._let_go(commit, name))
+            if not kept_out:
+                self._refuse_live(name)
+            record, gone = self._world.database.write(lambda commit: self._let_go(commit, name, kept_out=kept_out))
             fleet.put(record)
         for held in gone:
             _log.warning("attachment let go", host=name, attachment=held.id, volume=held.volume, domain=held.domain_name)
         self._runner.rouse()
         self._tell("ReleaseHost", name, caller, began)
-        return fleet.described(name), gone
+        return self.described(name), gone
 
-    def _let_go(self, commit: Commit, name: str) -> tuple[HostRecord, list[AttachmentRecord]]:
-        """Mark a host as released and forget its attachments, unless another process of this gateway hears it."""
+    def _kept_out(self, name: str) -> bool:
+        """Whether a host is fenced in every pool that it has attachments in: it needs nobody's word that it writes no more."""
+        with self._world.database.read() as connection:
+            proven = {found.pool for found in fences.of_host(connection, name) if found.proven}
+            return bool(proven) and {held.pool for held in attachments.page(connection, host=name, limit=_MOST)} <= proven
+
+    def _let_go(self, commit: Commit, name: str, *, kept_out: bool) -> tuple[HostRecord, list[AttachmentRecord]]:
+        """Mark a host as released and forget its attachments, unless another process of this gateway hears it, or it is fenced."""
         record = hosts.find(commit, name)
         if record is None:
             raise NotFound(f"hosts/{name} is not known")
-        if not record.released and self._world.hosts.recent(record.last_heartbeat):
+        if not kept_out and not record.released and self._world.hosts.recent(record.last_heartbeat):
             raise Precondition(f"hosts/{name} is live: another controller hears it; fence the machine first", reason="HOST_LIVE")
         gone = attachments.page(commit, host=name, limit=_MOST)
         for held in gone:
@@ -302,6 +319,8 @@ def _forgotten(commit: Commit, name: str) -> None:
     if held:
         holders = tuple(Holder("attachment", f"attachments/{record.id}", f"domain {record.domain_name}") for record in held)
         raise InUse(f"hosts/{name} has attachments; detach them, or release the host if it is off", holders=holders)
+    if fences.of_host(commit, name):
+        raise InUse(f"hosts/{name} is fenced: its addresses are kept out; let it in first (volgate host unfence {name})")
     for record in journal.unfinished(commit):
         request = codec.decode_request(record.method, record.request)
         if isinstance(request, requests.AttachVolume) and request.host in ("", name):

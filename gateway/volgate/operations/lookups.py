@@ -12,7 +12,8 @@ from volgate.names import SnapshotName, VolumeName
 from volgate.operations.context import Context
 from volgate.operations.world import World
 from volgate.pools import Pool
-from volgate.store import attachments, index, pool_notes
+from volgate.store import attachments, fences, index, pool_notes
+from volgate.store.database import Commit
 from volgate.store.records import AttachmentRecord, IndexedVolume
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "require_uid",
     "require_volume",
     "round_up",
+    "snapshot_uid",
     "snapshots_of",
     "source_of",
 ]
@@ -106,7 +108,12 @@ def refuse_held(world: World, pool: Pool, volume: Volume, act: str) -> None:
 
 
 def released(ctx: Context, record: AttachmentRecord) -> bool:
-    """Whether the host proves that a recorded disk is nowhere any more; its record then goes with this operation's commit."""
+    """Whether it is proven that a recorded disk is nowhere any more, or kept out; its record then goes with this operation's commit."""
+    with ctx.world.database.read() as connection:
+        kept_out = fences.holds(connection, record.host, record.pool)
+    if kept_out:
+        ctx.commit(lambda commit: _forget_kept_out(commit, record))
+        return True
     if record.host not in ctx.world.hosts or record.state == "prepared":
         return False
     timeout = ctx.world.settings.limits.libvirt_timeout
@@ -118,6 +125,13 @@ def released(ctx: Context, record: AttachmentRecord) -> bool:
         return False
     ctx.commit(lambda commit: attachments.forget(commit, record.id))
     return True
+
+
+def _forget_kept_out(commit: Commit, record: AttachmentRecord) -> None:
+    """Raise Precondition if its host was let in since: the volume may have another writer."""
+    if not fences.holds(commit, record.host, record.pool):
+        raise Precondition(f"hosts/{record.host} was let in again while this ran; repeat the call", reason="PRECONDITION")
+    attachments.forget(commit, record.id)
 
 
 def snapshots_of(pool: Pool, volume: Volume) -> list[Snapshot]:
@@ -139,13 +153,17 @@ def blockers(world: World, pool: Pool, volume: Volume) -> tuple[str, ...]:
 
 def source_of(pool: Pool, volume: Volume, snapshot: str) -> LocalFile:
     """Where the bytes of a volume, or with a name of its snapshot, are. Raises NotFound, Unsupported."""
-    data, uid = pool.facet(DataPath), ""
-    if snapshot:
-        found = next((s for s in snapshots_of(pool, volume) if s.name == snapshot), None)
-        if found is None:
-            raise NotFound(f"{SnapshotName(pool.name, volume.name, snapshot)} does not exist")
-        uid = found.uid
-    return as_file(pool.call(data.image, identity(volume), uid))
+    return as_file(pool.call(pool.facet(DataPath).image, identity(volume), snapshot_uid(pool, volume, snapshot)))
+
+
+def snapshot_uid(pool: Pool, volume: Volume, snapshot: str) -> str:
+    """The uid of a volume's snapshot by its name, "" for no name. Raises NotFound, Unsupported."""
+    if not snapshot:
+        return ""
+    found = next((s for s in snapshots_of(pool, volume) if s.name == snapshot), None)
+    if found is None:
+        raise NotFound(f"{SnapshotName(pool.name, volume.name, snapshot)} does not exist")
+    return found.uid
 
 
 def round_up(size: int, grain: int) -> int:

@@ -221,9 +221,9 @@ class Peers:
         """The hosts that an operation may have to change: that of an attach, and those where its volume is attached."""
         request = codec.decode_request(record.method, record.request)
         found = {request.host} - {""} if isinstance(request, AttachVolume) else set[str]()
-        if record.target.startswith("pools/"):
-            name = VolumeName.parse(record.target)
-            with self._world.database.read() as connection:
+        names = [VolumeName.parse(key) for key in lock_keys(request) if key.startswith("pools/")]
+        with self._world.database.read() as connection:
+            for name in names:
                 found |= {held.host for held in attachments.of_volume(connection, name.pool, name.volume)}
         return found
 

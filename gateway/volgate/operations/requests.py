@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from volgate.model import DiskOptions, Format, Labels, Provisioning, Qos
-from volgate.names import SnapshotName, VolumeName
+from volgate.names import PoolName, SnapshotName, VolumeName
 from volgate.operations.scope import EVERYTHING, Scope
 
 __all__ = [
@@ -15,16 +15,19 @@ __all__ = [
     "Caller",
     "CollapseLayers",
     "CreateSnapshot",
+    "CreateSnapshotGroup",
     "CreateVolume",
     "DeleteSnapshot",
     "DeleteVolume",
     "DetachVolume",
     "ExpandVolume",
     "ExportVolume",
+    "FenceHost",
     "ImportVolume",
     "Plan",
     "Request",
     "RevertVolume",
+    "UnfenceHost",
     "UpdateVolume",
 ]
 
@@ -198,6 +201,27 @@ class CreateSnapshot:
 
 
 @dataclass(frozen=True, slots=True)
+class CreateSnapshotGroup:
+    """Cut snapshots of several volumes at one moment. `snapshots` are pairs of a volume and the snapshot's name, by volume."""
+
+    method: ClassVar[str] = "CreateSnapshotGroup"
+    pool: str
+    snapshots: tuple[tuple[str, str], ...]
+    labels: Labels = field(default_factory=dict)
+    volume_uids: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def target(self) -> str:
+        """What it is about; locked are its volumes, not the pool."""
+        return str(PoolName(self.pool))
+
+    @property
+    def volumes(self) -> tuple[str, ...]:
+        """The resources that are locked."""
+        return tuple(str(VolumeName(self.pool, volume)) for volume, _ in self.snapshots)
+
+
+@dataclass(frozen=True, slots=True)
 class DeleteSnapshot:
     """Delete a snapshot."""
 
@@ -245,6 +269,34 @@ class DetachVolume:
 
 
 @dataclass(frozen=True, slots=True)
+class FenceHost:
+    """Keep a host's clients out of the pools that can do that; `addresses` () means those that the storage sees."""
+
+    method: ClassVar[str] = "FenceHost"
+    host: str
+    addresses: tuple[str, ...] = ()
+
+    @property
+    def target(self) -> str:
+        """The resource that is locked."""
+        return f"hosts/{self.host}"
+
+
+@dataclass(frozen=True, slots=True)
+class UnfenceHost:
+    """Let a host's clients in again; `assume_restarted`: the caller knows that what was fenced runs no more."""
+
+    method: ClassVar[str] = "UnfenceHost"
+    host: str
+    assume_restarted: bool = False
+
+    @property
+    def target(self) -> str:
+        """The resource that is locked."""
+        return f"hosts/{self.host}"
+
+
+@dataclass(frozen=True, slots=True)
 class CollapseLayers:
     """Internal: merge layers that nobody needs any more."""
 
@@ -268,8 +320,11 @@ Request = (
     | ExportVolume
     | AdoptVolume
     | CreateSnapshot
+    | CreateSnapshotGroup
     | DeleteSnapshot
     | AttachVolume
     | DetachVolume
+    | FenceHost
+    | UnfenceHost
     | CollapseLayers
 )

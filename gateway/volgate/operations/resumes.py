@@ -11,7 +11,8 @@ from volgate.backend import VolumeId
 from volgate.errors import VolgateError
 from volgate.hosts.interface import Halt
 from volgate.lanes import Lane
-from volgate.model import ErrorPolicy, PathState
+from volgate.model import ErrorPolicy
+from volgate.operations import ways
 from volgate.operations.fleet import Station
 from volgate.operations.sweep import Sweep
 from volgate.operations.world import World
@@ -110,7 +111,7 @@ class Resumes:
         of, timeout = VolumeId(record.volume, record.volume_uid), self._world.settings.limits.libvirt_timeout
         connection = pool.call(pool.backend().connection, of, host=record.host)
         paths = self._world.host(record.host)[1].file_paths(connection, timeout=timeout)
-        return next((path.last_error or path.device for path in paths if path.state is PathState.FAILED), "")
+        return ways.blocked(paths)
 
     def _resume(self, host: str, halt: Halt, last: _Try | None) -> None:
         try:

@@ -193,7 +193,7 @@ class Runner:
         if caller.request_id:
             earlier = answering(journal.by_request_id(commit, caller.principal, caller.request_id), job.digest)
         elif self._world.database.shared and HANDLERS[job.request.method].joins:
-            earlier = journal.running_like(commit, job.request.target, caller.principal, job.digest)
+            earlier = journal.running_like(commit, lock_keys(job.request)[0], caller.principal, job.digest)
         else:
             earlier = None
         if earlier is None:

@@ -66,8 +66,22 @@ def _claim_operations(connection: Connection) -> None:
     run("CREATE INDEX turn_by_member ON turn (member)")
 
 
+def _add_fences(connection: Connection) -> None:
+    """Hosts may be kept out of pools."""
+    postgresql = connection.dialect.name == "postgresql"
+    text, number = ('VARCHAR COLLATE "C"', "DOUBLE PRECISION") if postgresql else ("VARCHAR", "FLOAT")
+    words = ", ".join(f"{name} {text} NOT NULL" for name in ("host", "pool", "addresses"))
+    connection.exec_driver_sql(f"CREATE TABLE fence ({words}, proven INTEGER NOT NULL, at {number} NOT NULL, PRIMARY KEY (host, pool))")
+
+
 _PUT = Upsert(tables.meta, ["key"], ["value"])
-STEPS: dict[int, Callable[[Connection], None]] = {1: _index_domains, 2: _index_callers, 3: _add_hosts, 4: _claim_operations}
+STEPS: dict[int, Callable[[Connection], None]] = {
+    1: _index_domains,
+    2: _index_callers,
+    3: _add_hosts,
+    4: _claim_operations,
+    5: _add_fences,
+}
 """From version N to N + 1, keyed by N; each is kept for ever, in words of its own: the tables go on changing."""
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from sqlalchemy import BigInteger, Column, Float, Index, Integer, LargeBinary, MetaData, String, Table, text
 
-__all__ = ["SCHEMA_VERSION", "attachment", "controller", "host", "meta", "metadata", "operation", "snapshot", "turn", "volume"]
+__all__ = ["SCHEMA_VERSION", "attachment", "controller", "fence", "host", "meta", "metadata", "operation", "snapshot", "turn", "volume"]
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 metadata = MetaData()
 Text = String().with_variant(String(collation="C"), "postgresql")  # ordered by code point in both, whatever the server's language
 
@@ -91,6 +91,16 @@ host = Table(  # since 4
 )
 for _column in (host.c.machine_id, host.c.iqn, host.c.nqn, host.c.nvme_host_id):  # no two hosts have one; "" is none
     Index(f"host_by_{_column.name}", _column, unique=True, sqlite_where=_column != "", postgresql_where=_column != "")
+
+fence = Table(  # since 6
+    "fence",
+    metadata,
+    Column("host", Text, primary_key=True),
+    Column("pool", Text, primary_key=True),
+    Column("addresses", Text, nullable=False),
+    Column("proven", Integer, nullable=False),
+    Column("at", Float, nullable=False),
+)
 
 # Since 5, and with rows on PostgreSQL alone: SQLite has one process, which queues in memory.
 

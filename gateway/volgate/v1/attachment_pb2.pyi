@@ -710,7 +710,9 @@ class Path(_message.Message):
     ERRORS_FIELD_NUMBER: _builtins.int
     FACTS_FIELD_NUMBER: _builtins.int
     transport: _builtins.str
-    """"image" (its layers, as the pool sees them), "file", "filesystem", "libvirt"."""
+    """"image" (its layers, as the pool sees them), "file", "filesystem", "libvirt"; of a Ceph cluster "monitor" (any of those of
+    one initiator will do), "pool" (its placement groups), "osd", "watcher".
+    """
     initiator: _builtins.str
     """The near end."""
     target: _builtins.str

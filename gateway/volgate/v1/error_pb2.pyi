@@ -297,6 +297,52 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """Controller and host speak different versions of their protocol (FAILED_PRECONDITION; retry: after the cause is gone)."""
     REASON_ALIAS_WITHDRAWN: _Reason.ValueType  # 98
     """The attach comes too late: its alias was detached or given up (FAILED_PRECONDITION; retry: never)."""
+    REASON_CEPH_LIBRARY_MISSING: _Reason.ValueType  # 100
+    """Python finds no librados or librbd on the machine that serves the pool (FAILED_PRECONDITION; retry: after the cause
+    is gone).
+    """
+    REASON_CEPH_DENIED: _Reason.ValueType  # 101
+    """The Ceph cluster refuses the pool's user: its key, or what it may do (PERMISSION_DENIED; retry: after the cause is
+    gone).
+    """
+    REASON_CEPH_OTHER_CLUSTER: _Reason.ValueType  # 102
+    """The cluster that the monitors belong to is not the one that the settings name by `fsid` (FAILED_PRECONDITION; retry:
+    after the cause is gone).
+    """
+    REASON_CEPH_POOL_MISSING: _Reason.ValueType  # 103
+    """The Ceph cluster has no pool, or the pool has no RBD namespace, of the name in the settings (NOT_FOUND; retry: after
+    the cause is gone).
+    """
+    REASON_CEPH_BAD_ADDRESS_OR_KEY: _Reason.ValueType  # 104
+    """librados cannot use the monitors' names or the key as they are given (FAILED_PRECONDITION; retry: after the cause is
+    gone).
+    """
+    REASON_CEPH_REFUSED: _Reason.ValueType  # 105
+    """librbd refuses the request for what it asks of the image (FAILED_PRECONDITION; retry: after the cause is gone)."""
+    REASON_SNAPSHOT_LIMIT: _Reason.ValueType  # 106
+    """The image has as many snapshots as the pool allows, those that its clones still need among them (RESOURCE_EXHAUSTED;
+    retry: after the cause is gone).
+    """
+    REASON_HOST_FENCED: _Reason.ValueType  # 110
+    """The host is fenced: nothing is attached there until UnfenceHost (FAILED_PRECONDITION; retry: after the cause is gone)."""
+    REASON_FENCE_SELF: _Reason.ValueType  # 111
+    """The host or the address to be fenced is the gateway's own (FAILED_PRECONDITION; retry: never)."""
+    REASON_BASE_NOT_OLDER: _Reason.ValueType  # 112
+    """The base of a comparison is not older than what it is compared with (FAILED_PRECONDITION; retry: never)."""
+    REASON_CEPH_UNREACHABLE: _Reason.ValueType  # 120
+    """No monitor of the Ceph cluster answers the host that is to attach the volume; nothing was done (UNAVAILABLE; retry:
+    same call).
+    """
+    REASON_RBD_UNSUPPORTED: _Reason.ValueType  # 122
+    """The host's QEMU or libvirt cannot attach such an RBD image; the message says what it lacks (UNIMPLEMENTED; retry:
+    after the cause is gone).
+    """
+    REASON_HELD_ON_STORAGE: _Reason.ValueType  # 123
+    """A client of the storage that is no attachment of this gateway has the volume open; the message names it
+    (FAILED_PRECONDITION; retry: after the cause is gone).
+    """
+    REASON_SECRET_LOST: _Reason.ValueType  # 124
+    """libvirt lost the secret with the key of a Ceph user during the call (UNAVAILABLE; retry: same call)."""
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Reason names what went wrong in a word that programs compare; ErrorInfo.reason holds the part after REASON_."""
@@ -571,4 +617,50 @@ REASON_HOST_PROTOCOL: Reason.ValueType  # 97
 """Controller and host speak different versions of their protocol (FAILED_PRECONDITION; retry: after the cause is gone)."""
 REASON_ALIAS_WITHDRAWN: Reason.ValueType  # 98
 """The attach comes too late: its alias was detached or given up (FAILED_PRECONDITION; retry: never)."""
+REASON_CEPH_LIBRARY_MISSING: Reason.ValueType  # 100
+"""Python finds no librados or librbd on the machine that serves the pool (FAILED_PRECONDITION; retry: after the cause
+is gone).
+"""
+REASON_CEPH_DENIED: Reason.ValueType  # 101
+"""The Ceph cluster refuses the pool's user: its key, or what it may do (PERMISSION_DENIED; retry: after the cause is
+gone).
+"""
+REASON_CEPH_OTHER_CLUSTER: Reason.ValueType  # 102
+"""The cluster that the monitors belong to is not the one that the settings name by `fsid` (FAILED_PRECONDITION; retry:
+after the cause is gone).
+"""
+REASON_CEPH_POOL_MISSING: Reason.ValueType  # 103
+"""The Ceph cluster has no pool, or the pool has no RBD namespace, of the name in the settings (NOT_FOUND; retry: after
+the cause is gone).
+"""
+REASON_CEPH_BAD_ADDRESS_OR_KEY: Reason.ValueType  # 104
+"""librados cannot use the monitors' names or the key as they are given (FAILED_PRECONDITION; retry: after the cause is
+gone).
+"""
+REASON_CEPH_REFUSED: Reason.ValueType  # 105
+"""librbd refuses the request for what it asks of the image (FAILED_PRECONDITION; retry: after the cause is gone)."""
+REASON_SNAPSHOT_LIMIT: Reason.ValueType  # 106
+"""The image has as many snapshots as the pool allows, those that its clones still need among them (RESOURCE_EXHAUSTED;
+retry: after the cause is gone).
+"""
+REASON_HOST_FENCED: Reason.ValueType  # 110
+"""The host is fenced: nothing is attached there until UnfenceHost (FAILED_PRECONDITION; retry: after the cause is gone)."""
+REASON_FENCE_SELF: Reason.ValueType  # 111
+"""The host or the address to be fenced is the gateway's own (FAILED_PRECONDITION; retry: never)."""
+REASON_BASE_NOT_OLDER: Reason.ValueType  # 112
+"""The base of a comparison is not older than what it is compared with (FAILED_PRECONDITION; retry: never)."""
+REASON_CEPH_UNREACHABLE: Reason.ValueType  # 120
+"""No monitor of the Ceph cluster answers the host that is to attach the volume; nothing was done (UNAVAILABLE; retry:
+same call).
+"""
+REASON_RBD_UNSUPPORTED: Reason.ValueType  # 122
+"""The host's QEMU or libvirt cannot attach such an RBD image; the message says what it lacks (UNIMPLEMENTED; retry:
+after the cause is gone).
+"""
+REASON_HELD_ON_STORAGE: Reason.ValueType  # 123
+"""A client of the storage that is no attachment of this gateway has the volume open; the message names it
+(FAILED_PRECONDITION; retry: after the cause is gone).
+"""
+REASON_SECRET_LOST: Reason.ValueType  # 124
+"""libvirt lost the secret with the key of a Ceph user during the call (UNAVAILABLE; retry: same call)."""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015

@@ -23,51 +23,61 @@ _sym_db = _symbol_database.Default()
 
 
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from volgate.v1 import operation_pb2 as volgate_dot_v1_dot_operation__pb2
+from volgate.v1 import volume_pb2 as volgate_dot_v1_dot_volume__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15volgate/v1/host.proto\x12\nvolgate.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x88\x03\n\x04Host\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03uri\x18\x02 \x01(\t\x12\x11\n\tconnected\x18\x03 \x01(\x08\x12\x0f\n\x07problem\x18\x04 \x01(\t\x12\x17\n\x0flibvirt_version\x18\x05 \x01(\t\x12\x14\n\x0cqemu_version\x18\x06 \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x07 \x01(\t\x12\x12\n\nmachine_id\x18\x08 \x01(\t\x12\x10\n\x08\x66\x65\x61tures\x18\t \x03(\t\x12#\n\x07\x64omains\x18\n \x03(\x0b\x32\x12.volgate.v1.Domain\x12\x0f\n\x07\x61\x64\x64ress\x18\x0b \x01(\t\x12\x0c\n\x04live\x18\x0c \x01(\x08\x12\x32\n\x0elast_heartbeat\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08\x63ordoned\x18\x0e \x01(\x08\x12\x0b\n\x03iqn\x18\x0f \x01(\t\x12\x0b\n\x03nqn\x18\x10 \x01(\t\x12\x14\n\x0cnvme_host_id\x18\x11 \x01(\t\x12\x0f\n\x07version\x18\x12 \x01(\t\x12\x10\n\x08released\x18\x13 \x01(\x08\"c\n\x0cHostIdentity\x12\x12\n\nmachine_id\x18\x01 \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x02 \x01(\t\x12\x0b\n\x03iqn\x18\x03 \x01(\t\x12\x0b\n\x03nqn\x18\x04 \x01(\t\x12\x14\n\x0cnvme_host_id\x18\x05 \x01(\t\"~\n\nHostStatus\x12\x0b\n\x03uri\x18\x01 \x01(\t\x12\x11\n\tconnected\x18\x02 \x01(\x08\x12\x0f\n\x07problem\x18\x03 \x01(\t\x12\x17\n\x0flibvirt_version\x18\x04 \x01(\t\x12\x14\n\x0cqemu_version\x18\x05 \x01(\t\x12\x10\n\x08\x66\x65\x61tures\x18\x06 \x03(\t\"H\n\x06\x44omain\x12\x0c\n\x04uuid\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06\x61\x63tive\x18\x03 \x01(\x08\x12\x12\n\npersistent\x18\x04 \x01(\x08\"9\n\x10ListHostsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"M\n\x11ListHostsResponse\x12\x1f\n\x05hosts\x18\x01 \x03(\x0b\x32\x10.volgate.v1.Host\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x1e\n\x0eGetHostRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"1\n\x0fGetHostResponse\x12\x1e\n\x04host\x18\x01 \x01(\x0b\x32\x10.volgate.v1.Host\"\xce\x01\n\x13RegisterHostRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0f\n\x07session\x18\x03 \x01(\t\x12\x10\n\x08instance\x18\x04 \x01(\t\x12\x10\n\x08protocol\x18\x05 \x01(\x05\x12\x0f\n\x07version\x18\x06 \x01(\t\x12*\n\x08identity\x18\x07 \x01(\x0b\x32\x18.volgate.v1.HostIdentity\x12&\n\x06status\x18\x08 \x01(\x0b\x32\x16.volgate.v1.HostStatus\"C\n\x14RegisterHostResponse\x12\x10\n\x08instance\x18\x01 \x01(\t\x12\x19\n\x11heartbeat_seconds\x18\x02 \x01(\x01\"]\n\x14HeartbeatHostRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07session\x18\x02 \x01(\t\x12&\n\x06status\x18\x03 \x01(\x0b\x32\x16.volgate.v1.HostStatus\"\x17\n\x15HeartbeatHostResponse\"3\n\x11\x43ordonHostRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08uncordon\x18\x02 \x01(\x08\"I\n\x12\x43ordonHostResponse\x12\x1e\n\x04host\x18\x01 \x01(\x0b\x32\x10.volgate.v1.Host\x12\x13\n\x0b\x61ttachments\x18\x02 \x03(\t\"6\n\x12ReleaseHostRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nassume_off\x18\x02 \x01(\x08\"J\n\x13ReleaseHostResponse\x12\x1e\n\x04host\x18\x01 \x01(\x0b\x32\x10.volgate.v1.Host\x12\x13\n\x0b\x61ttachments\x18\x02 \x03(\t\"!\n\x11RemoveHostRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x14\n\x12RemoveHostResponse2\xae\x04\n\x0bHostService\x12H\n\tListHosts\x12\x1c.volgate.v1.ListHostsRequest\x1a\x1d.volgate.v1.ListHostsResponse\x12\x42\n\x07GetHost\x12\x1a.volgate.v1.GetHostRequest\x1a\x1b.volgate.v1.GetHostResponse\x12Q\n\x0cRegisterHost\x12\x1f.volgate.v1.RegisterHostRequest\x1a .volgate.v1.RegisterHostResponse\x12T\n\rHeartbeatHost\x12 .volgate.v1.HeartbeatHostRequest\x1a!.volgate.v1.HeartbeatHostResponse\x12K\n\nCordonHost\x12\x1d.volgate.v1.CordonHostRequest\x1a\x1e.volgate.v1.CordonHostResponse\x12N\n\x0bReleaseHost\x12\x1e.volgate.v1.ReleaseHostRequest\x1a\x1f.volgate.v1.ReleaseHostResponse\x12K\n\nRemoveHost\x12\x1d.volgate.v1.RemoveHostRequest\x1a\x1e.volgate.v1.RemoveHostResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15volgate/v1/host.proto\x12\nvolgate.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1avolgate/v1/operation.proto\x1a\x17volgate/v1/volume.proto\"\x9e\x03\n\x04Host\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03uri\x18\x02 \x01(\t\x12\x11\n\tconnected\x18\x03 \x01(\x08\x12\x0f\n\x07problem\x18\x04 \x01(\t\x12\x17\n\x0flibvirt_version\x18\x05 \x01(\t\x12\x14\n\x0cqemu_version\x18\x06 \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x07 \x01(\t\x12\x12\n\nmachine_id\x18\x08 \x01(\t\x12\x10\n\x08\x66\x65\x61tures\x18\t \x03(\t\x12#\n\x07\x64omains\x18\n \x03(\x0b\x32\x12.volgate.v1.Domain\x12\x0f\n\x07\x61\x64\x64ress\x18\x0b \x01(\t\x12\x0c\n\x04live\x18\x0c \x01(\x08\x12\x32\n\x0elast_heartbeat\x18\r \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08\x63ordoned\x18\x0e \x01(\x08\x12\x0b\n\x03iqn\x18\x0f \x01(\t\x12\x0b\n\x03nqn\x18\x10 \x01(\t\x12\x14\n\x0cnvme_host_id\x18\x11 \x01(\t\x12\x0f\n\x07version\x18\x12 \x01(\t\x12\x10\n\x08released\x18\x13 \x01(\x08\x12\x14\n\x0c\x66\x65nced_pools\x18\x14 \x03(\t\"c\n\x0cHostIdentity\x12\x12\n\nmachine_id\x18\x01 \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x02 \x01(\t\x12\x0b\n\x03iqn\x18\x03 \x01(\t\x12\x0b\n\x03nqn\x18\x04 \x01(\t\x12\x14\n\x0cnvme_host_id\x18\x05 \x01(\t\"~\n\nHostStatus\x12\x0b\n\x03uri\x18\x01 \x01(\t\x12\x11\n\tconnected\x18\x02 \x01(\x08\x12\x0f\n\x07problem\x18\x03 \x01(\t\x12\x17\n\x0flibvirt_version\x18\x04 \x01(\t\x12\x14\n\x0cqemu_version\x18\x05 \x01(\t\x12\x10\n\x08\x66\x65\x61tures\x18\x06 \x03(\t\"H\n\x06\x44omain\x12\x0c\n\x04uuid\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06\x61\x63tive\x18\x03 \x01(\x08\x12\x12\n\npersistent\x18\x04 \x01(\x08\"9\n\x10ListHostsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"M\n\x11ListHostsResponse\x12\x1f\n\x05hosts\x18\x01 \x03(\x0b\x32\x10.volgate.v1.Host\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x1e\n\x0eGetHostRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"1\n\x0fGetHostResponse\x12\x1e\n\x04host\x18\x01 \x01(\x0b\x32\x10.volgate.v1.Host\"\xce\x01\n\x13RegisterHostRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\t\x12\x0f\n\x07session\x18\x03 \x01(\t\x12\x10\n\x08instance\x18\x04 \x01(\t\x12\x10\n\x08protocol\x18\x05 \x01(\x05\x12\x0f\n\x07version\x18\x06 \x01(\t\x12*\n\x08identity\x18\x07 \x01(\x0b\x32\x18.volgate.v1.HostIdentity\x12&\n\x06status\x18\x08 \x01(\x0b\x32\x16.volgate.v1.HostStatus\"C\n\x14RegisterHostResponse\x12\x10\n\x08instance\x18\x01 \x01(\t\x12\x19\n\x11heartbeat_seconds\x18\x02 \x01(\x01\"]\n\x14HeartbeatHostRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07session\x18\x02 \x01(\t\x12&\n\x06status\x18\x03 \x01(\x0b\x32\x16.volgate.v1.HostStatus\"\x17\n\x15HeartbeatHostResponse\"3\n\x11\x43ordonHostRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08uncordon\x18\x02 \x01(\x08\"I\n\x12\x43ordonHostResponse\x12\x1e\n\x04host\x18\x01 \x01(\x0b\x32\x10.volgate.v1.Host\x12\x13\n\x0b\x61ttachments\x18\x02 \x03(\t\"6\n\x12ReleaseHostRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nassume_off\x18\x02 \x01(\x08\"J\n\x13ReleaseHostResponse\x12\x1e\n\x04host\x18\x01 \x01(\x0b\x32\x10.volgate.v1.Host\x12\x13\n\x0b\x61ttachments\x18\x02 \x03(\t\"!\n\x11RemoveHostRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x14\n\x12RemoveHostResponse\"^\n\x10\x46\x65nceHostRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\taddresses\x18\x02 \x03(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"\xae\x01\n\x11\x46\x65nceHostResponse\x12\x1e\n\x04host\x18\x01 \x01(\x0b\x32\x10.volgate.v1.Host\x12\x11\n\taddresses\x18\x02 \x03(\t\x12\x1c\n\x14unfenced_attachments\x18\x03 \x03(\t\x12(\n\toperation\x18\x04 \x01(\x0b\x32\x15.volgate.v1.Operation\x12\x1e\n\x04plan\x18\x05 \x01(\x0b\x32\x10.volgate.v1.Plan\"g\n\x12UnfenceHostRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x18\n\x10\x61ssume_restarted\x18\x02 \x01(\x08\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"\x7f\n\x13UnfenceHostResponse\x12\x1e\n\x04host\x18\x01 \x01(\x0b\x32\x10.volgate.v1.Host\x12(\n\toperation\x18\x02 \x01(\x0b\x32\x15.volgate.v1.Operation\x12\x1e\n\x04plan\x18\x03 \x01(\x0b\x32\x10.volgate.v1.Plan2\xc8\x05\n\x0bHostService\x12H\n\tListHosts\x12\x1c.volgate.v1.ListHostsRequest\x1a\x1d.volgate.v1.ListHostsResponse\x12\x42\n\x07GetHost\x12\x1a.volgate.v1.GetHostRequest\x1a\x1b.volgate.v1.GetHostResponse\x12Q\n\x0cRegisterHost\x12\x1f.volgate.v1.RegisterHostRequest\x1a .volgate.v1.RegisterHostResponse\x12T\n\rHeartbeatHost\x12 .volgate.v1.HeartbeatHostRequest\x1a!.volgate.v1.HeartbeatHostResponse\x12K\n\nCordonHost\x12\x1d.volgate.v1.CordonHostRequest\x1a\x1e.volgate.v1.CordonHostResponse\x12N\n\x0bReleaseHost\x12\x1e.volgate.v1.ReleaseHostRequest\x1a\x1f.volgate.v1.ReleaseHostResponse\x12K\n\nRemoveHost\x12\x1d.volgate.v1.RemoveHostRequest\x1a\x1e.volgate.v1.RemoveHostResponse\x12H\n\tFenceHost\x12\x1c.volgate.v1.FenceHostRequest\x1a\x1d.volgate.v1.FenceHostResponse\x12N\n\x0bUnfenceHost\x12\x1e.volgate.v1.UnfenceHostRequest\x1a\x1f.volgate.v1.UnfenceHostResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'volgate.v1.host_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_HOST']._serialized_start=71
-  _globals['_HOST']._serialized_end=463
-  _globals['_HOSTIDENTITY']._serialized_start=465
-  _globals['_HOSTIDENTITY']._serialized_end=564
-  _globals['_HOSTSTATUS']._serialized_start=566
-  _globals['_HOSTSTATUS']._serialized_end=692
-  _globals['_DOMAIN']._serialized_start=694
-  _globals['_DOMAIN']._serialized_end=766
-  _globals['_LISTHOSTSREQUEST']._serialized_start=768
-  _globals['_LISTHOSTSREQUEST']._serialized_end=825
-  _globals['_LISTHOSTSRESPONSE']._serialized_start=827
-  _globals['_LISTHOSTSRESPONSE']._serialized_end=904
-  _globals['_GETHOSTREQUEST']._serialized_start=906
-  _globals['_GETHOSTREQUEST']._serialized_end=936
-  _globals['_GETHOSTRESPONSE']._serialized_start=938
-  _globals['_GETHOSTRESPONSE']._serialized_end=987
-  _globals['_REGISTERHOSTREQUEST']._serialized_start=990
-  _globals['_REGISTERHOSTREQUEST']._serialized_end=1196
-  _globals['_REGISTERHOSTRESPONSE']._serialized_start=1198
-  _globals['_REGISTERHOSTRESPONSE']._serialized_end=1265
-  _globals['_HEARTBEATHOSTREQUEST']._serialized_start=1267
-  _globals['_HEARTBEATHOSTREQUEST']._serialized_end=1360
-  _globals['_HEARTBEATHOSTRESPONSE']._serialized_start=1362
-  _globals['_HEARTBEATHOSTRESPONSE']._serialized_end=1385
-  _globals['_CORDONHOSTREQUEST']._serialized_start=1387
-  _globals['_CORDONHOSTREQUEST']._serialized_end=1438
-  _globals['_CORDONHOSTRESPONSE']._serialized_start=1440
-  _globals['_CORDONHOSTRESPONSE']._serialized_end=1513
-  _globals['_RELEASEHOSTREQUEST']._serialized_start=1515
-  _globals['_RELEASEHOSTREQUEST']._serialized_end=1569
-  _globals['_RELEASEHOSTRESPONSE']._serialized_start=1571
-  _globals['_RELEASEHOSTRESPONSE']._serialized_end=1645
-  _globals['_REMOVEHOSTREQUEST']._serialized_start=1647
-  _globals['_REMOVEHOSTREQUEST']._serialized_end=1680
-  _globals['_REMOVEHOSTRESPONSE']._serialized_start=1682
-  _globals['_REMOVEHOSTRESPONSE']._serialized_end=1702
-  _globals['_HOSTSERVICE']._serialized_start=1705
-  _globals['_HOSTSERVICE']._serialized_end=2263
+  _globals['_HOST']._serialized_start=124
+  _globals['_HOST']._serialized_end=538
+  _globals['_HOSTIDENTITY']._serialized_start=540
+  _globals['_HOSTIDENTITY']._serialized_end=639
+  _globals['_HOSTSTATUS']._serialized_start=641
+  _globals['_HOSTSTATUS']._serialized_end=767
+  _globals['_DOMAIN']._serialized_start=769
+  _globals['_DOMAIN']._serialized_end=841
+  _globals['_LISTHOSTSREQUEST']._serialized_start=843
+  _globals['_LISTHOSTSREQUEST']._serialized_end=900
+  _globals['_LISTHOSTSRESPONSE']._serialized_start=902
+  _globals['_LISTHOSTSRESPONSE']._serialized_end=979
+  _globals['_GETHOSTREQUEST']._serialized_start=981
+  _globals['_GETHOSTREQUEST']._serialized_end=1011
+  _globals['_GETHOSTRESPONSE']._serialized_start=1013
+  _globals['_GETHOSTRESPONSE']._serialized_end=1062
+  _globals['_REGISTERHOSTREQUEST']._serialized_start=1065
+  _globals['_REGISTERHOSTREQUEST']._serialized_end=1271
+  _globals['_REGISTERHOSTRESPONSE']._serialized_start=1273
+  _globals['_REGISTERHOSTRESPONSE']._serialized_end=1340
+  _globals['_HEARTBEATHOSTREQUEST']._serialized_start=1342
+  _globals['_HEARTBEATHOSTREQUEST']._serialized_end=1435
+  _globals['_HEARTBEATHOSTRESPONSE']._serialized_start=1437
+  _globals['_HEARTBEATHOSTRESPONSE']._serialized_end=1460
+  _globals['_CORDONHOSTREQUEST']._serialized_start=1462
+  _globals['_CORDONHOSTREQUEST']._serialized_end=1513
+  _globals['_CORDONHOSTRESPONSE']._serialized_start=1515
+  _globals['_CORDONHOSTRESPONSE']._serialized_end=1588
+  _globals['_RELEASEHOSTREQUEST']._serialized_start=1590
+  _globals['_RELEASEHOSTREQUEST']._serialized_end=1644
+  _globals['_RELEASEHOSTRESPONSE']._serialized_start=1646
+  _globals['_RELEASEHOSTRESPONSE']._serialized_end=1720
+  _globals['_REMOVEHOSTREQUEST']._serialized_start=1722
+  _globals['_REMOVEHOSTREQUEST']._serialized_end=1755
+  _globals['_REMOVEHOSTRESPONSE']._serialized_start=1757
+  _globals['_REMOVEHOSTRESPONSE']._serialized_end=1777
+  _globals['_FENCEHOSTREQUEST']._serialized_start=1779
+  _globals['_FENCEHOSTREQUEST']._serialized_end=1873
+  _globals['_FENCEHOSTRESPONSE']._serialized_start=1876
+  _globals['_FENCEHOSTRESPONSE']._serialized_end=2050
+  _globals['_UNFENCEHOSTREQUEST']._serialized_start=2052
+  _globals['_UNFENCEHOSTREQUEST']._serialized_end=2155
+  _globals['_UNFENCEHOSTRESPONSE']._serialized_start=2157
+  _globals['_UNFENCEHOSTRESPONSE']._serialized_end=2284
+  _globals['_HOSTSERVICE']._serialized_start=2287
+  _globals['_HOSTSERVICE']._serialized_end=2999
 # @@protoc_insertion_point(module_scope)

@@ -8,6 +8,8 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from volgate.v1 import operation_pb2 as _operation_pb2
+from volgate.v1 import volume_pb2 as _volume_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -44,6 +46,7 @@ class Host(_message.Message):
     NVME_HOST_ID_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     RELEASED_FIELD_NUMBER: _builtins.int
+    FENCED_POOLS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """hosts/{host}."""
     uri: _builtins.str
@@ -85,6 +88,7 @@ class Host(_message.Message):
         "incremental-backup": backups of running domains, with checkpoints.
         "io_uring": DiskOptions.io of that name; QEMU has it, and the kernel allows it to everybody.
         "iothreads": disks with an I/O thread of their own.
+        "rbd": images of a Ceph cluster, through librbd; "rbd-namespaces": also those in a namespace.
         "virtio-blk", "virtio-scsi": disks on that bus, with the default options otherwise.
         """
 
@@ -95,6 +99,10 @@ class Host(_message.Message):
     @_builtins.property
     def last_heartbeat(self) -> _timestamp_pb2.Timestamp:
         """When the last heartbeat came; not set for a host of the controller's own process."""
+
+    @_builtins.property
+    def fenced_pools(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """pools/{pool} of each pool that FenceHost keeps it out of, or is about to."""
 
     def __init__(
         self,
@@ -118,10 +126,11 @@ class Host(_message.Message):
         nvme_host_id: _builtins.str = ...,
         version: _builtins.str = ...,
         released: _builtins.bool = ...,
+        fenced_pools: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["last_heartbeat", b"last_heartbeat"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "boot_id", b"boot_id", "connected", b"connected", "cordoned", b"cordoned", "domains", b"domains", "features", b"features", "iqn", b"iqn", "last_heartbeat", b"last_heartbeat", "libvirt_version", b"libvirt_version", "live", b"live", "machine_id", b"machine_id", "name", b"name", "nqn", b"nqn", "nvme_host_id", b"nvme_host_id", "problem", b"problem", "qemu_version", b"qemu_version", "released", b"released", "uri", b"uri", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "boot_id", b"boot_id", "connected", b"connected", "cordoned", b"cordoned", "domains", b"domains", "features", b"features", "fenced_pools", b"fenced_pools", "iqn", b"iqn", "last_heartbeat", b"last_heartbeat", "libvirt_version", b"libvirt_version", "live", b"live", "machine_id", b"machine_id", "name", b"name", "nqn", b"nqn", "nvme_host_id", b"nvme_host_id", "problem", b"problem", "qemu_version", b"qemu_version", "released", b"released", "uri", b"uri", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -622,3 +631,159 @@ class RemoveHostResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RemoveHostResponse: _TypeAlias = RemoveHostResponse  # noqa: Y015
+
+@_typing.final
+class FenceHostRequest(_message.Message):
+    """FenceHostRequest names a host and where its clients are."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ADDRESSES_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """hosts/{host}."""
+    request_id: _builtins.str
+    """The caller's id of this request, at most 128 characters."""
+    validate_only: _builtins.bool
+    """Answer with the plan and change nothing."""
+    @_builtins.property
+    def addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """IP addresses of its clients, at most 64; none: those that the storage sees at the volumes that are attached on this host alone,
+        and the one where controllers call it.
+        """
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        addresses: _abc.Iterable[_builtins.str] | None = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "name", b"name", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FenceHostRequest: _TypeAlias = FenceHostRequest  # noqa: Y015
+
+@_typing.final
+class FenceHostResponse(_message.Message):
+    """FenceHostResponse holds the host and what was fenced."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOST_FIELD_NUMBER: _builtins.int
+    ADDRESSES_FIELD_NUMBER: _builtins.int
+    UNFENCED_ATTACHMENTS_FIELD_NUMBER: _builtins.int
+    OPERATION_FIELD_NUMBER: _builtins.int
+    PLAN_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def host(self) -> Global___Host:
+        """The host."""
+
+    @_builtins.property
+    def addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The IP addresses that are fenced."""
+
+    @_builtins.property
+    def unfenced_attachments(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """attachments/{id} of each attachment of the host that is in no fenced pool: it still holds its volume, and may write."""
+
+    @_builtins.property
+    def operation(self) -> _operation_pb2.Operation:
+        """The operation."""
+
+    @_builtins.property
+    def plan(self) -> _volume_pb2.Plan:
+        """For validate_only."""
+
+    def __init__(
+        self,
+        *,
+        host: Global___Host | None = ...,
+        addresses: _abc.Iterable[_builtins.str] | None = ...,
+        unfenced_attachments: _abc.Iterable[_builtins.str] | None = ...,
+        operation: _operation_pb2.Operation | None = ...,
+        plan: _volume_pb2.Plan | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["host", b"host", "operation", b"operation", "plan", b"plan"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "host", b"host", "operation", b"operation", "plan", b"plan", "unfenced_attachments", b"unfenced_attachments"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FenceHostResponse: _TypeAlias = FenceHostResponse  # noqa: Y015
+
+@_typing.final
+class UnfenceHostRequest(_message.Message):
+    """UnfenceHostRequest names a host."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ASSUME_RESTARTED_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """hosts/{host}."""
+    assume_restarted: _builtins.bool
+    """The caller vouches that everything that ran there when it was fenced was stopped; needed where the host cannot be asked."""
+    request_id: _builtins.str
+    """The caller's id of this request, at most 128 characters."""
+    validate_only: _builtins.bool
+    """Answer with the plan and change nothing."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        assume_restarted: _builtins.bool = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assume_restarted", b"assume_restarted", "name", b"name", "request_id", b"request_id", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnfenceHostRequest: _TypeAlias = UnfenceHostRequest  # noqa: Y015
+
+@_typing.final
+class UnfenceHostResponse(_message.Message):
+    """UnfenceHostResponse holds the host."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOST_FIELD_NUMBER: _builtins.int
+    OPERATION_FIELD_NUMBER: _builtins.int
+    PLAN_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def host(self) -> Global___Host:
+        """The host."""
+
+    @_builtins.property
+    def operation(self) -> _operation_pb2.Operation:
+        """The operation."""
+
+    @_builtins.property
+    def plan(self) -> _volume_pb2.Plan:
+        """For validate_only."""
+
+    def __init__(
+        self,
+        *,
+        host: Global___Host | None = ...,
+        operation: _operation_pb2.Operation | None = ...,
+        plan: _volume_pb2.Plan | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["host", b"host", "operation", b"operation", "plan", b"plan"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["host", b"host", "operation", b"operation", "plan", b"plan"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UnfenceHostResponse: _TypeAlias = UnfenceHostResponse  # noqa: Y015

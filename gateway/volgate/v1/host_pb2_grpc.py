@@ -70,6 +70,16 @@ class HostServiceStub:
                 request_serializer=volgate_dot_v1_dot_host__pb2.RemoveHostRequest.SerializeToString,
                 response_deserializer=volgate_dot_v1_dot_host__pb2.RemoveHostResponse.FromString,
                 _registered_method=True)
+        self.FenceHost = channel.unary_unary(
+                '/volgate.v1.HostService/FenceHost',
+                request_serializer=volgate_dot_v1_dot_host__pb2.FenceHostRequest.SerializeToString,
+                response_deserializer=volgate_dot_v1_dot_host__pb2.FenceHostResponse.FromString,
+                _registered_method=True)
+        self.UnfenceHost = channel.unary_unary(
+                '/volgate.v1.HostService/UnfenceHost',
+                request_serializer=volgate_dot_v1_dot_host__pb2.UnfenceHostRequest.SerializeToString,
+                response_deserializer=volgate_dot_v1_dot_host__pb2.UnfenceHostResponse.FromString,
+                _registered_method=True)
 
 
 class HostServiceServicer:
@@ -118,8 +128,9 @@ class HostServiceServicer:
 
     def ReleaseHost(self, request, context):
         """ReleaseHost lets go of the attachments of a host that its caller knows to be off or fenced: their volumes can be attached
-        elsewhere at once, and two writers damage a volume. A repeat has nothing left to do. FAILED_PRECONDITION: HOST_LIVE.
-        INVALID_ARGUMENT: assume_off. NOT_FOUND.
+        elsewhere at once, and two writers damage a volume. A repeat has nothing left to do. One whose attachments are all in pools
+        that FenceHost keeps it out of needs nobody's word, live or not. FAILED_PRECONDITION: HOST_LIVE. INVALID_ARGUMENT: assume_off.
+        NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -129,6 +140,28 @@ class HostServiceServicer:
         """RemoveHost forgets a host and what identifies it; nothing happens on the host. FAILED_PRECONDITION: HOST_LIVE, IN_USE (it
         has attachments, or an operation on it has not ended), PRECONDITION (it is one of the configuration). Success if there is
         none. INVALID_ARGUMENT.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FenceHost(self, request, context):
+        """FenceHost keeps a host's clients out of every pool that can do that, whatever they still try; once it has answered it is proven
+        that no write of theirs lands there any more. The host's attachments in these pools hold their volumes no more, and nothing is
+        attached on it until UnfenceHost. A repeat fences again. What was fenced before a failure stays so. FAILED_PRECONDITION:
+        FENCE_SELF (the host, or an address, is the gateway's own). INVALID_ARGUMENT: addresses (malformed, or none is known).
+        UNIMPLEMENTED: no pool can fence. UNAVAILABLE: a pool does not answer. NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnfenceHost(self, request, context):
+        """UnfenceHost lets a host's clients in again. Before that, disks whose volumes are attached elsewhere by now are taken from its
+        domains. What ran there when it was fenced must be started anew: a client that was fenced holds what it believes of its volumes.
+        Success if it is not fenced. FAILED_PRECONDITION: IN_USE names the domains that still run with disks of these pools.
+        UNAVAILABLE: HOST_DOWN (it cannot be asked, and assume_restarted is not set), HOST_UNSETTLED (a domain does not let go), or a
+        pool does not answer. NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -171,6 +204,16 @@ def add_HostServiceServicer_to_server(servicer, server):
                     servicer.RemoveHost,
                     request_deserializer=volgate_dot_v1_dot_host__pb2.RemoveHostRequest.FromString,
                     response_serializer=volgate_dot_v1_dot_host__pb2.RemoveHostResponse.SerializeToString,
+            ),
+            'FenceHost': grpc.unary_unary_rpc_method_handler(
+                    servicer.FenceHost,
+                    request_deserializer=volgate_dot_v1_dot_host__pb2.FenceHostRequest.FromString,
+                    response_serializer=volgate_dot_v1_dot_host__pb2.FenceHostResponse.SerializeToString,
+            ),
+            'UnfenceHost': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnfenceHost,
+                    request_deserializer=volgate_dot_v1_dot_host__pb2.UnfenceHostRequest.FromString,
+                    response_serializer=volgate_dot_v1_dot_host__pb2.UnfenceHostResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -363,6 +406,60 @@ class HostService:
             '/volgate.v1.HostService/RemoveHost',
             volgate_dot_v1_dot_host__pb2.RemoveHostRequest.SerializeToString,
             volgate_dot_v1_dot_host__pb2.RemoveHostResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FenceHost(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/volgate.v1.HostService/FenceHost',
+            volgate_dot_v1_dot_host__pb2.FenceHostRequest.SerializeToString,
+            volgate_dot_v1_dot_host__pb2.FenceHostResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnfenceHost(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/volgate.v1.HostService/UnfenceHost',
+            volgate_dot_v1_dot_host__pb2.UnfenceHostRequest.SerializeToString,
+            volgate_dot_v1_dot_host__pb2.UnfenceHostResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -54,13 +54,28 @@ class HostServiceStub:
     """
     ReleaseHost: _grpc.UnaryUnaryMultiCallable[_host_pb2.ReleaseHostRequest, _host_pb2.ReleaseHostResponse]
     """ReleaseHost lets go of the attachments of a host that its caller knows to be off or fenced: their volumes can be attached
-    elsewhere at once, and two writers damage a volume. A repeat has nothing left to do. FAILED_PRECONDITION: HOST_LIVE.
-    INVALID_ARGUMENT: assume_off. NOT_FOUND.
+    elsewhere at once, and two writers damage a volume. A repeat has nothing left to do. One whose attachments are all in pools
+    that FenceHost keeps it out of needs nobody's word, live or not. FAILED_PRECONDITION: HOST_LIVE. INVALID_ARGUMENT: assume_off.
+    NOT_FOUND.
     """
     RemoveHost: _grpc.UnaryUnaryMultiCallable[_host_pb2.RemoveHostRequest, _host_pb2.RemoveHostResponse]
     """RemoveHost forgets a host and what identifies it; nothing happens on the host. FAILED_PRECONDITION: HOST_LIVE, IN_USE (it
     has attachments, or an operation on it has not ended), PRECONDITION (it is one of the configuration). Success if there is
     none. INVALID_ARGUMENT.
+    """
+    FenceHost: _grpc.UnaryUnaryMultiCallable[_host_pb2.FenceHostRequest, _host_pb2.FenceHostResponse]
+    """FenceHost keeps a host's clients out of every pool that can do that, whatever they still try; once it has answered it is proven
+    that no write of theirs lands there any more. The host's attachments in these pools hold their volumes no more, and nothing is
+    attached on it until UnfenceHost. A repeat fences again. What was fenced before a failure stays so. FAILED_PRECONDITION:
+    FENCE_SELF (the host, or an address, is the gateway's own). INVALID_ARGUMENT: addresses (malformed, or none is known).
+    UNIMPLEMENTED: no pool can fence. UNAVAILABLE: a pool does not answer. NOT_FOUND.
+    """
+    UnfenceHost: _grpc.UnaryUnaryMultiCallable[_host_pb2.UnfenceHostRequest, _host_pb2.UnfenceHostResponse]
+    """UnfenceHost lets a host's clients in again. Before that, disks whose volumes are attached elsewhere by now are taken from its
+    domains. What ran there when it was fenced must be started anew: a client that was fenced holds what it believes of its volumes.
+    Success if it is not fenced. FAILED_PRECONDITION: IN_USE names the domains that still run with disks of these pools.
+    UNAVAILABLE: HOST_DOWN (it cannot be asked, and assume_restarted is not set), HOST_UNSETTLED (a domain does not let go), or a
+    pool does not answer. NOT_FOUND.
     """
 
 @_typing.type_check_only
@@ -89,13 +104,28 @@ class HostServiceAsyncStub(HostServiceStub):
     """
     ReleaseHost: _aio.UnaryUnaryMultiCallable[_host_pb2.ReleaseHostRequest, _host_pb2.ReleaseHostResponse]  # type: ignore[assignment]
     """ReleaseHost lets go of the attachments of a host that its caller knows to be off or fenced: their volumes can be attached
-    elsewhere at once, and two writers damage a volume. A repeat has nothing left to do. FAILED_PRECONDITION: HOST_LIVE.
-    INVALID_ARGUMENT: assume_off. NOT_FOUND.
+    elsewhere at once, and two writers damage a volume. A repeat has nothing left to do. One whose attachments are all in pools
+    that FenceHost keeps it out of needs nobody's word, live or not. FAILED_PRECONDITION: HOST_LIVE. INVALID_ARGUMENT: assume_off.
+    NOT_FOUND.
     """
     RemoveHost: _aio.UnaryUnaryMultiCallable[_host_pb2.RemoveHostRequest, _host_pb2.RemoveHostResponse]  # type: ignore[assignment]
     """RemoveHost forgets a host and what identifies it; nothing happens on the host. FAILED_PRECONDITION: HOST_LIVE, IN_USE (it
     has attachments, or an operation on it has not ended), PRECONDITION (it is one of the configuration). Success if there is
     none. INVALID_ARGUMENT.
+    """
+    FenceHost: _aio.UnaryUnaryMultiCallable[_host_pb2.FenceHostRequest, _host_pb2.FenceHostResponse]  # type: ignore[assignment]
+    """FenceHost keeps a host's clients out of every pool that can do that, whatever they still try; once it has answered it is proven
+    that no write of theirs lands there any more. The host's attachments in these pools hold their volumes no more, and nothing is
+    attached on it until UnfenceHost. A repeat fences again. What was fenced before a failure stays so. FAILED_PRECONDITION:
+    FENCE_SELF (the host, or an address, is the gateway's own). INVALID_ARGUMENT: addresses (malformed, or none is known).
+    UNIMPLEMENTED: no pool can fence. UNAVAILABLE: a pool does not answer. NOT_FOUND.
+    """
+    UnfenceHost: _aio.UnaryUnaryMultiCallable[_host_pb2.UnfenceHostRequest, _host_pb2.UnfenceHostResponse]  # type: ignore[assignment]
+    """UnfenceHost lets a host's clients in again. Before that, disks whose volumes are attached elsewhere by now are taken from its
+    domains. What ran there when it was fenced must be started anew: a client that was fenced holds what it believes of its volumes.
+    Success if it is not fenced. FAILED_PRECONDITION: IN_USE names the domains that still run with disks of these pools.
+    UNAVAILABLE: HOST_DOWN (it cannot be asked, and assume_restarted is not set), HOST_UNSETTLED (a domain does not let go), or a
+    pool does not answer. NOT_FOUND.
     """
 
 class HostServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -157,8 +187,9 @@ class HostServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_host_pb2.ReleaseHostResponse, _abc.Awaitable[_host_pb2.ReleaseHostResponse]]:
         """ReleaseHost lets go of the attachments of a host that its caller knows to be off or fenced: their volumes can be attached
-        elsewhere at once, and two writers damage a volume. A repeat has nothing left to do. FAILED_PRECONDITION: HOST_LIVE.
-        INVALID_ARGUMENT: assume_off. NOT_FOUND.
+        elsewhere at once, and two writers damage a volume. A repeat has nothing left to do. One whose attachments are all in pools
+        that FenceHost keeps it out of needs nobody's word, live or not. FAILED_PRECONDITION: HOST_LIVE. INVALID_ARGUMENT: assume_off.
+        NOT_FOUND.
         """
 
     @_abc_1.abstractmethod
@@ -170,6 +201,32 @@ class HostServiceServicer(metaclass=_abc_1.ABCMeta):
         """RemoveHost forgets a host and what identifies it; nothing happens on the host. FAILED_PRECONDITION: HOST_LIVE, IN_USE (it
         has attachments, or an operation on it has not ended), PRECONDITION (it is one of the configuration). Success if there is
         none. INVALID_ARGUMENT.
+        """
+
+    @_abc_1.abstractmethod
+    def FenceHost(
+        self,
+        request: _host_pb2.FenceHostRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_host_pb2.FenceHostResponse, _abc.Awaitable[_host_pb2.FenceHostResponse]]:
+        """FenceHost keeps a host's clients out of every pool that can do that, whatever they still try; once it has answered it is proven
+        that no write of theirs lands there any more. The host's attachments in these pools hold their volumes no more, and nothing is
+        attached on it until UnfenceHost. A repeat fences again. What was fenced before a failure stays so. FAILED_PRECONDITION:
+        FENCE_SELF (the host, or an address, is the gateway's own). INVALID_ARGUMENT: addresses (malformed, or none is known).
+        UNIMPLEMENTED: no pool can fence. UNAVAILABLE: a pool does not answer. NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def UnfenceHost(
+        self,
+        request: _host_pb2.UnfenceHostRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_host_pb2.UnfenceHostResponse, _abc.Awaitable[_host_pb2.UnfenceHostResponse]]:
+        """UnfenceHost lets a host's clients in again. Before that, disks whose volumes are attached elsewhere by now are taken from its
+        domains. What ran there when it was fenced must be started anew: a client that was fenced holds what it believes of its volumes.
+        Success if it is not fenced. FAILED_PRECONDITION: IN_USE names the domains that still run with disks of these pools.
+        UNAVAILABLE: HOST_DOWN (it cannot be asked, and assume_restarted is not set), HOST_UNSETTLED (a domain does not let go), or a
+        pool does not answer. NOT_FOUND.
         """
 
 def add_HostServiceServicer_to_server(servicer: HostServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -27,7 +27,7 @@ from volgate.v1 import operation_pb2 as volgate_dot_v1_dot_operation__pb2
 from volgate.v1 import volume_pb2 as volgate_dot_v1_dot_volume__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19volgate/v1/snapshot.proto\x12\nvolgate.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1avolgate/v1/operation.proto\x1a\x17volgate/v1/volume.proto\"\xf0\x01\n\x08Snapshot\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03uid\x18\x02 \x01(\t\x12\x12\n\nvolume_uid\x18\x03 \x01(\t\x12\x12\n\nsize_bytes\x18\x04 \x01(\x03\x12\x30\n\x06labels\x18\x05 \x03(\x0b\x32 .volgate.v1.Snapshot.LabelsEntry\x12.\n\ncreated_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08quiesced\x18\x07 \x01(\x08\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xfa\x01\n\x15\x43reateSnapshotRequest\x12\x0e\n\x06volume\x18\x01 \x01(\t\x12\x13\n\x0bsnapshot_id\x18\x02 \x01(\t\x12\x0f\n\x07quiesce\x18\x03 \x01(\x08\x12=\n\x06labels\x18\x04 \x03(\x0b\x32-.volgate.v1.CreateSnapshotRequest.LabelsEntry\x12\x12\n\nvolume_uid\x18\x05 \x01(\t\x12\x12\n\nrequest_id\x18\x06 \x01(\t\x12\x15\n\rvalidate_only\x18\x07 \x01(\x08\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x8a\x01\n\x16\x43reateSnapshotResponse\x12&\n\x08snapshot\x18\x01 \x01(\x0b\x32\x14.volgate.v1.Snapshot\x12(\n\toperation\x18\x02 \x01(\x0b\x32\x15.volgate.v1.Operation\x12\x1e\n\x04plan\x18\x03 \x01(\x0b\x32\x10.volgate.v1.Plan\"]\n\x15\x44\x65leteSnapshotRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03uid\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"b\n\x16\x44\x65leteSnapshotResponse\x12(\n\toperation\x18\x01 \x01(\x0b\x32\x15.volgate.v1.Operation\x12\x1e\n\x04plan\x18\x02 \x01(\x0b\x32\x10.volgate.v1.Plan\"\"\n\x12GetSnapshotRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"=\n\x13GetSnapshotResponse\x12&\n\x08snapshot\x18\x01 \x01(\x0b\x32\x14.volgate.v1.Snapshot\"M\n\x14ListSnapshotsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"Y\n\x15ListSnapshotsResponse\x12\'\n\tsnapshots\x18\x01 \x03(\x0b\x32\x14.volgate.v1.Snapshot\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xe9\x02\n\x0fSnapshotService\x12W\n\x0e\x43reateSnapshot\x12!.volgate.v1.CreateSnapshotRequest\x1a\".volgate.v1.CreateSnapshotResponse\x12W\n\x0e\x44\x65leteSnapshot\x12!.volgate.v1.DeleteSnapshotRequest\x1a\".volgate.v1.DeleteSnapshotResponse\x12N\n\x0bGetSnapshot\x12\x1e.volgate.v1.GetSnapshotRequest\x1a\x1f.volgate.v1.GetSnapshotResponse\x12T\n\rListSnapshots\x12 .volgate.v1.ListSnapshotsRequest\x1a!.volgate.v1.ListSnapshotsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19volgate/v1/snapshot.proto\x12\nvolgate.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1avolgate/v1/operation.proto\x1a\x17volgate/v1/volume.proto\"\xf0\x01\n\x08Snapshot\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03uid\x18\x02 \x01(\t\x12\x12\n\nvolume_uid\x18\x03 \x01(\t\x12\x12\n\nsize_bytes\x18\x04 \x01(\x03\x12\x30\n\x06labels\x18\x05 \x03(\x0b\x32 .volgate.v1.Snapshot.LabelsEntry\x12.\n\ncreated_at\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08quiesced\x18\x07 \x01(\x08\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xfa\x01\n\x15\x43reateSnapshotRequest\x12\x0e\n\x06volume\x18\x01 \x01(\t\x12\x13\n\x0bsnapshot_id\x18\x02 \x01(\t\x12\x0f\n\x07quiesce\x18\x03 \x01(\x08\x12=\n\x06labels\x18\x04 \x03(\x0b\x32-.volgate.v1.CreateSnapshotRequest.LabelsEntry\x12\x12\n\nvolume_uid\x18\x05 \x01(\t\x12\x12\n\nrequest_id\x18\x06 \x01(\t\x12\x15\n\rvalidate_only\x18\x07 \x01(\x08\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x8a\x01\n\x16\x43reateSnapshotResponse\x12&\n\x08snapshot\x18\x01 \x01(\x0b\x32\x14.volgate.v1.Snapshot\x12(\n\toperation\x18\x02 \x01(\x0b\x32\x15.volgate.v1.Operation\x12\x1e\n\x04plan\x18\x03 \x01(\x0b\x32\x10.volgate.v1.Plan\"\xc4\x03\n\x1a\x43reateSnapshotGroupRequest\x12\x0c\n\x04pool\x18\x01 \x01(\t\x12H\n\tsnapshots\x18\x02 \x03(\x0b\x32\x35.volgate.v1.CreateSnapshotGroupRequest.SnapshotsEntry\x12\x42\n\x06labels\x18\x03 \x03(\x0b\x32\x32.volgate.v1.CreateSnapshotGroupRequest.LabelsEntry\x12K\n\x0bvolume_uids\x18\x04 \x03(\x0b\x32\x36.volgate.v1.CreateSnapshotGroupRequest.VolumeUidsEntry\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x15\n\rvalidate_only\x18\x06 \x01(\x08\x1a\x30\n\x0eSnapshotsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a\x31\n\x0fVolumeUidsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x90\x01\n\x1b\x43reateSnapshotGroupResponse\x12\'\n\tsnapshots\x18\x01 \x03(\x0b\x32\x14.volgate.v1.Snapshot\x12(\n\toperation\x18\x02 \x01(\x0b\x32\x15.volgate.v1.Operation\x12\x1e\n\x04plan\x18\x03 \x01(\x0b\x32\x10.volgate.v1.Plan\"]\n\x15\x44\x65leteSnapshotRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03uid\x18\x02 \x01(\t\x12\x12\n\nrequest_id\x18\x03 \x01(\t\x12\x15\n\rvalidate_only\x18\x04 \x01(\x08\"b\n\x16\x44\x65leteSnapshotResponse\x12(\n\toperation\x18\x01 \x01(\x0b\x32\x15.volgate.v1.Operation\x12\x1e\n\x04plan\x18\x02 \x01(\x0b\x32\x10.volgate.v1.Plan\"\"\n\x12GetSnapshotRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"=\n\x13GetSnapshotResponse\x12&\n\x08snapshot\x18\x01 \x01(\x0b\x32\x14.volgate.v1.Snapshot\"M\n\x14ListSnapshotsRequest\x12\x0e\n\x06parent\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"Y\n\x15ListSnapshotsResponse\x12\'\n\tsnapshots\x18\x01 \x03(\x0b\x32\x14.volgate.v1.Snapshot\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t2\xd1\x03\n\x0fSnapshotService\x12W\n\x0e\x43reateSnapshot\x12!.volgate.v1.CreateSnapshotRequest\x1a\".volgate.v1.CreateSnapshotResponse\x12W\n\x0e\x44\x65leteSnapshot\x12!.volgate.v1.DeleteSnapshotRequest\x1a\".volgate.v1.DeleteSnapshotResponse\x12\x66\n\x13\x43reateSnapshotGroup\x12&.volgate.v1.CreateSnapshotGroupRequest\x1a\'.volgate.v1.CreateSnapshotGroupResponse\x12N\n\x0bGetSnapshot\x12\x1e.volgate.v1.GetSnapshotRequest\x1a\x1f.volgate.v1.GetSnapshotResponse\x12T\n\rListSnapshots\x12 .volgate.v1.ListSnapshotsRequest\x1a!.volgate.v1.ListSnapshotsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,6 +38,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SNAPSHOT_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_CREATESNAPSHOTREQUEST_LABELSENTRY']._loaded_options = None
   _globals['_CREATESNAPSHOTREQUEST_LABELSENTRY']._serialized_options = b'8\001'
+  _globals['_CREATESNAPSHOTGROUPREQUEST_SNAPSHOTSENTRY']._loaded_options = None
+  _globals['_CREATESNAPSHOTGROUPREQUEST_SNAPSHOTSENTRY']._serialized_options = b'8\001'
+  _globals['_CREATESNAPSHOTGROUPREQUEST_LABELSENTRY']._loaded_options = None
+  _globals['_CREATESNAPSHOTGROUPREQUEST_LABELSENTRY']._serialized_options = b'8\001'
+  _globals['_CREATESNAPSHOTGROUPREQUEST_VOLUMEUIDSENTRY']._loaded_options = None
+  _globals['_CREATESNAPSHOTGROUPREQUEST_VOLUMEUIDSENTRY']._serialized_options = b'8\001'
   _globals['_SNAPSHOT']._serialized_start=128
   _globals['_SNAPSHOT']._serialized_end=368
   _globals['_SNAPSHOT_LABELSENTRY']._serialized_start=323
@@ -48,18 +54,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATESNAPSHOTREQUEST_LABELSENTRY']._serialized_end=368
   _globals['_CREATESNAPSHOTRESPONSE']._serialized_start=624
   _globals['_CREATESNAPSHOTRESPONSE']._serialized_end=762
-  _globals['_DELETESNAPSHOTREQUEST']._serialized_start=764
-  _globals['_DELETESNAPSHOTREQUEST']._serialized_end=857
-  _globals['_DELETESNAPSHOTRESPONSE']._serialized_start=859
-  _globals['_DELETESNAPSHOTRESPONSE']._serialized_end=957
-  _globals['_GETSNAPSHOTREQUEST']._serialized_start=959
-  _globals['_GETSNAPSHOTREQUEST']._serialized_end=993
-  _globals['_GETSNAPSHOTRESPONSE']._serialized_start=995
-  _globals['_GETSNAPSHOTRESPONSE']._serialized_end=1056
-  _globals['_LISTSNAPSHOTSREQUEST']._serialized_start=1058
-  _globals['_LISTSNAPSHOTSREQUEST']._serialized_end=1135
-  _globals['_LISTSNAPSHOTSRESPONSE']._serialized_start=1137
-  _globals['_LISTSNAPSHOTSRESPONSE']._serialized_end=1226
-  _globals['_SNAPSHOTSERVICE']._serialized_start=1229
-  _globals['_SNAPSHOTSERVICE']._serialized_end=1590
+  _globals['_CREATESNAPSHOTGROUPREQUEST']._serialized_start=765
+  _globals['_CREATESNAPSHOTGROUPREQUEST']._serialized_end=1217
+  _globals['_CREATESNAPSHOTGROUPREQUEST_SNAPSHOTSENTRY']._serialized_start=1071
+  _globals['_CREATESNAPSHOTGROUPREQUEST_SNAPSHOTSENTRY']._serialized_end=1119
+  _globals['_CREATESNAPSHOTGROUPREQUEST_LABELSENTRY']._serialized_start=323
+  _globals['_CREATESNAPSHOTGROUPREQUEST_LABELSENTRY']._serialized_end=368
+  _globals['_CREATESNAPSHOTGROUPREQUEST_VOLUMEUIDSENTRY']._serialized_start=1168
+  _globals['_CREATESNAPSHOTGROUPREQUEST_VOLUMEUIDSENTRY']._serialized_end=1217
+  _globals['_CREATESNAPSHOTGROUPRESPONSE']._serialized_start=1220
+  _globals['_CREATESNAPSHOTGROUPRESPONSE']._serialized_end=1364
+  _globals['_DELETESNAPSHOTREQUEST']._serialized_start=1366
+  _globals['_DELETESNAPSHOTREQUEST']._serialized_end=1459
+  _globals['_DELETESNAPSHOTRESPONSE']._serialized_start=1461
+  _globals['_DELETESNAPSHOTRESPONSE']._serialized_end=1559
+  _globals['_GETSNAPSHOTREQUEST']._serialized_start=1561
+  _globals['_GETSNAPSHOTREQUEST']._serialized_end=1595
+  _globals['_GETSNAPSHOTRESPONSE']._serialized_start=1597
+  _globals['_GETSNAPSHOTRESPONSE']._serialized_end=1658
+  _globals['_LISTSNAPSHOTSREQUEST']._serialized_start=1660
+  _globals['_LISTSNAPSHOTSREQUEST']._serialized_end=1737
+  _globals['_LISTSNAPSHOTSRESPONSE']._serialized_start=1739
+  _globals['_LISTSNAPSHOTSRESPONSE']._serialized_end=1828
+  _globals['_SNAPSHOTSERVICE']._serialized_start=1831
+  _globals['_SNAPSHOTSERVICE']._serialized_end=2296
 # @@protoc_insertion_point(module_scope)

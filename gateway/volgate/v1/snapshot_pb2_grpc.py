@@ -45,6 +45,11 @@ class SnapshotServiceStub:
                 request_serializer=volgate_dot_v1_dot_snapshot__pb2.DeleteSnapshotRequest.SerializeToString,
                 response_deserializer=volgate_dot_v1_dot_snapshot__pb2.DeleteSnapshotResponse.FromString,
                 _registered_method=True)
+        self.CreateSnapshotGroup = channel.unary_unary(
+                '/volgate.v1.SnapshotService/CreateSnapshotGroup',
+                request_serializer=volgate_dot_v1_dot_snapshot__pb2.CreateSnapshotGroupRequest.SerializeToString,
+                response_deserializer=volgate_dot_v1_dot_snapshot__pb2.CreateSnapshotGroupResponse.FromString,
+                _registered_method=True)
         self.GetSnapshot = channel.unary_unary(
                 '/volgate.v1.SnapshotService/GetSnapshot',
                 request_serializer=volgate_dot_v1_dot_snapshot__pb2.GetSnapshotRequest.SerializeToString,
@@ -78,6 +83,17 @@ class SnapshotServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CreateSnapshotGroup(self, request, context):
+        """CreateSnapshotGroup cuts snapshots of several volumes of a pool at one moment, all or none: no write that a guest issued after
+        another that is missing is in them. Each is an ordinary snapshot afterwards. A repeat with the same request_id is the same
+        call. NOT_FOUND: the pool, a volume. UNIMPLEMENTED: the pool cannot. ALREADY_EXISTS: a snapshot of such a name, which may be of
+        another moment. FAILED_PRECONDITION: IN_USE (attached, where the pool cuts no snapshots of attached volumes), the uid.
+        RESOURCE_EXHAUSTED: space.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetSnapshot(self, request, context):
         """GetSnapshot returns a snapshot. NOT_FOUND.
         """
@@ -105,6 +121,11 @@ def add_SnapshotServiceServicer_to_server(servicer, server):
                     servicer.DeleteSnapshot,
                     request_deserializer=volgate_dot_v1_dot_snapshot__pb2.DeleteSnapshotRequest.FromString,
                     response_serializer=volgate_dot_v1_dot_snapshot__pb2.DeleteSnapshotResponse.SerializeToString,
+            ),
+            'CreateSnapshotGroup': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateSnapshotGroup,
+                    request_deserializer=volgate_dot_v1_dot_snapshot__pb2.CreateSnapshotGroupRequest.FromString,
+                    response_serializer=volgate_dot_v1_dot_snapshot__pb2.CreateSnapshotGroupResponse.SerializeToString,
             ),
             'GetSnapshot': grpc.unary_unary_rpc_method_handler(
                     servicer.GetSnapshot,
@@ -172,6 +193,33 @@ class SnapshotService:
             '/volgate.v1.SnapshotService/DeleteSnapshot',
             volgate_dot_v1_dot_snapshot__pb2.DeleteSnapshotRequest.SerializeToString,
             volgate_dot_v1_dot_snapshot__pb2.DeleteSnapshotResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateSnapshotGroup(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/volgate.v1.SnapshotService/CreateSnapshotGroup',
+            volgate_dot_v1_dot_snapshot__pb2.CreateSnapshotGroupRequest.SerializeToString,
+            volgate_dot_v1_dot_snapshot__pb2.CreateSnapshotGroupResponse.FromString,
             options,
             channel_credentials,
             insecure,

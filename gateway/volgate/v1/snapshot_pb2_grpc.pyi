@@ -42,6 +42,13 @@ class SnapshotServiceStub:
     """DeleteSnapshot deletes a snapshot; success if it is gone. FAILED_PRECONDITION names clones that hold it, or the
     uid that the snapshot has now. NOT_FOUND: the pool.
     """
+    CreateSnapshotGroup: _grpc.UnaryUnaryMultiCallable[_snapshot_pb2.CreateSnapshotGroupRequest, _snapshot_pb2.CreateSnapshotGroupResponse]
+    """CreateSnapshotGroup cuts snapshots of several volumes of a pool at one moment, all or none: no write that a guest issued after
+    another that is missing is in them. Each is an ordinary snapshot afterwards. A repeat with the same request_id is the same
+    call. NOT_FOUND: the pool, a volume. UNIMPLEMENTED: the pool cannot. ALREADY_EXISTS: a snapshot of such a name, which may be of
+    another moment. FAILED_PRECONDITION: IN_USE (attached, where the pool cuts no snapshots of attached volumes), the uid.
+    RESOURCE_EXHAUSTED: space.
+    """
     GetSnapshot: _grpc.UnaryUnaryMultiCallable[_snapshot_pb2.GetSnapshotRequest, _snapshot_pb2.GetSnapshotResponse]
     """GetSnapshot returns a snapshot. NOT_FOUND."""
     ListSnapshots: _grpc.UnaryUnaryMultiCallable[_snapshot_pb2.ListSnapshotsRequest, _snapshot_pb2.ListSnapshotsResponse]
@@ -62,6 +69,13 @@ class SnapshotServiceAsyncStub(SnapshotServiceStub):
     DeleteSnapshot: _aio.UnaryUnaryMultiCallable[_snapshot_pb2.DeleteSnapshotRequest, _snapshot_pb2.DeleteSnapshotResponse]  # type: ignore[assignment]
     """DeleteSnapshot deletes a snapshot; success if it is gone. FAILED_PRECONDITION names clones that hold it, or the
     uid that the snapshot has now. NOT_FOUND: the pool.
+    """
+    CreateSnapshotGroup: _aio.UnaryUnaryMultiCallable[_snapshot_pb2.CreateSnapshotGroupRequest, _snapshot_pb2.CreateSnapshotGroupResponse]  # type: ignore[assignment]
+    """CreateSnapshotGroup cuts snapshots of several volumes of a pool at one moment, all or none: no write that a guest issued after
+    another that is missing is in them. Each is an ordinary snapshot afterwards. A repeat with the same request_id is the same
+    call. NOT_FOUND: the pool, a volume. UNIMPLEMENTED: the pool cannot. ALREADY_EXISTS: a snapshot of such a name, which may be of
+    another moment. FAILED_PRECONDITION: IN_USE (attached, where the pool cuts no snapshots of attached volumes), the uid.
+    RESOURCE_EXHAUSTED: space.
     """
     GetSnapshot: _aio.UnaryUnaryMultiCallable[_snapshot_pb2.GetSnapshotRequest, _snapshot_pb2.GetSnapshotResponse]  # type: ignore[assignment]
     """GetSnapshot returns a snapshot. NOT_FOUND."""
@@ -92,6 +106,19 @@ class SnapshotServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_snapshot_pb2.DeleteSnapshotResponse, _abc.Awaitable[_snapshot_pb2.DeleteSnapshotResponse]]:
         """DeleteSnapshot deletes a snapshot; success if it is gone. FAILED_PRECONDITION names clones that hold it, or the
         uid that the snapshot has now. NOT_FOUND: the pool.
+        """
+
+    @_abc_1.abstractmethod
+    def CreateSnapshotGroup(
+        self,
+        request: _snapshot_pb2.CreateSnapshotGroupRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_snapshot_pb2.CreateSnapshotGroupResponse, _abc.Awaitable[_snapshot_pb2.CreateSnapshotGroupResponse]]:
+        """CreateSnapshotGroup cuts snapshots of several volumes of a pool at one moment, all or none: no write that a guest issued after
+        another that is missing is in them. Each is an ordinary snapshot afterwards. A repeat with the same request_id is the same
+        call. NOT_FOUND: the pool, a volume. UNIMPLEMENTED: the pool cannot. ALREADY_EXISTS: a snapshot of such a name, which may be of
+        another moment. FAILED_PRECONDITION: IN_USE (attached, where the pool cuts no snapshots of attached volumes), the uid.
+        RESOURCE_EXHAUSTED: space.
         """
 
     @_abc_1.abstractmethod

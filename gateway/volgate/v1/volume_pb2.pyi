@@ -1142,3 +1142,115 @@ class AdoptVolumeResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AdoptVolumeResponse: _TypeAlias = AdoptVolumeResponse  # noqa: Y015
+
+@_typing.final
+class ListChangedBlocksRequest(_message.Message):
+    """ListChangedBlocksRequest says between which two points in time."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    BASE_SNAPSHOT_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_FIELD_NUMBER: _builtins.int
+    EXACT_FIELD_NUMBER: _builtins.int
+    UID_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """pools/{pool}/volumes/{volume}."""
+    base_snapshot: _builtins.str
+    """The older snapshot's name in the volume, or its full name; empty: everything that was ever written."""
+    snapshot: _builtins.str
+    """The newer snapshot's name in the volume, or its full name; empty: the volume as it is now. What a guest writes while pages of
+    that are read may be told or not.
+    """
+    exact: _builtins.bool
+    """Tell what changed as exactly as the storage knows it; otherwise whole objects of the storage may be told, which is faster. More
+    than what changed may be told either way, never less.
+    """
+    uid: _builtins.str
+    """If set, only the volume of this uid is meant."""
+    page_size: _builtins.int
+    """At most this many extents, 1 to 1000; 0 means 500."""
+    page_token: _builtins.str
+    """next_page_token of the page before."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        base_snapshot: _builtins.str = ...,
+        snapshot: _builtins.str = ...,
+        exact: _builtins.bool = ...,
+        uid: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["base_snapshot", b"base_snapshot", "exact", b"exact", "name", b"name", "page_size", b"page_size", "page_token", b"page_token", "snapshot", b"snapshot", "uid", b"uid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListChangedBlocksRequest: _TypeAlias = ListChangedBlocksRequest  # noqa: Y015
+
+@_typing.final
+class ChangedExtent(_message.Message):
+    """ChangedExtent is a run of a volume that changed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OFFSET_FIELD_NUMBER: _builtins.int
+    LENGTH_FIELD_NUMBER: _builtins.int
+    ZERO_FIELD_NUMBER: _builtins.int
+    offset: _builtins.int
+    """Where it begins, bytes."""
+    length: _builtins.int
+    """How long it is, bytes."""
+    zero: _builtins.bool
+    """It reads as zeroes."""
+    def __init__(
+        self,
+        *,
+        offset: _builtins.int = ...,
+        length: _builtins.int = ...,
+        zero: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["length", b"length", "offset", b"offset", "zero", b"zero"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChangedExtent: _TypeAlias = ChangedExtent  # noqa: Y015
+
+@_typing.final
+class ListChangedBlocksResponse(_message.Message):
+    """ListChangedBlocksResponse is a page."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXTENTS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Empty on the last page."""
+    size_bytes: _builtins.int
+    """The size of the newer snapshot, or of the volume, bytes: an older and longer base ends there."""
+    @_builtins.property
+    def extents(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChangedExtent]:
+        """The extents, by offset; they do not overlap."""
+
+    def __init__(
+        self,
+        *,
+        extents: _abc.Iterable[Global___ChangedExtent] | None = ...,
+        next_page_token: _builtins.str = ...,
+        size_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["extents", b"extents", "next_page_token", b"next_page_token", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListChangedBlocksResponse: _TypeAlias = ListChangedBlocksResponse  # noqa: Y015

@@ -88,6 +88,11 @@ class VolumeServiceStub:
                 request_serializer=volgate_dot_v1_dot_volume__pb2.AdoptVolumeRequest.SerializeToString,
                 response_deserializer=volgate_dot_v1_dot_volume__pb2.AdoptVolumeResponse.FromString,
                 _registered_method=True)
+        self.ListChangedBlocks = channel.unary_unary(
+                '/volgate.v1.VolumeService/ListChangedBlocks',
+                request_serializer=volgate_dot_v1_dot_volume__pb2.ListChangedBlocksRequest.SerializeToString,
+                response_deserializer=volgate_dot_v1_dot_volume__pb2.ListChangedBlocksResponse.FromString,
+                _registered_method=True)
 
 
 class VolumeServiceServicer:
@@ -181,6 +186,16 @@ class VolumeServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListChangedBlocks(self, request, context):
+        """ListChangedBlocks pages through what differs between two snapshots of a volume, or between a snapshot and now, in order of
+        offset. A page may hold few extents, or none, and yet not be the last. NOT_FOUND: the volume, a snapshot. UNIMPLEMENTED: the
+        pool cannot tell. FAILED_PRECONDITION: BASE_NOT_OLDER, the uid, or a snapshot was replaced since the page before.
+        INVALID_ARGUMENT: page_size, page_token.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_VolumeServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -233,6 +248,11 @@ def add_VolumeServiceServicer_to_server(servicer, server):
                     servicer.AdoptVolume,
                     request_deserializer=volgate_dot_v1_dot_volume__pb2.AdoptVolumeRequest.FromString,
                     response_serializer=volgate_dot_v1_dot_volume__pb2.AdoptVolumeResponse.SerializeToString,
+            ),
+            'ListChangedBlocks': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListChangedBlocks,
+                    request_deserializer=volgate_dot_v1_dot_volume__pb2.ListChangedBlocksRequest.FromString,
+                    response_serializer=volgate_dot_v1_dot_volume__pb2.ListChangedBlocksResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -509,6 +529,33 @@ class VolumeService:
             '/volgate.v1.VolumeService/AdoptVolume',
             volgate_dot_v1_dot_volume__pb2.AdoptVolumeRequest.SerializeToString,
             volgate_dot_v1_dot_volume__pb2.AdoptVolumeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListChangedBlocks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/volgate.v1.VolumeService/ListChangedBlocks',
+            volgate_dot_v1_dot_volume__pb2.ListChangedBlocksRequest.SerializeToString,
+            volgate_dot_v1_dot_volume__pb2.ListChangedBlocksResponse.FromString,
             options,
             channel_credentials,
             insecure,

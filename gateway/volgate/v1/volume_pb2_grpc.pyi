@@ -78,6 +78,12 @@ class VolumeServiceStub:
     """AdoptVolume makes a volume of an object in the pool that carries no owner tag, without touching its data.
     NOT_FOUND: the pool, the object. ALREADY_EXISTS. FAILED_PRECONDITION: the object cannot be a volume as it is.
     """
+    ListChangedBlocks: _grpc.UnaryUnaryMultiCallable[_volume_pb2.ListChangedBlocksRequest, _volume_pb2.ListChangedBlocksResponse]
+    """ListChangedBlocks pages through what differs between two snapshots of a volume, or between a snapshot and now, in order of
+    offset. A page may hold few extents, or none, and yet not be the last. NOT_FOUND: the volume, a snapshot. UNIMPLEMENTED: the
+    pool cannot tell. FAILED_PRECONDITION: BASE_NOT_OLDER, the uid, or a snapshot was replaced since the page before.
+    INVALID_ARGUMENT: page_size, page_token.
+    """
 
 @_typing.type_check_only
 class VolumeServiceAsyncStub(VolumeServiceStub):
@@ -128,6 +134,12 @@ class VolumeServiceAsyncStub(VolumeServiceStub):
     AdoptVolume: _aio.UnaryUnaryMultiCallable[_volume_pb2.AdoptVolumeRequest, _volume_pb2.AdoptVolumeResponse]  # type: ignore[assignment]
     """AdoptVolume makes a volume of an object in the pool that carries no owner tag, without touching its data.
     NOT_FOUND: the pool, the object. ALREADY_EXISTS. FAILED_PRECONDITION: the object cannot be a volume as it is.
+    """
+    ListChangedBlocks: _aio.UnaryUnaryMultiCallable[_volume_pb2.ListChangedBlocksRequest, _volume_pb2.ListChangedBlocksResponse]  # type: ignore[assignment]
+    """ListChangedBlocks pages through what differs between two snapshots of a volume, or between a snapshot and now, in order of
+    offset. A page may hold few extents, or none, and yet not be the last. NOT_FOUND: the volume, a snapshot. UNIMPLEMENTED: the
+    pool cannot tell. FAILED_PRECONDITION: BASE_NOT_OLDER, the uid, or a snapshot was replaced since the page before.
+    INVALID_ARGUMENT: page_size, page_token.
     """
 
 class VolumeServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -236,6 +248,18 @@ class VolumeServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_volume_pb2.AdoptVolumeResponse, _abc.Awaitable[_volume_pb2.AdoptVolumeResponse]]:
         """AdoptVolume makes a volume of an object in the pool that carries no owner tag, without touching its data.
         NOT_FOUND: the pool, the object. ALREADY_EXISTS. FAILED_PRECONDITION: the object cannot be a volume as it is.
+        """
+
+    @_abc_1.abstractmethod
+    def ListChangedBlocks(
+        self,
+        request: _volume_pb2.ListChangedBlocksRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_volume_pb2.ListChangedBlocksResponse, _abc.Awaitable[_volume_pb2.ListChangedBlocksResponse]]:
+        """ListChangedBlocks pages through what differs between two snapshots of a volume, or between a snapshot and now, in order of
+        offset. A page may hold few extents, or none, and yet not be the last. NOT_FOUND: the volume, a snapshot. UNIMPLEMENTED: the
+        pool cannot tell. FAILED_PRECONDITION: BASE_NOT_OLDER, the uid, or a snapshot was replaced since the page before.
+        INVALID_ARGUMENT: page_size, page_token.
         """
 
 def add_VolumeServiceServicer_to_server(servicer: VolumeServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

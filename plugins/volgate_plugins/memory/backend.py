@@ -8,9 +8,16 @@ from typing import Any, TypeVar
 
 from volgate.backend import (
     Adopts,
+    ChangedBlocks,
     Clones,
     DataPath,
+    Extent,
+    Fences,
     Foreign,
+    GroupMember,
+    Groups,
+    Holder,
+    Holders,
     Measures,
     PathsSeen,
     PoolCheck,
@@ -32,14 +39,15 @@ from volgate_plugins.memory.server import Opened
 from volgate_plugins.memory.settings import MemorySettings
 from volgate_plugins.memory.table import GRAIN, MAXIMUM
 
-__all__ = ["Memory"]
+__all__ = ["Memory", "MemoryWithClients"]
 
 T = TypeVar("T")
 _PAGE = 500
+_COMPARED = 1 << 30
 _CHECK_SECONDS = 3.0
 
 
-class Memory(Resizes, Reverts, Clones, Measures, DataPath, Adopts, Relabels, PathsSeen):
+class Memory(Resizes, Reverts, Clones, Measures, DataPath, Adopts, Relabels, PathsSeen, Groups, ChangedBlocks, Fences):
     """A pool on a simulated array."""
 
     def __init__(self, settings: MemorySettings, context: PoolContext) -> None:
@@ -58,8 +66,11 @@ class Memory(Resizes, Reverts, Clones, Measures, DataPath, Adopts, Relabels, Pat
 
     @classmethod
     def open(cls, settings: MemorySettings, context: PoolContext) -> Memory:
-        """Open the pool. Raises Unreachable, Precondition (POOL_FOREIGN, POOL_MARKER_MISSING), InvalidRequest."""
-        return cls(settings, context)
+        """Open the pool, with simulated clients if the settings say so.
+
+        Raises Unreachable, Precondition (POOL_FOREIGN, POOL_MARKER_MISSING), InvalidRequest.
+        """
+        return (MemoryWithClients if settings.clients else cls)(settings, context)
 
     def _open(self, timeout: float) -> Opened:
         if not self._settings.socket:
@@ -218,3 +229,37 @@ class Memory(Resizes, Reverts, Clones, Measures, DataPath, Adopts, Relabels, Pat
     def paths(self, volume: VolumeId) -> Sequence[Path]:
         """Return the two simulated paths."""
         return self._call("paths", list[Path], volume=volume)
+
+    def create_snapshot_group(self, group_uid: str, members: Sequence[GroupMember]) -> Sequence[Snapshot]:
+        """Copy the volumes while nobody changes one of them."""
+        del group_uid  # the array knows the snapshots by their own
+        return self._call("create_snapshot_group", list[Snapshot], timeout=self._settings.copy_seconds, members=list(members))
+
+    def changed_blocks(
+        self, volume: VolumeId, base_snapshot_uid: str, snapshot_uid: str, *, offset: int, length: int, exact: bool
+    ) -> Iterator[Extent]:
+        """Compare the files, a piece at a time."""
+        asked: dict[str, Any] = {"volume": volume, "base_snapshot_uid": base_snapshot_uid, "snapshot_uid": snapshot_uid, "exact": exact}
+        for begin in range(offset, offset + length, _COMPARED):
+            piece = min(_COMPARED, offset + length - begin)
+            yield from self._call("changed_blocks", list[Extent], **asked, offset=begin, length=piece)
+
+    def fence(self, addresses: Sequence[str], volumes: Sequence[VolumeId]) -> None:
+        """Let the array refuse clients at these addresses."""
+        self._call("fence", None, addresses=list(addresses), volumes=list(volumes))
+
+    def unfence(self, addresses: Sequence[str]) -> None:
+        """Let it take them again."""
+        self._call("unfence", None, addresses=list(addresses))
+
+    def fenced(self, addresses: Sequence[str]) -> Sequence[str]:
+        """Return those that it refuses."""
+        return self._call("fenced", list[str], addresses=list(addresses))
+
+
+class MemoryWithClients(Memory, Holders):
+    """One that tells who has a volume open: the simulated clients, and nobody else, so that no attach can be proven."""
+
+    def holders(self, volume: VolumeId) -> Sequence[Holder]:
+        """Return the simulated clients that have the volume open."""
+        return self._call("holders", list[Holder], volume=volume)

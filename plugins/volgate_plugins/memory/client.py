@@ -36,6 +36,9 @@ _READING = frozenset(
         "image",
         "list_foreign",
         "paths",
+        "holders",
+        "changed_blocks",
+        "fenced",
     )
 )
 

@@ -31,6 +31,7 @@ _VERBS: dict[str, tuple[str, Any]] = {
     "fail-port": ("fail_port", None),
     "restore-port": ("restore_port", None),
     "foreign": ("make_foreign", str),
+    "open": ("open_volume", str),
     "accept-loss": ("accept_loss", bool),
     "stop": ("stop", None),
 }
@@ -80,6 +81,10 @@ def _parser() -> argparse.ArgumentParser:
     foreign = commands.add_parser("foreign", help="make a file that belongs to nobody, to be adopted")
     foreign.add_argument("name")
     foreign.add_argument("--size", type=int, default=1 << 20, help="bytes")
+    opening = commands.add_parser("open", help="let a simulated client open a volume, as its holder")
+    opening.add_argument("volume")
+    opening.add_argument("--address", required=True, help="the client's IP address")
+    opening.add_argument("--locks", action="store_true", help="it holds the write lock")
     commands.add_parser("accept-loss", help="use an array that lost its volumes by its end again, empty")
     commands.add_parser("stop", help="end the array; it forgets everything")
     return parser

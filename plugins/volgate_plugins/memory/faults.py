@@ -21,6 +21,7 @@ VERBS = (
     *("create_volume", "delete_volume", "get_volume", "list_volumes", "connection", "check", "expand_volume", "relabel_volume"),
     *("create_snapshot", "delete_snapshot", "list_snapshots", "revert_volume", "bytes_to_copy", "children"),
     *("capacity", "image", "fill_from_file", "complete", "list_foreign", "adopt_volume", "paths"),
+    *("create_snapshot_group", "changed_blocks", "holders", "fence", "unfence", "fenced"),
 )
 """What can fail: the opening of the pool, and the methods of the facets."""
 

@@ -16,6 +16,8 @@ from volgate.backend import PoolCheck, VolumeId
 from volgate.connection import LocalFile
 from volgate.errors import InvalidRequest, Precondition, VolgateError, translate
 from volgate.model import Health, Path
+from volgate_plugins.memory.clients import Clients
+from volgate_plugins.memory.comparing import Comparing
 from volgate_plugins.memory.faults import VERBS, Fault, Faults, Lose
 from volgate_plugins.memory.filling import Filling
 from volgate_plugins.memory.frames import Answer, Crash, Failure, Gone, Reply, Request, is_open, receive, send
@@ -28,7 +30,19 @@ from volgate_plugins.memory.volumes import Volumes
 
 __all__ = ["Opened", "Server", "Status"]
 
-_FREE = ("open_pool", "hello", "add_fault", "clear_faults", "release", "fail_port", "restore_port", "make_foreign", "accept_loss", "stop")
+_FREE = (
+    "open_pool",
+    "hello",
+    "add_fault",
+    "clear_faults",
+    "release",
+    "fail_port",
+    "restore_port",
+    "make_foreign",
+    "open_volume",
+    "accept_loss",
+    "stop",
+)
 _UNSTRUCK = ("begin_fill", "abandon_fill")
 
 
@@ -58,6 +72,7 @@ class Status(msgspec.Struct, frozen=True):
     lost: bool
     ports: list[Port]
     faults: list[Fault]
+    fenced: list[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +94,10 @@ class Server:
         self._ports = Ports()
         self._table = Table(media, limits, wanted=self._wanted, occupied=self._marker.occupied)
         self._volumes = Volumes(self._table)
+        self._clients = Clients(self._table)
         self._end = stop
-        places = (self, self._volumes, Snapshots(self._table), Filling(self._table, self._volumes))
+        table = self._table
+        places = (self, self._volumes, Snapshots(table), Filling(table, self._volumes), Comparing(table), self._clients)
         self._verbs = {name: _verb(next(place for place in places if hasattr(place, name)), name) for name in {*VERBS, *_UNSTRUCK, *_FREE}}
 
     def talk(self, end: socket.socket) -> None:
@@ -154,6 +171,7 @@ class Server:
             lost=marker.lost is not None,
             ports=self._ports.listed(),
             faults=self._faults.listed(),
+            fenced=self._clients.refused(),
         )
 
     def open_pool(self, instance: str, pool: str, accept_loss: bool, faults: tuple[Fault, ...]) -> Opened:

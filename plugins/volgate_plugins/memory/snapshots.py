@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 
-from volgate.backend import SnapshotSpec, VolumeId
+from volgate.backend import GroupMember, SnapshotSpec, VolumeId
 from volgate.errors import AlreadyExists, Holder, InUse, NotFound, Precondition, translate
 from volgate.model import Snapshot, Volume
 from volgate_plugins.memory import media
@@ -32,27 +33,52 @@ class Snapshots:
 
     def create_snapshot(self, volume: VolumeId, spec: SnapshotSpec) -> Snapshot:
         """Copy a detached volume, or return the snapshot of that uid."""
+        return self.create_snapshot_group([GroupMember(volume, spec)])[0]
+
+    def create_snapshot_group(self, members: list[GroupMember]) -> list[Snapshot]:
+        """Copy several volumes while nobody changes one of them, then let all copies appear at once."""
+        table, words = self._table, ", ".join(f"{member.spec.name} of volume {member.volume.name}" for member in members)
+        with table.holding(*(member.volume.name for member in members)), translate(f"snapshot {words}"):
+            records = [table.find(member.volume) for member in members]
+            cuts = [self._cut(record, member.spec) for record, member in zip(records, members, strict=True)]
+            made = [(record, cut) for record, cut in zip(records, cuts, strict=True) if cut not in record.snapshots]
+            try:
+                with contextlib.ExitStack() as promises:
+                    for record, cut in made:
+                        self._copy(record, cut, promises)
+                    if made:
+                        table.save(*(record.change(snapshots=(*record.snapshots, cut), number=record.number + 1) for record, cut in made))
+            except BaseException:  # whatever it was, the copies that nobody knows of go
+                for record, cut in made:
+                    table.media.remove_file(record.stored_as, cut.file)
+                raise
+            return [_snapshot(record, cut) for record, cut in zip(records, cuts, strict=True)]
+
+    def _cut(self, record: Record, spec: SnapshotSpec) -> Cut:
+        """The snapshot of that uid, or a new one."""
+        table, name = self._table, record.tag.name
+        if found := record.cut(spec.uid):
+            return found
+        if any(cut.name == spec.name for cut in record.snapshots):
+            raise AlreadyExists(f"volume {name} has another snapshot {spec.name}")
+        if record.incomplete:
+            raise Precondition(f"volume {name} is still being filled", reason="NOT_READY")
+        return Cut(
+            uid=spec.uid,
+            name=spec.name,
+            file=record.next_file,
+            size=table.media.size(record.stored_as, record.file)[0],
+            labels=spec.labels,
+            created=time.time(),
+            quiesced=spec.quiesced,
+        )
+
+    def _copy(self, record: Record, cut: Cut, promises: contextlib.ExitStack) -> None:
         table = self._table
-        with table.holding(volume.name), translate(f"snapshot {spec.name} of volume {volume.name}"):
-            record = table.find(volume)
-            if found := record.cut(spec.uid):
-                return _snapshot(record, found)
-            if any(cut.name == spec.name for cut in record.snapshots):
-                raise AlreadyExists(f"volume {volume.name} has another snapshot {spec.name}")
-            if record.incomplete:
-                raise Precondition(f"volume {volume.name} is still being filled", reason="NOT_READY")
-            size, _ = table.media.size(record.stored_as, record.file)
-            cut = Cut(
-                uid=spec.uid,
-                name=spec.name,
-                file=record.next_file,
-                size=size,
-                labels=spec.labels,
-                created=time.time(),
-                quiesced=spec.quiesced,
-            )
-            changed = record.change(snapshots=(*record.snapshots, cut), number=record.number + 1)
-            return _snapshot(self._copied(record, record.file, changed, thick=False), cut)
+        source, target = (table.media.path(record.stored_as, file) for file in (record.file, cut.file))
+        size, taken = table.media.size(record.stored_as, record.file)
+        promises.enter_context(table.promise(record.tag.name, record.promised, 0 if table.media.shares else taken))
+        media.copy(source, target, size, thick=False, shares=table.media.shares, told=lambda _: table.wanted())
 
     def delete_snapshot(self, volume: VolumeId, snapshot_uid: str) -> None:
         """Delete a snapshot; nothing to do if it is gone."""

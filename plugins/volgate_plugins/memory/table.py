@@ -140,13 +140,14 @@ class Table:
             self._put(record)
             return record
 
-    def save(self, record: Record) -> Record:
-        """Replace what is known of a volume."""
+    def save(self, *records: Record) -> Record:
+        """Replace what is known of volumes, of all at once; return the last of them."""
         with self._lock:
             self.wanted()
-            self.media.retag(record.stored_as, record.tag)
-            self._put(record)
-            return record
+            for record in records:
+                self.media.retag(record.stored_as, record.tag)
+                self._put(record)
+        return records[-1]
 
     def drop(self, record: Record) -> None:
         """Make a volume disappear; its bytes go afterwards."""

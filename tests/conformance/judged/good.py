@@ -16,6 +16,7 @@ from pathlib import Path as File
 
 import msgspec
 
+from tests.conformance.judged.several import Several
 from tests.conformance.judged.values import DISK, GRAIN, MARKER, TAG, Content, Cut, GoodSettings, offer
 from volgate.backend import (
     Adopts,
@@ -436,7 +437,7 @@ class AllButClones2(Reverts, Clones, Resizes, Measures, DataPath, Adopts, Relabe
             return self.read(final)
 
 
-class Good(AllButClones2):
+class Good(Several, AllButClones2):
     def bytes_to_copy(self, spec: VolumeSpec) -> int:
         return allocated_bytes(str(self.origin(spec)))
 

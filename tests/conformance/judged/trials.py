@@ -18,7 +18,7 @@ __all__ = ["MODEL", "MODULES", "Rule", "bad_of", "failed_rules", "of_level_4", "
 
 MODEL = "verbs-in-any-order-come-to-what-a-model-says"
 _SLOW = "a-slow-change-holds-nobody-up"
-MODULES = ("bad_contract", "bad_snapshots", "bad_data", "bad_layers", "bad_faults")
+MODULES = ("bad_contract", "bad_snapshots", "bad_groups", "bad_data", "bad_layers", "bad_faults")
 _ROOT = Path(__file__).parents[3]
 _JUDGED = "tests/conformance/judged/all_bad.py"
 

@@ -124,6 +124,15 @@ class AsyncClient(Images):
         )
         return await self._settled(await self.call(self.volumes.AdoptVolume, request), f"{pool}/volumes/{volume_id}")
 
+    def list_changed_blocks(
+        self, name: str, base_snapshot: str = "", snapshot: str = "", *, exact: bool = False, uid: str = "", page_size: int = 0
+    ) -> AsyncIterator[volume_pb2.ChangedExtent]:
+        """What differs between two snapshots of a volume, by offset; without a base all that was written, without the other until now."""
+        request = volume_pb2.ListChangedBlocksRequest(
+            name=name, base_snapshot=base_snapshot, snapshot=snapshot, exact=exact, uid=uid, page_size=page_size
+        )
+        return self.pages(self.volumes.ListChangedBlocks, request, "extents")
+
     async def _settled(self, answer: Any, name: str) -> volume_pb2.Volume:
         """The volume of an answer, after its operation if that still runs."""
         if answer.HasField("volume"):
@@ -149,6 +158,24 @@ class AsyncClient(Images):
             volume=volume, snapshot_id=snapshot_id, quiesce=quiesce, labels=labels, volume_uid=volume_uid, request_id=request_id
         )
         return (await self.call(self.snapshots.CreateSnapshot, request)).snapshot
+
+    async def create_snapshot_group(
+        self,
+        pool: str,
+        snapshots: Mapping[str, str],
+        *,
+        labels: Mapping[str, str] | None = None,
+        volume_uids: Mapping[str, str] | None = None,
+        request_id: str = "",
+    ) -> Sequence[snapshot_pb2.Snapshot]:
+        """Cut snapshots of several volumes at one moment, all or none; `snapshots` has their names by the names of the volumes.
+
+        Keep `request_id` where the caller itself may repeat the call.
+        """
+        request = snapshot_pb2.CreateSnapshotGroupRequest(
+            pool=pool, snapshots=snapshots, labels=labels, volume_uids=volume_uids, request_id=request_id
+        )
+        return (await self.call(self.snapshots.CreateSnapshotGroup, request)).snapshots
 
     async def delete_snapshot(self, name: str, *, uid: str = "", request_id: str = "") -> None:
         """Delete a snapshot; success if it is gone. InUse names clones that hold it."""
@@ -230,6 +257,16 @@ class AsyncClient(Images):
     async def remove_host(self, name: str) -> None:
         """Forget a host without attachments; success if there is none."""
         await self.call(self.hosts.RemoveHost, host_pb2.RemoveHostRequest(name=name))
+
+    async def fence_host(self, name: str, addresses: Sequence[str] = (), *, request_id: str = "") -> host_pb2.FenceHostResponse:
+        """Keep a host's clients out of every pool that can do that; once it returns, no write of theirs lands there any more."""
+        request = host_pb2.FenceHostRequest(name=name, addresses=addresses, request_id=request_id)
+        return await self.call(self.hosts.FenceHost, request)
+
+    async def unfence_host(self, name: str, *, assume_restarted: bool = False, request_id: str = "") -> host_pb2.Host:
+        """Let a host's clients in again, after what ran there was stopped."""
+        request = host_pb2.UnfenceHostRequest(name=name, assume_restarted=assume_restarted, request_id=request_id)
+        return (await self.call(self.hosts.UnfenceHost, request)).host
 
     # -- operations
 

@@ -1,0 +1,48 @@
+"""Level 1: who has a volume open, and who is kept out."""
+
+from __future__ import annotations
+
+import uuid
+
+from volgate.backend import Fences, Holders, VolumeId
+from volgate.conformance.cases import Level, proves
+from volgate.conformance.subject import Subject
+from volgate.errors import InvalidRequest, NotFound, Precondition
+
+__all__ = ["FenceContract"]
+
+
+class FenceContract:
+    """What holds for clients of the storage. Addresses are those that are kept for examples: nobody has them."""
+
+    @proves(Level.CONTRACT, Holders, wire=False)
+    def test_nobody_holds_what_nobody_opened(self, subject: Subject) -> None:
+        """`holders` tells nobody of a volume that only the backend has touched; one that does not exist is NotFound or Precondition."""
+        made = subject.create()
+        assert [*subject.facet(Holders).holders(subject.id(made))] == []
+        with subject.refused(NotFound, Precondition):
+            subject.facet(Holders).holders(VolumeId(made.name, str(uuid.uuid4())))
+
+    @proves(Level.CONTRACT, Fences, wire=False)
+    def test_a_fence_stands_until_it_is_lifted(self, subject: Subject) -> None:
+        """A fenced address is told as fenced, also after the pool was opened anew, until it is let in; each call may be repeated."""
+        made, fences = subject.create(), subject.facet(Fences)
+        number = subject.random.randint(1, 120)
+        one, two, other = (f"192.0.2.{number + index}" for index in range(3))
+        for _ in range(2):
+            fences.fence([one, two], [subject.id(made)])
+        subject.reopen()
+        fences = subject.facet(Fences)
+        assert {*fences.fenced([one, two, other])} == {one, two}
+        assert subject.get(made).uid == made.uid, "the backend is not among them"
+        for _ in range(2):
+            fences.unfence([one, other])
+        assert [*fences.fenced([one, two, other])] == [two]
+        fences.unfence([two])
+        assert [*fences.fenced([one, two, other])] == []
+
+    @proves(Level.CONTRACT, Fences, wire=False)
+    def test_a_fence_of_nobody_is_refused(self, subject: Subject) -> None:
+        """A fence without an address is InvalidRequest: it would prove nothing."""
+        with subject.refused(InvalidRequest):
+            subject.facet(Fences).fence([], [])

@@ -1,0 +1,86 @@
+"""The keys by which domains of this host open volumes: found by reference when they are needed, given to libvirt alone."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import structlog
+
+from volgate.connection import Connection, RbdImage
+from volgate.errors import Unreachable
+from volgate.hypervisor import secrets
+from volgate.hypervisor.calls import Libvirt
+from volgate.secret import Secret
+
+__all__ = ["Key", "Keys"]
+
+T = TypeVar("T")
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A key, and the name of the libvirt secret that holds it."""
+
+    usage: str
+    secret: Secret
+
+
+class Keys:
+    """Any thread. A secret is removed once no domain names it: libvirt is asked, not a count that a crash would lose."""
+
+    def __init__(self, resolve: Callable[[str], Secret]) -> None:
+        """`resolve` gets what a reference names, and raises InvalidRequest."""
+        self._resolve = resolve
+        self._lock = threading.Lock()
+        self._attaching: Counter[str] = Counter()
+        self._promised: set[str] = set()
+
+    def of(self, connection: Connection) -> Key | None:
+        """The key of now, None for what needs none; files are read. Raises InvalidRequest."""
+        if not isinstance(connection, RbdImage):
+            return None
+        found = self._resolve(connection.key)
+        secrets.decoded(found, f"key: {connection.key}")
+        return Key(secrets.usage_of(connection.fsid, connection.user), found)
+
+    def renew(self, libvirt: Libvirt, key: Key) -> None:
+        """Give libvirt the key of now."""
+        secrets.put(libvirt, key.usage, key.secret)
+
+    def promise(self, libvirt: Libvirt, key: Key | None) -> None:
+        """Give libvirt the key for a disk that is in no domain yet."""
+        if key is not None:
+            with self._lock:
+                self._promised.add(key.usage)
+            self.renew(libvirt, key)
+
+    def attach(self, libvirt: Libvirt, key: Key | None, act: Callable[[], T]) -> T:
+        """Attach a disk that needs the key; once more if libvirt lost it: it started anew, or another gateway removed it."""
+        if key is None:
+            return act()
+        with self._lock:
+            self._attaching[key.usage] += 1
+        try:
+            self.renew(libvirt, key)
+            try:
+                return act()
+            except Unreachable as error:
+                if error.reason != "SECRET_LOST":
+                    raise
+            self.renew(libvirt, key)
+            return act()
+        finally:
+            with self._lock:
+                self._attaching[key.usage] -= 1
+
+    def sweep(self, libvirt: Libvirt) -> None:
+        """Remove what no domain needs any more."""
+        with self._lock:
+            kept = {usage for usage, count in self._attaching.items() if count} | self._promised
+        for usage in secrets.sweep(libvirt, kept):
+            _log.info("the secret of a Ceph user is removed: no domain needs it", secret=usage)

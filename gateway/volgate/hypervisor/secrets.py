@@ -1,0 +1,101 @@
+"""Libvirt secrets that hold the keys of Ceph users: one for each cluster and user, private and in memory alone.
+
+Their names carry the cluster, so that a disk's XML tells which one its image is of. Who may read a domain's XML learns a name.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+import uuid
+from collections.abc import Collection
+from xml.etree import ElementTree as ET
+
+import libvirt
+
+from volgate.errors import InvalidRequest
+from volgate.hypervisor.faults import translated
+from volgate.secret import Secret
+
+__all__ = ["cluster_of", "decoded", "put", "sweep", "usage_of", "used"]
+
+_PREFIX = "volgate"
+_SPACE = uuid.UUID("5b0c1a52-7d0e-4f43-9a53-2f1d6f0c8b1e")
+_USER = re.compile(r"[A-Za-z0-9_.@+-]+")
+_TYPE = libvirt.VIR_SECRET_USAGE_TYPE_CEPH
+
+
+def usage_of(fsid: str, user: str) -> str:
+    """The name of the secret of a cluster's user. Raises InvalidRequest for a user that libvirt could not name."""
+    if not _USER.fullmatch(user):
+        told = f"user: the Ceph user {user!r} cannot be named to libvirt; use one of letters, digits and _ . @ + -, without client."
+        raise InvalidRequest(told, field="user")
+    return f"{_PREFIX} {fsid} {user}"
+
+
+def cluster_of(usage: str) -> str:
+    """The cluster that a secret of ours is for, "" of one that is not ours."""
+    prefix, _, rest = usage.partition(" ")
+    return rest.partition(" ")[0] if prefix == _PREFIX else ""
+
+
+def decoded(key: Secret, of: str) -> bytes:
+    """The bytes of a key as Ceph prints it, in base64. Raises InvalidRequest, which says what it is the key `of`."""
+    try:
+        return base64.b64decode(key.reveal().strip(), validate=True)
+    except (ValueError, binascii.Error):
+        raise InvalidRequest(f"{of} names something that is not base64, as keys of Ceph are", field="key") from None
+
+
+def put(connection: libvirt.virConnect, usage: str, key: Secret) -> None:
+    """Define the secret if it is not there, and give it the key. Raises InvalidRequest, Unreachable."""
+    raw = decoded(key, usage)
+    with translated(f"keep the key of {usage}"):
+        (_find(connection, usage) or connection.secretDefineXML(_described(usage))).setValue(raw)
+
+
+def sweep(connection: libvirt.virConnect, kept: Collection[str]) -> list[str]:
+    """Remove the secrets of ours that no domain names, but those in `kept`; return which went."""
+    with translated("look for secrets that no domain uses"):
+        ours = {usage: secret for secret in connection.listAllSecrets() if cluster_of(usage := secret.usageID())}
+        ours = {usage: secret for usage, secret in ours.items() if usage not in kept}
+        if not ours:
+            return []
+        named = used(connection)
+        gone = [usage for usage in ours if usage not in named]
+        for usage in gone:
+            ours[usage].undefine()
+    return gone
+
+
+def used(connection: libvirt.virConnect) -> set[str]:
+    """The secrets that disks of domains name, running or not."""
+    found: set[str] = set()
+    for domain in connection.listAllDomains():
+        try:
+            texts = [domain.XMLDesc(), domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)]
+        except libvirt.libvirtError as error:
+            if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
+                raise
+            continue  # it ended meanwhile
+        for text in texts:
+            tree = ET.fromstring(text)  # noqa: S314  # libvirt's own answer
+            found.update(secret.get("usage", "") for secret in tree.iterfind("./devices/disk/source/auth/secret"))
+    return found
+
+
+def _find(connection: libvirt.virConnect, usage: str) -> libvirt.virSecret | None:
+    try:
+        return connection.secretLookupByUsage(_TYPE, usage)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() != libvirt.VIR_ERR_NO_SECRET:
+            raise
+        return None
+
+
+def _described(usage: str) -> str:
+    root = ET.Element("secret", ephemeral="yes", private="yes")
+    ET.SubElement(root, "uuid").text = str(uuid.uuid5(_SPACE, usage))
+    ET.SubElement(ET.SubElement(root, "usage", type="ceph"), "name").text = usage
+    return ET.tostring(root, encoding="unicode")

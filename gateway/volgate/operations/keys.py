@@ -1,0 +1,73 @@
+"""Keys that guests need at their next start: libvirt forgets them when it starts anew, and operators change them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import defaultdict
+
+import structlog
+
+from volgate.backend import VolumeId
+from volgate.errors import VolgateError
+from volgate.operations.fleet import Station
+from volgate.operations.sweep import Sweep
+from volgate.operations.world import World
+from volgate.store import attachments
+from volgate.store.records import AttachmentRecord
+
+__all__ = ["Keys"]
+
+_log = structlog.get_logger()
+_EVERY_SECONDS = 60.0
+_LOOK_SECONDS = 10.0
+_HOSTS_AT_ONCE = 32
+_MOST_RECORDS = 100_000
+
+
+class Keys:
+    """Gives the hosts with attachments the keys of now, each minute and whenever a libvirt was connected. One thread runs."""
+
+    def __init__(self, world: World) -> None:
+        """Nothing was given yet."""
+        self._world = world
+        self._due = threading.Event()
+        self._given = 0.0
+        self._sweep: Sweep[Station, bool] = Sweep("keys", _HOSTS_AT_ONCE)
+
+    def hurry(self) -> None:
+        """A libvirt may have forgotten keys: give them in the next round. Any thread."""
+        self._due.set()
+
+    def renew(self) -> None:
+        """Make a round if it is time; a host or a storage that does not answer is given its keys in a later one. Raises VolgateError."""
+        if not self._due.is_set() and time.monotonic() - self._given < _EVERY_SECONDS:
+            return
+        self._due.clear()
+        with self._world.database.read() as connection:
+            records = [one for one in attachments.page(connection, limit=_MOST_RECORDS) if one.source.startswith("rbd:")]
+        wanted: dict[str, dict[str, AttachmentRecord]] = defaultdict(dict)
+        for record in records:
+            wanted[record.host].setdefault(record.pool, record)  # all volumes of a pool have one key
+        stations = [station for station in self._world.hosts.stations() if station.name in wanted]
+        ended = self._sweep.run(stations, lambda station: self._give(station, list(wanted[station.name].values())), _LOOK_SECONDS)
+        if all(ended.get(station.name) for station in stations):
+            self._given = time.monotonic()
+
+    def close(self) -> None:
+        """Begin nothing more."""
+        self._sweep.close()
+
+    def _give(self, station: Station, records: list[AttachmentRecord]) -> bool:
+        """False if a key was not given."""
+        timeout, given = min(_LOOK_SECONDS, self._world.settings.limits.libvirt_timeout), True
+        for record in records:
+            try:
+                pool = self._world.pools.get(record.pool)
+                pool.require_served()
+                connection = pool.call(pool.backend().connection, VolumeId(record.volume, record.volume_uid), host=record.host)
+                station.host.renew_key(connection, timeout=timeout)
+            except VolgateError as error:
+                _log.warning("a key is not renewed", host=station.name, pool=record.pool, error=error.message)
+                given = False
+        return given
