@@ -240,6 +240,16 @@ class CephCluster:
             ioctx.set_namespace(namespace)
             yield ioctx
 
+    @staticmethod
+    def rows(ioctx: rados.Ioctx, name: str) -> dict[str, bytes]:
+        """The omap of an object."""
+        with rados.ReadOpCtx() as op:
+            found, _ = ioctx.get_omap_vals(op, "", "", 10000)
+            with contextlib.suppress(rados.ObjectNotFound):
+                ioctx.operate_read_op(op, name)
+                return dict(found)
+        return {}
+
     # -- what happens to daemons
 
     @property

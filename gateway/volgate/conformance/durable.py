@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from volgate.conformance.in_process import HOST, Opened
 from volgate.conformance.tracing import Line
 from volgate.conformance.verbs import Call
-from volgate.connection import as_file
+from volgate.connection import LocalFile
 from volgate.errors import VolgateError
 from volgate.model import VolumeState
 
@@ -55,9 +55,13 @@ def _files(pool: Opened, call: Call) -> tuple[str, list[str]] | None:
             return None
     except VolgateError:
         found = pool.create()
-        connection = as_file(pool.backend.connection(pool.id(found), host=HOST))
+        connection = pool.backend.connection(pool.id(found), host=HOST)
+        if not isinstance(connection, LocalFile):
+            return None
         return connection.root, [os.path.dirname(os.path.dirname(connection.path)) + "/."]
-    connection = as_file(pool.backend.connection(pool.id(found), host=HOST))
+    connection = pool.backend.connection(pool.id(found), host=HOST)
+    if not isinstance(connection, LocalFile):
+        return None
     return connection.root, [connection.path, connection.tag, *(path for path, _ in connection.chain)]
 
 

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from volgate.backend.run import run_checked
-from volgate.connection import Connection, LocalFile, as_file
+from volgate.conformance import rbd_image
+from volgate.connection import Connection, LocalFile, RbdImage, as_file
 from volgate.model import Format
 
 __all__ = ["MIXED", "PAGE", "Picture", "of_file", "of_pieces", "read", "write"]
@@ -38,6 +39,8 @@ def of_pieces(pieces: Iterable[tuple[int, bytes]]) -> Picture:
 
 def read(connection: Connection) -> Picture:
     """Read a volume or a snapshot as a guest would, through exactly the layers that its connection names."""
+    if isinstance(connection, RbdImage):
+        return of_pieces(rbd_image.read(connection))
     connection = as_file(connection)
     if connection.format is Format.RAW:
         return of_file(connection.path)
@@ -54,6 +57,9 @@ def of_file(path: str) -> Picture:
 
 def write(connection: Connection, pages: Mapping[int, int]) -> None:
     """Write pages as a guest would, durably."""
+    if isinstance(connection, RbdImage):
+        rbd_image.write(connection, {offset: bytes([value]) * PAGE for offset, value in pages.items()})
+        return
     connection = as_file(connection)
     if connection.format is Format.RAW:
         descriptor = os.open(connection.path, os.O_WRONLY | os.O_CLOEXEC)

@@ -297,6 +297,32 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """Controller and host speak different versions of their protocol (FAILED_PRECONDITION; retry: after the cause is gone)."""
     REASON_ALIAS_WITHDRAWN: _Reason.ValueType  # 98
     """The attach comes too late: its alias was detached or given up (FAILED_PRECONDITION; retry: never)."""
+    REASON_CEPH_LIBRARY_MISSING: _Reason.ValueType  # 100
+    """Python finds no librados or librbd on the machine that serves the pool (FAILED_PRECONDITION; retry: after the cause
+    is gone).
+    """
+    REASON_CEPH_DENIED: _Reason.ValueType  # 101
+    """The Ceph cluster refuses the pool's user: its key, or what it may do (PERMISSION_DENIED; retry: after the cause is
+    gone).
+    """
+    REASON_CEPH_OTHER_CLUSTER: _Reason.ValueType  # 102
+    """The cluster that the monitors belong to is not the one that the settings name by `fsid` (FAILED_PRECONDITION; retry:
+    after the cause is gone).
+    """
+    REASON_CEPH_POOL_MISSING: _Reason.ValueType  # 103
+    """The Ceph cluster has no pool, or the pool has no RBD namespace, of the name in the settings (NOT_FOUND; retry: after
+    the cause is gone).
+    """
+    REASON_CEPH_BAD_ADDRESS_OR_KEY: _Reason.ValueType  # 104
+    """librados cannot use the monitors' names or the key as they are given (FAILED_PRECONDITION; retry: after the cause is
+    gone).
+    """
+    REASON_CEPH_REFUSED: _Reason.ValueType  # 105
+    """librbd refuses the request for what it asks of the image (FAILED_PRECONDITION; retry: after the cause is gone)."""
+    REASON_SNAPSHOT_LIMIT: _Reason.ValueType  # 106
+    """The image has as many snapshots as the pool allows, those that its clones still need among them (RESOURCE_EXHAUSTED;
+    retry: after the cause is gone).
+    """
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Reason names what went wrong in a word that programs compare; ErrorInfo.reason holds the part after REASON_."""
@@ -571,4 +597,30 @@ REASON_HOST_PROTOCOL: Reason.ValueType  # 97
 """Controller and host speak different versions of their protocol (FAILED_PRECONDITION; retry: after the cause is gone)."""
 REASON_ALIAS_WITHDRAWN: Reason.ValueType  # 98
 """The attach comes too late: its alias was detached or given up (FAILED_PRECONDITION; retry: never)."""
+REASON_CEPH_LIBRARY_MISSING: Reason.ValueType  # 100
+"""Python finds no librados or librbd on the machine that serves the pool (FAILED_PRECONDITION; retry: after the cause
+is gone).
+"""
+REASON_CEPH_DENIED: Reason.ValueType  # 101
+"""The Ceph cluster refuses the pool's user: its key, or what it may do (PERMISSION_DENIED; retry: after the cause is
+gone).
+"""
+REASON_CEPH_OTHER_CLUSTER: Reason.ValueType  # 102
+"""The cluster that the monitors belong to is not the one that the settings name by `fsid` (FAILED_PRECONDITION; retry:
+after the cause is gone).
+"""
+REASON_CEPH_POOL_MISSING: Reason.ValueType  # 103
+"""The Ceph cluster has no pool, or the pool has no RBD namespace, of the name in the settings (NOT_FOUND; retry: after
+the cause is gone).
+"""
+REASON_CEPH_BAD_ADDRESS_OR_KEY: Reason.ValueType  # 104
+"""librados cannot use the monitors' names or the key as they are given (FAILED_PRECONDITION; retry: after the cause is
+gone).
+"""
+REASON_CEPH_REFUSED: Reason.ValueType  # 105
+"""librbd refuses the request for what it asks of the image (FAILED_PRECONDITION; retry: after the cause is gone)."""
+REASON_SNAPSHOT_LIMIT: Reason.ValueType  # 106
+"""The image has as many snapshots as the pool allows, those that its clones still need among them (RESOURCE_EXHAUSTED;
+retry: after the cause is gone).
+"""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015

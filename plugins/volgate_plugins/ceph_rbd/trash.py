@@ -1,0 +1,99 @@
+"""What was deleted: purged in the background when its time has come, or taken back before."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+
+import rbd
+
+from volgate.errors import VolgateError
+from volgate_plugins.ceph_rbd import layout
+from volgate_plugins.ceph_rbd.cluster import Link
+from volgate_plugins.ceph_rbd.faults import reading
+from volgate_plugins.ceph_rbd.store import Store
+
+__all__ = ["Sweeper"]
+
+_NEVER_MOVED_SECONDS = 3600.0
+
+
+class Sweeper:
+    """A thread that purges while there is something to purge; what it does not get done is done after the next look at the pool."""
+
+    def __init__(self, store: Store) -> None:
+        """Nothing runs yet."""
+        self._store = store
+        self._lock = threading.Lock()
+        self._awake = False
+        self._again = False
+        self._closed = False
+
+    def wake(self) -> None:
+        """Purge what is due, in the background."""
+        with self._lock:
+            self._again = True
+            if self._awake or self._closed:
+                return
+            self._awake = True
+        threading.Thread(target=self._run, name="ceph-rbd-purge", daemon=True).start()
+
+    def close(self) -> None:
+        """Begin nothing more."""
+        with self._lock:
+            self._closed = True
+
+    def _run(self) -> None:
+        while True:
+            with self._lock:
+                if not self._again or self._closed:
+                    self._awake = False
+                    return
+                self._again = False
+            with contextlib.suppress(VolgateError):  # the next look at the pool tells what is wrong, and wakes this again
+                self._sweep()
+
+    def _sweep(self) -> None:
+        with self._store.use() as link:
+            due = [image_id for image_id, when in self._store.pool.doomed(link).items() if when <= time.time()]
+        for image_id in due:
+            if self._closed:
+                return
+            with contextlib.suppress(VolgateError), self._store.use() as link:
+                self._purge(link, image_id)
+        with self._store.use() as link:
+            self._store.pool.forget_clients(link)
+
+    def _purge(self, link: Link, image_id: str) -> None:
+        with reading(f"purge image {image_id}"):
+            try:
+                rbd.RBD().trash_remove(link.ioctx, image_id, force=True)
+            except rbd.ImageNotFound:
+                if not self._is_gone(link, image_id):
+                    return
+            except rbd.ImageHasSnapshots:
+                self._drop_snapshots(link, image_id)
+                return
+            except rbd.ImageBusy:
+                return  # a client that died still watches it, for half a minute
+        self._store.pool.purged(link, image_id)
+
+    def _is_gone(self, link: Link, image_id: str) -> bool:
+        """Whether an image that is not in the trash is purged, or was never moved there and is a volume."""
+        if image_id not in layout.directory(link.ioctx).values():
+            return image_id not in layout.headers(link.ioctx, [image_id])
+        since = self._store.pool.doomed(link).get(image_id, 0.0)
+        return time.time() - since > _NEVER_MOVED_SECONDS  # the call that was to move it is long over
+
+    def _drop_snapshots(self, link: Link, image_id: str) -> None:
+        """Remove the snapshots that no clone needs any more; with the last of them the image goes."""
+        left = 0
+        with self._store.image(link, image_id, "purge snapshots") as image:
+            for snapshot in list(image.list_snaps()):
+                try:
+                    image.remove_snap_by_id(snapshot["id"])
+                except rbd.ImageBusy:
+                    left += 1
+        if not left:
+            self._again = True
