@@ -228,10 +228,14 @@ class Sides:
 
     def _convert(self, image: Path, number: int) -> None:
         self.rbd("create", "--size", f"{image.stat().st_size}B", f"{{}}/q{number}")
-        subprocess.run(["qemu-img", "convert", "-n", "-f", "raw", "-O", "raw", image, self._named(f"q{number}")], check=True)
+        subprocess.run(
+            ["qemu-img", "convert", "-n", "-f", "raw", "-O", "raw", image, self._named(f"q{number}")], check=True, stderr=subprocess.DEVNULL
+        )
 
     def _convert_back(self, folder: Path) -> None:
-        subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", "raw", self._named("q0"), folder / "theirs"], check=True)
+        subprocess.run(
+            ["qemu-img", "convert", "-f", "raw", "-O", "raw", self._named("q0"), folder / "theirs"], check=True, stderr=subprocess.DEVNULL
+        )
         sync(folder / "theirs")
 
     def close(self) -> None:

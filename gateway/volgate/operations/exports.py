@@ -7,11 +7,12 @@ import errno
 import os
 from pathlib import Path
 
+from volgate.backend import DataPath
 from volgate.backend.files import remove_tree, sync_directory
-from volgate.backend.image import convert
 from volgate.errors import AlreadyExists, Unsupported, translate
 from volgate.operations import lookups, requests
 from volgate.operations.context import Context
+from volgate.operations.extracts import write_image
 from volgate.operations.paths import new_path
 
 __all__ = ["export_volume"]
@@ -41,22 +42,14 @@ def _make(ctx: Context, request: requests.ExportVolume, target: Path, work: Path
     ctx.uid = volume.uid
     if not request.snapshot:
         lookups.refuse_attached(ctx, pool, volume, f"export {request.volume}")
-    source = lookups.source_of(pool, volume, request.snapshot)
+    pool.facet(DataPath)
     image = work / "image"
     with ctx.step("convert", undo=lambda: _remove(work)):
         if not _is_ours(ctx, image):  # else an earlier attempt came this far
             _remove(work)
             work.mkdir(mode=0o700)
-            pool.call_long(
-                convert,
-                source.path,
-                source.format,
-                str(image),
-                request.format,
-                chain=source.chain,
-                progress=ctx.report,
-                cancelled=ctx.cancelled.is_set,
-            )
+            stopped = ctx.cancelled.is_set
+            write_image(pool, volume, request.snapshot, image, request.format, progress=ctx.report, cancelled=stopped)
             ctx.note(image=_mark(image))
     with ctx.step("publish", undo=lambda: _withdraw(ctx, target)):
         _publish(image, target)

@@ -10,16 +10,18 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from volgate.backend import DataPath
-from volgate.backend.image import Stretch, convert, stretches
+from volgate.backend import DataPath, Extracts
+from volgate.backend.image import Stretch, stretches
 from volgate.connection import LocalFile
 from volgate.errors import OutOfRange, Unreachable, translate
-from volgate.model import Format
+from volgate.model import Format, Volume
 from volgate.names import SnapshotName, VolumeName
 from volgate.operations import lookups
 from volgate.operations.content import ContentDigest
+from volgate.operations.extracts import write_image
 from volgate.operations.runner import Runner
 from volgate.operations.world import World
+from volgate.pools import Pool
 from volgate.store import journal
 
 __all__ = ["ExportReader", "Upload", "open_export", "sweep_spool"]
@@ -181,15 +183,12 @@ def open_export(world: World, runner: Runner, name: VolumeName | SnapshotName, w
         volume = lookups.require_volume(pool, of, "")
         if not isinstance(name, SnapshotName):
             lookups.refuse_held(world, pool, volume, f"export {name}")
-        source = lookups.source_of(pool, volume, name.snapshot if isinstance(name, SnapshotName) else "")
-        if source.format is wanted and not source.chain:
-            reader = ExportReader.of_file(Path(source.path), release, temporary=False)
-        elif wanted is Format.RAW and (parts := pool.call(_mapped, source)):
-            reader = ExportReader.of_layers([source.path, *(path for path, _ in source.chain)], *parts, release)
-        else:
+        snapshot = name.snapshot if isinstance(name, SnapshotName) else ""
+        reader = _in_place(pool, volume, snapshot, wanted, release)
+        if reader is None:
             target = world.settings.spool_dir / uuid.uuid4().hex
             try:
-                pool.call(convert, source.path, source.format, str(target), wanted, chain=source.chain, durable=False)
+                write_image(pool, volume, snapshot, target, wanted, durable=False)
                 reader = ExportReader.of_file(target, release, temporary=True)
             except BaseException:  # whatever it was, half a file does not stay
                 target.unlink(missing_ok=True)
@@ -197,6 +196,18 @@ def open_export(world: World, runner: Runner, name: VolumeName | SnapshotName, w
         stack.pop_all()
     reader.require = world.lease.require
     return reader
+
+
+def _in_place(pool: Pool, volume: Volume, snapshot: str, wanted: Format, release: Callable[[], None]) -> ExportReader | None:
+    """Read the files that hold the content as they are; None if an image has to be made of it."""
+    if isinstance(pool.backend(), Extracts):
+        return None
+    source = lookups.source_of(pool, volume, snapshot)
+    if source.format is wanted and not source.chain:
+        return ExportReader.of_file(Path(source.path), release, temporary=False)
+    if wanted is Format.RAW and (parts := pool.call(_mapped, source)):
+        return ExportReader.of_layers([source.path, *(path for path, _ in source.chain)], *parts, release)
+    return None
 
 
 def _mapped(source: LocalFile) -> tuple[int, list[Stretch]] | None:
