@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 from volgate.backend import Extracts
@@ -35,8 +34,17 @@ def write_image(
     backend = pool.backend()
     if not isinstance(backend, Extracts):
         source = lookups.source_of(pool, volume, snapshot)
-        made = partial(convert, progress=progress, cancelled=cancelled, durable=durable)
-        pool.call_long(made, source.path, source.format, str(target), wanted, chain=source.chain)
+        pool.call_long(
+            convert,
+            source.path,
+            source.format,
+            str(target),
+            wanted,
+            chain=source.chain,
+            progress=progress,
+            cancelled=cancelled,
+            durable=durable,
+        )
         return
     uid = lookups.snapshot_uid(pool, volume, snapshot)
     if wanted is Format.RAW:
@@ -45,7 +53,16 @@ def write_image(
     raw = target.with_name(f"{target.name}.raw")
     try:
         pool.call_long(backend.extract_to_file, lookups.identity(volume), uid, str(raw), lambda done: progress(done / 2))
-        made = partial(convert, progress=lambda done: progress(0.5 + done / 2), cancelled=cancelled, durable=durable)
-        pool.call_long(made, str(raw), Format.RAW, str(target), wanted, chain=())
+        pool.call_long(
+            convert,
+            str(raw),
+            Format.RAW,
+            str(target),
+            wanted,
+            chain=(),
+            progress=lambda done: progress(0.5 + done / 2),
+            cancelled=cancelled,
+            durable=durable,
+        )
     finally:
         raw.unlink(missing_ok=True)
