@@ -8,6 +8,8 @@ from typing import Self
 
 import msgspec
 
+from volgate.errors import translate
+
 __all__ = ["Process"]
 
 
@@ -29,8 +31,9 @@ class Process(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def _space() -> str:
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-    return f"{boot}/{Path('/proc/self/ns/pid').readlink()}"
+    with translate("tell processes of this machine apart"):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot}/{Path('/proc/self/ns/pid').readlink()}"
 
 
 def _started(pid: int) -> int:
