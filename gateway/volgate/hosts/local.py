@@ -159,7 +159,7 @@ class LocalHost:
     def detach(self, domain: str, alias: str, source: str, *, timeout: float) -> DetachOutcome:
         """Take the disk away; with the last one of a Ceph user, its secret too."""
         outcome = self._detach(domain, alias, source, timeout=timeout)
-        if outcome is DetachOutcome.GONE and source.startswith("rbd:"):
+        if outcome is DetachOutcome.GONE and (not source or source.startswith("rbd:")):
             try:
                 self._calls.ask("secrets", time.monotonic() + _ASK_SECONDS, self._keys.sweep)
             except VolgateError as error:  # the disk is gone; the next detach looks again
