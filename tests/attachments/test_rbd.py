@@ -244,8 +244,6 @@ def test_a_detach_waits_until_nobody_has_the_image_open(place: Place, guest: Gue
     with place.image(volume, read_only=False):
         place.detach(made.name, wait=1)
         assert place.state(made.name) == "DETACHING" and guest.live_disks() == [], "the guest has let go, somebody else has not"
-        said = refused(place.wire.attachments.AttachVolume, attach_request(guest, "asked", serial="asked"), timeout=1)
-        assert said.code in ("FAILED_PRECONDITION", "DEADLINE_EXCEEDED")
     until(lambda: not place.attachments(), PATIENT)
     place.idle()
 
