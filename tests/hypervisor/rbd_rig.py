@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
@@ -83,6 +84,6 @@ def rotate(ceph: CephCluster, client: str, file: Path) -> None:
     """Give a client another key, in Ceph and in the file that refers to it."""
     key, entity = new_key(), f"client.{client}"
     (found,) = ceph.command("auth get", entity=entity)
-    caps = "".join(f'caps {kind} = "{said}"\n' for kind, said in found["caps"].items())
+    caps = "".join(f"caps {kind} = {json.dumps(said)}\n" for kind, said in found["caps"].items())
     ceph.command("auth import", f"[{entity}]\nkey = {key}\n{caps}".encode())
     file.write_text(key)
