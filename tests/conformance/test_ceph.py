@@ -19,6 +19,7 @@ _OURS = ("marker", "client.")
 
 class TestCeph(Conformance):
     backend_class = CephRbd
+    one_connection = True
 
     @pytest.fixture(autouse=True)
     def cluster(self, ceph: CephCluster):
@@ -55,3 +56,6 @@ class TestCeph(Conformance):
 
     def with_secret(self, table, reference: str):
         return {**table, "key": reference}
+
+    def secret(self, table) -> str:
+        return self.ceph.key_file.read_text()

@@ -10,19 +10,23 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+import grpc
 import pytest
 import rbd
 
-from tests.edge.wire import refused
+from tests.edge.wire import refusal, refused
 from tests.labs.ceph import CLIENT, POOL, CephCluster
 from tests.labs.network import Port
 from tests.labs.site import HostNode, Site, until
 from volgate.backend import PoolContext, VolumeId
-from volgate.v1 import host_pb2, pool_pb2, snapshot_pb2, volume_pb2
+from volgate.v1 import attachment_pb2, host_pb2, pool_pb2, snapshot_pb2, volume_pb2
 from volgate_plugins.ceph_rbd.backend import CephRbd
 from volgate_plugins.ceph_rbd.settings import CephSettings
 
 WIRE_SECONDS = 60.0
+PATIENCE = 90.0
+GET = pool_pb2.GetPoolRequest(name="pools/rbd")
+WRITE = "yes {word} | dd of={device} bs=64k count=1 iflag=fullblock oflag=direct conv=notrunc 2>/dev/null"
 WRITER = """
 import json, sys, time, rados, rbd
 image, conf = json.loads(sys.argv[1])
@@ -74,26 +78,29 @@ def stack() -> Iterator[ExitStack]:
         yield made
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def cluster() -> list[CephCluster]:
+    """The one of the site, once that is there."""
     return []
 
 
-@pytest.fixture
-def site(stack: ExitStack, cluster: list[CephCluster]) -> Site:
-    """A cluster, a controller and two hosts, each at an address of its own."""
+@pytest.fixture(scope="module")
+def site(cluster: list[CephCluster]) -> Iterator[Site]:
+    """A cluster, a controller and two hosts with a guest each, all at addresses of their own."""
+    with ExitStack() as stack:
 
-    def pools(made: Site) -> str:
-        port = made.network.add("ceph")
-        cluster.append(stack.enter_context(CephCluster(namespace=port.namespace, address=port.address)))
-        return cluster[0].toml("rbd")
+        def pools(made: Site) -> str:
+            port = made.network.add("ceph")
+            cluster.append(stack.enter_context(CephCluster(namespace=port.namespace, address=port.address)))
+            return cluster[0].toml("rbd")
 
-    made = Site(pools=pools)
-    stack.callback(made.close)
-    made.controller.start()
-    for name in ("h1", "h2"):
-        made.add(name).start()
-    return made
+        made = Site(pools=pools)
+        stack.callback(made.close)
+        made.controller.start()
+        for name in ("h1", "h2"):
+            made.add(name, guest=True).start()
+        until(lambda: "Fences" in made.controller.wire.pools.GetPool(GET, timeout=WIRE_SECONDS).pool.capabilities, what="the pool")
+        yield made
 
 
 def writing(stack: ExitStack, cluster: CephCluster, node: HostNode, image: str) -> Writer:
@@ -106,10 +113,6 @@ def writing(stack: ExitStack, cluster: CephCluster, node: HostNode, image: str) 
 def test_a_fenced_host_loses_its_write_and_a_new_client_is_let_in(stack: ExitStack, site: Site, cluster: list[CephCluster]):
     (ceph,), wire = cluster, site.controller.wire
     h1, h2 = site.hosts["h1"], site.hosts["h2"]
-    until(
-        lambda: "Fences" in wire.pools.GetPool(pool_pb2.GetPoolRequest(name="pools/rbd"), timeout=WIRE_SECONDS).pool.capabilities,
-        what="the pool",
-    )
     made = wire.volumes.CreateVolume(
         volume_pb2.CreateVolumeRequest(pool="pools/rbd", volume_id="v", size_bytes=16 << 20), timeout=60
     ).volume
@@ -129,7 +132,7 @@ def test_a_fenced_host_loses_its_write_and_a_new_client_is_let_in(stack: ExitSta
     )
     with ceph.ioctx() as ioctx, rbd.Image(ioctx, image, read_only=True) as opened:
         assert opened.read(0, 8) == proven
-    fence_attached(ceph, h1, made)
+    fence_attached(ceph, h1, made, image)
     other = writing(stack, ceph, h2, image)
     assert other.line() == "1", "another host has the lock at once, and writes"
     assert writing(stack, ceph, h1, image).end() == ["ConnectionShutdown"], "a new client there cannot even open it"
@@ -142,6 +145,7 @@ def test_a_fenced_host_loses_its_write_and_a_new_client_is_let_in(stack: ExitSta
     h1.wait_live()
     unfence = host_pb2.UnfenceHostRequest(name="hosts/h1")
     until(lambda: not wire.hosts.UnfenceHost(unfence, timeout=WIRE_SECONDS, wait_for_ready=True).host.fenced_pools)
+    h2.wait_live()
     again = writing(stack, ceph, h1, image)
     assert again.line() == "1"
     again.close()
@@ -149,7 +153,13 @@ def test_a_fenced_host_loses_its_write_and_a_new_client_is_let_in(stack: ExitSta
     assert Path(site.controller.log).read_text().count(ceph.key_file.read_text()) == 0
 
 
-def fence_attached(ceph: CephCluster, node: HostNode, volume: volume_pb2.Volume) -> None:
+def lockers(ceph: CephCluster, image: str) -> list[str]:
+    """Where those are who hold an image's lock."""
+    with ceph.ioctx() as ioctx, rbd.Image(ioctx, image, read_only=True) as opened:
+        return [address.partition(":")[0] for _, _, address in (opened.list_lockers() or {"lockers": []})["lockers"]]
+
+
+def fence_attached(ceph: CephCluster, node: HostNode, volume: volume_pb2.Volume, image: str) -> None:
     """As FenceHost does for a volume that is attached on the host: its lock is broken, and the very client stays out for good."""
     with ceph.ioctx() as ioctx:
         marker = json.loads(ceph.rows(ioctx, "volgate.pool")["marker"])
@@ -157,8 +167,51 @@ def fence_attached(ceph: CephCluster, node: HostNode, volume: volume_pb2.Volume)
     settings = CephSettings(**{**table, "monitors": tuple(table["monitors"])})
     backend = ceph.inside(lambda: CephRbd(settings, PoolContext("rbd", marker["instance"])))
     meant = VolumeId("v", volume.uid)
-    assert [(holder.address.partition(":")[0], holder.locks) for holder in backend.holders(meant)] == [(node.port.address, True)]
+    assert lockers(ceph, image) == [node.port.address]
     for _ in range(2):
         backend.fence([node.port.address], [meant])
-    assert not [holder for holder in backend.holders(meant) if holder.locks]
+    assert lockers(ceph, image) == []
     backend.close()
+
+
+def attach(site: Site, node: HostNode, volume: volume_pb2.Volume) -> attachment_pb2.AttachVolumeRequest:
+    """The guest is told of I/O errors: QEMU would stop it."""
+    assert node.guest
+    options = attachment_pb2.DiskOptions(error_policy=attachment_pb2.ERROR_POLICY_REPORT)
+    return attachment_pb2.AttachVolumeRequest(volume=volume.name, host=f"hosts/{node.name}", domain=node.guest.name, options=options)
+
+
+def test_a_fenced_guest_cannot_write_and_its_volume_goes_to_another(site: Site, cluster: list[CephCluster]):
+    wire, h1, h2 = site.controller.wire, site.hosts["h1"], site.hosts["h2"]
+    assert h1.guest and h2.guest
+    request = volume_pb2.CreateVolumeRequest(pool="pools/rbd", volume_id="disk", size_bytes=16 << 20)
+    volume = wire.volumes.CreateVolume(request, timeout=WIRE_SECONDS).volume
+    first = wire.attachments.AttachVolume(attach(site, h1, volume), timeout=WIRE_SECONDS).attachment
+    lost = h1.guest.wait_disk(first.options.serial).device
+    h1.guest.run(WRITE.format(word="first", device=lost))
+    assert refused(wire.attachments.AttachVolume, attach(site, h2, volume), timeout=WIRE_SECONDS).reason == "IN_USE"
+    answer = wire.hosts.FenceHost(host_pb2.FenceHostRequest(name="hosts/h1"), timeout=WIRE_SECONDS)
+    assert list(answer.addresses) == [h1.port.address] and not answer.unfenced_attachments
+    assert h1.guest.sh(WRITE.format(word="fenced", device=lost))[0] != 0, "the guest's write fails"
+    running = refused(wire.hosts.UnfenceHost, host_pb2.UnfenceHostRequest(name="hosts/h1"), timeout=PATIENCE)
+    assert running.reason == "IN_USE" and ("domain", "guest-h1") in [holder[:2] for holder in running.holders]
+    second = wire.attachments.AttachVolume(attach(site, h2, volume), timeout=WIRE_SECONDS).attachment
+    device = h2.guest.wait_disk(second.options.serial).device
+    read = "dd if={device} bs=4096 count=1 iflag=direct 2>/dev/null | head -n 1"
+    assert h2.guest.run(read.format(device=device)) == "first"
+    h2.guest.run(WRITE.format(word="second", device=device))
+    assert h1.guest.sh(WRITE.format(word="late", device=lost))[0] != 0
+    wire.hosts.UnfenceHost(host_pb2.UnfenceHostRequest(name="hosts/h1"), timeout=PATIENCE)
+    assert h1.guest.disks() == [] and h2.guest.run(read.format(device=device)) == "second"
+    wire.attachments.DetachVolume(attachment_pb2.DetachVolumeRequest(name=second.name, wait_seconds=60), timeout=PATIENCE)
+    third = until(lambda: _attached(site, h1, volume), PATIENCE, "an attach on the host that was let in")
+    assert h1.guest.run(read.format(device=h1.guest.wait_disk(third.options.serial).device)) == "second"
+    wire.attachments.DetachVolume(attachment_pb2.DetachVolumeRequest(name=third.name, wait_seconds=60), timeout=PATIENCE)
+
+
+def _attached(site: Site, node: HostNode, volume: volume_pb2.Volume) -> attachment_pb2.Attachment | None:
+    try:
+        return site.controller.wire.attachments.AttachVolume(attach(site, node, volume), timeout=WIRE_SECONDS).attachment
+    except grpc.RpcError as error:
+        assert refusal(error).reason in ("HOST_UNSETTLED", "HOST_DOWN"), error
+        return None

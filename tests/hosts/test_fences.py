@@ -70,6 +70,8 @@ def test_a_fenced_host_s_volumes_go_elsewhere_and_it_is_cleaned_before_it_is_let
     answer = fence(visit)
     assert list(answer.addresses) == [visit.h1.port.address] == array.status().fenced
     assert list(answer.host.fenced_pools) == [SIM] and list(answer.unfenced_attachments) == [stays.name]
+    running = refused(hosts.UnfenceHost, host_pb2.UnfenceHostRequest(name="hosts/h1"), timeout=PATIENCE)
+    assert running.reason == "IN_USE" and ("domain", "guest-h1") in [holder[:2] for holder in running.holders]
     elsewhere = given(visit, moved)
     assert visit.refused(visit.attach(visit.create(), visit.h1)).reason == "HOST_FENCED"
     assert visit.refused(visit.attach(other, visit.h2)).reason == "IN_USE", "that pool keeps nobody out"
@@ -77,15 +79,13 @@ def test_a_fenced_host_s_volumes_go_elsewhere_and_it_is_cleaned_before_it_is_let
     visit.site.controller.again()
     assert list(visit.host(visit.h1).fenced_pools) == [SIM], "also after a restart"
     visit.h1.wait_live()
-    running = refused(hosts.UnfenceHost, host_pb2.UnfenceHostRequest(name="hosts/h1"))
-    assert running.reason == "IN_USE" and ("domain", "guest-h1") in [holder[:2] for holder in running.holders]
-    visit.caller(visit.detach(stays.name))
-    hosts.ReleaseHost(host_pb2.ReleaseHostRequest(name="hosts/h1"), timeout=WIRE_SECONDS)
-    until(lambda: "was taken from domain guest-h1" in visit.host(visit.h1).problem, PATIENCE, "the cleaning")
-    assert visit.serials(visit.h1) == set()
-    hosts.UnfenceHost(host_pb2.UnfenceHostRequest(name="hosts/h1"), timeout=WIRE_SECONDS)
+    hosts.UnfenceHost(host_pb2.UnfenceHostRequest(name="hosts/h1"), timeout=PATIENCE)
+    assert "was taken from domain guest-h1" in visit.host(visit.h1).problem, "what is elsewhere, before the host was let in"
+    assert visit.serials(visit.h1) == {stays.options.serial}
     assert not visit.host(visit.h1).fenced_pools and array.status().fenced == []
-    visit.caller(visit.detach(elsewhere.name))
+    assert len(visit.caller.list_attachments()) == 2, "nothing else is on record"
+    for record in (elsewhere, stays):
+        visit.caller(visit.detach(record.name))
     visit.usable(visit.h1)
     visit.attached(moved, visit.h1, pool=SIM)
 

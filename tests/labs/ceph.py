@@ -107,6 +107,7 @@ osd crush update on start = true
 osd class dir = {classes}
 osd scrub during recovery = false
 osd fast shutdown = false
+osd snap trim sleep = 0.01
 osd max object name len = 256
 osd max object namespace len = 64
 """

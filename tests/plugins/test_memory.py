@@ -21,6 +21,7 @@ from volgate.connect.local import connect
 from volgate.errors import (
     AlreadyExists,
     Cancelled,
+    Denied,
     InUse,
     InvalidRequest,
     NotFound,
@@ -53,7 +54,7 @@ def pool(array):
 def test_every_facet_of_a_raw_array_is_there(pool):
     assert capabilities(pool.backend) == (
         *("Resizes", "Snapshots", "Reverts", "Clones", "Measures", "DataPath", "Adopts", "Relabels", "PathsSeen"),
-        *("Holders", "Groups", "ChangedBlocks", "Fences"),
+        *("Groups", "ChangedBlocks", "Fences"),
     )
     traits = pool.backend.traits
     assert (traits.formats, traits.online_snapshots, traits.independent_clones) == ((Format.RAW,), "", False)
@@ -409,3 +410,21 @@ def test_another_gateway_or_pool_is_refused(array, pool):
             Pool(MemorySettings(socket=str(array.socket)), name, instance)
         assert caught.value.reason == "POOL_FOREIGN"
     assert array.pool().names() == pool.names()
+
+
+def test_simulated_clients_hold_a_volume_until_they_are_fenced(array):
+    pool = array.pool(clients=True)
+    held, other = pool.create("held"), pool.create("other")
+    assert "Holders" in capabilities(pool.backend)
+    array.ask("open_volume", str, volume="held", address="192.0.2.1", locks=True)
+    array.ask("open_volume", str, volume="held", address="192.0.2.2", locks=False)
+    assert [(one.address, one.locks) for one in pool.backend.holders(held)] == [("192.0.2.1", True), ("192.0.2.2", False)]
+    assert pool.backend.holders(other) == []
+    pool.backend.fence(["192.0.2.1"], [held])
+    assert [one.address for one in pool.backend.holders(held)] == ["192.0.2.2"] and array.status().fenced == ["192.0.2.1"]
+    with pytest.raises(Denied):
+        array.ask("open_volume", str, volume="held", address="192.0.2.1", locks=True)
+    with pytest.raises(Precondition, match="where the gateway itself"):
+        pool.backend.fence(["127.0.0.1"], [])
+    pool.backend.unfence(["192.0.2.1"])
+    array.ask("open_volume", str, volume="held", address="192.0.2.1", locks=True)

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from volgate.backend.secrets import resolve
 from volgate.conformance.in_process import INSTANCE, POOL
 from volgate.secret import Secret
 from volgate.worker.facet_calls import METHODS
@@ -26,7 +27,7 @@ class Child:
 
     def __init__(self, plugin: str, kind: str, table: Mapping[str, Any], secret: Callable[[str], Secret] | None = None) -> None:
         """Start it and open the pool. Raises what the plugin raises, Lost."""
-        self._link = Link(Start(plugin, "warning", secret=secret))
+        self._link = Link(Start(plugin, "warning", secret=secret or resolve))
         pool = PoolOf(kind, dict(table), f"pools.{POOL}", POOL, INSTANCE)
         arguments = {name: msgspec.Raw(msgspec.msgpack.encode(value)) for name, value in msgspec.structs.asdict(pool).items()}
         try:

@@ -57,13 +57,13 @@ class Victims:
     def points(self, verb: Verb, calls: str, most: int = 0, *, alone: bool = False) -> list[Point]:
         """Which system calls of a mutation are tried: some drawn by the seed, or all. Seen in a run without any fault.
 
-        `alone`: those of the worker, without those of the commands that it starts.
+        `alone`: those of the worker on files, without those of the commands that it starts; none if its storage is elsewhere.
         """
         child, call = self.warm(verb), verb.prepare(self.pool)
         with Trace(child.pid, calls, alone=alone) as trace:
             _make(child, call)
         child.end()
-        every = trace.points
+        every = trace.points(of_files=alone and calls == FILES)
         assert every or alone, f"{verb} makes no system call that changes anything"
         most = most or self._points or len(every)
         return every if most >= len(every) else self.pool.random.sample(every, most)
@@ -176,8 +176,9 @@ class Faults:
         assert not (unsynced := forgotten(trace.lines, victims.pool, call)), f"written and not synced: {unsynced}"
 
     @proves(Level.FAULTS, wire=False)
-    def test_a_slow_change_holds_nobody_up(self, victims: Victims) -> None:
+    def test_a_slow_change_holds_nobody_up(self, victims: Victims, own_ways: None) -> None:
         """While a change of one volume waits for the storage, others are read and listed."""
+        assert own_ways is None
         pool, child = victims.pool, victims.warm(VERBS[0])
         first, other = victims.points(VERBS[0], CHANGING, most=_ALL, alone=True)[0], pool.create()
         call = VERBS[0].prepare(pool)

@@ -99,9 +99,8 @@ class Leaks:
         subject.nothing_is_left()
 
     @proves(Level.FAULTS, wire=False)
-    def test_a_secret_stays_one(self, victims: Victims, secret_table: Secretly, capfd: pytest.CaptureFixture[str]) -> None:
+    def test_a_secret_stays_one(self, victims: Victims, secret_table: Secretly, canary: str, capfd: pytest.CaptureFixture[str]) -> None:
         """A secret of the pool's table is in no log, error or answer, and in no argument or environment of a process that is started."""
-        canary = f"canary-{os.urandom(12).hex()}"
         told: list[str] = []
         child = Child(victims.plugin, victims.kind, secret_table("test:canary"), secret=lambda _reference: Secret(canary))
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar
@@ -48,6 +49,8 @@ class Conformance(
     """The entry point; "": the module of the class, or the nearest package around it, that has `volgate_backends`."""
     kind: ClassVar[str] = ""
     """Which of the plugin's kinds; "": its only one."""
+    one_connection: ClassVar[bool] = False
+    """Whether a library carries all calls over one connection, so that a system call that stands still holds them all."""
     over_the_wire: ClassVar[bool] = False
 
     @classmethod
@@ -57,6 +60,8 @@ class Conformance(
             return "the test class has no `foreign`"
         if "secret_table" in fixtures and cls.with_secret is Conformance.with_secret:
             return "the test class has no `with_secret`: no setting holds a secret"
+        if "own_ways" in fixtures and cls.one_connection:
+            return "all calls share one connection of a library"
         return ""
 
     @pytest.fixture
@@ -79,6 +84,11 @@ class Conformance(
     def with_secret(self, table: Table, reference: str) -> Table:
         """The table with a secret that is referenced so. Needed for a backend whose settings hold one."""
         raise NotImplementedError
+
+    def secret(self, table: Table) -> str:
+        """The secret that the storage takes; "" if it looks at none, and any will do."""
+        del table
+        return ""
 
     # -- what the tests ask for
 
@@ -109,6 +119,15 @@ class Conformance(
     def secret_table(self, table: Table) -> Callable[[str], Table]:
         """Puts a secret into the table."""
         return lambda reference: self.with_secret(table, reference)
+
+    @pytest.fixture
+    def own_ways(self) -> None:
+        """Asked for by what holds where each call has a way of its own to the storage."""
+
+    @pytest.fixture
+    def canary(self, table: Table) -> str:
+        """The secret that must not be told."""
+        return self.secret(table) or f"canary-{os.urandom(12).hex()}"
 
     @pytest.fixture
     def own_temporary_files(self, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,6 +32,7 @@ CHANGING = ",".join(name for name in MUTATING.split(",") if name not in ("openat
 """Those that no reading call makes."""
 _LINE = re.compile(r"^(\d+) +(.*)$")
 _NAME = re.compile(r"^(\w+)\(")
+_NO_FILE = re.compile(r"^\w+\(\d+<(anon_inode|pipe|socket|UNIX|TCP)")
 _SECONDS = 20.0
 _LEAVE_SECONDS = 0.5
 _LOOKS = 10
@@ -117,15 +118,18 @@ class Trace:
         self.lines = [Line(int(found[1]), found[2]) for line in text.splitlines() if (found := _LINE.match(line))]
         self._stack.close()
 
-    @property
-    def points(self) -> list[Point]:
-        """Every call that a thread made, in order, each told apart from others of its name by its number."""
+    def points(self, *, of_files: bool = False) -> list[Point]:
+        """Every call that a thread made, in order, each told apart from others of its name by its number.
+
+        `of_files`: without those on what lies in no file system, by which threads wake each other: no disk makes them fail.
+        """
         counts = Counter[tuple[int, str]]()
         found = dict[Point, None]()
         for line in self.lines:
             if (name := _NAME.match(line.text)) is not None:
                 counts[line.thread, name[1]] += 1
-                found[Point(name[1], counts[line.thread, name[1]])] = None
+                if not (of_files and _NO_FILE.match(line.text)):
+                    found[Point(name[1], counts[line.thread, name[1]])] = None
         return list(found)
 
 

@@ -10,9 +10,12 @@ from pathlib import Path
 from volgate.backend.files import remove_tree, sync_directory
 from volgate.backend.image import convert
 from volgate.errors import AlreadyExists, Unsupported, translate
+from volgate.model import Volume
 from volgate.operations import lookups, requests
 from volgate.operations.context import Context
+from volgate.operations.extraction import extract, is_extracted
 from volgate.operations.paths import new_path
+from volgate.pools import Pool
 
 __all__ = ["export_volume"]
 
@@ -41,25 +44,32 @@ def _make(ctx: Context, request: requests.ExportVolume, target: Path, work: Path
     ctx.uid = volume.uid
     if not request.snapshot:
         lookups.refuse_attached(ctx, pool, volume, f"export {request.volume}")
-    source = lookups.source_of(pool, volume, request.snapshot)
     image = work / "image"
     with ctx.step("convert", undo=lambda: _remove(work)):
         if not _is_ours(ctx, image):  # else an earlier attempt came this far
             _remove(work)
             work.mkdir(mode=0o700)
-            pool.call_long(
-                convert,
-                source.path,
-                source.format,
-                str(image),
-                request.format,
-                chain=source.chain,
-                progress=ctx.report,
-                cancelled=ctx.cancelled.is_set,
-            )
+            _write(ctx, request, pool, volume, str(image))
             ctx.note(image=_mark(image))
     with ctx.step("publish", undo=lambda: _withdraw(ctx, target)):
         _publish(image, target)
+
+
+def _write(ctx: Context, request: requests.ExportVolume, pool: Pool, volume: Volume, image: str) -> None:
+    if is_extracted(pool):
+        extract(pool, volume, request.snapshot, image, request.format, progress=ctx.report, cancelled=ctx.cancelled.is_set)
+        return
+    source = lookups.source_of(pool, volume, request.snapshot)
+    pool.call_long(
+        convert,
+        source.path,
+        source.format,
+        image,
+        request.format,
+        chain=source.chain,
+        progress=ctx.report,
+        cancelled=ctx.cancelled.is_set,
+    )
 
 
 def _publish(image: Path, target: Path) -> None:

@@ -10,13 +10,13 @@ import contextlib
 import ipaddress
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from volgate.backend import Fences, Holders, VolumeId
 from volgate.errors import Denied, Holder, InUse, InvalidRequest, NotFound, Precondition, Unreachable, Unsupported
 from volgate.operations import requests
-from volgate.operations.context import Context
+from volgate.operations.context import Context, Parked
 from volgate.operations.requests import Plan
 from volgate.operations.world import World
 from volgate.pools import Pool
@@ -28,6 +28,8 @@ from volgate.store.records import AttachmentRecord
 __all__ = ["Fenced", "fence_host", "plan_fence", "plan_unfence", "unfence_host"]
 
 _MOST = 100_000
+_CLEANING_SECONDS = 60.0
+_LOOK_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +62,12 @@ def fence_host(ctx: Context, request: requests.FenceHost) -> Fenced:
 
 
 def unfence_host(ctx: Context, request: requests.UnfenceHost) -> None:
-    """Let a host in again, once nothing of what was fenced runs there any more."""
+    """Let a host in again, once its domains have no disk of a volume that is elsewhere, and run with none that was fenced."""
     world, name = ctx.world, request.host
     with world.database.read() as connection:
         known = fences.of_host(connection, name)
+    if known:
+        _clean(ctx, name)
     if not request.assume_restarted:
         _refuse_running(world, name, known)
     for found in known:
@@ -72,6 +76,32 @@ def unfence_host(ctx: Context, request: requests.UnfenceHost) -> None:
             ctx.write(partial(fences.put, found=Fence(name, pool.name, found.addresses, proven=False, at=time.time())))
             pool.call(pool.facet(Fences).unfence, _only(world, found))
             ctx.write(partial(fences.forget, host=name, pool=pool.name))
+
+
+def _clean(ctx: Context, name: str) -> None:
+    """Let the host be looked at as one that returns: disks of volumes that are elsewhere are taken from its domains.
+
+    One that cannot be asked is looked at when it registers.
+    """
+    fleet = ctx.world.hosts
+    if not ctx.facts.get("cleaning"):
+        ctx.write(partial(_mark_returning, name=name))
+        fleet.put(replace(fleet.record(name), returning=True))
+        ctx.note(cleaning=time.time())
+    if name not in fleet.unsettled() or not fleet.standing(name).info.live:
+        return
+    ctx.raise_if_cancelled()
+    if time.time() - float(ctx.facts["cleaning"]) > _CLEANING_SECONDS:
+        told = f"hosts/{name}: a domain does not let go of a disk whose volume is elsewhere; stop it, and repeat the call"
+        raise Unreachable(told, reason="HOST_UNSETTLED", retry_after=5.0)
+    raise Parked(_LOOK_SECONDS)
+
+
+def _mark_returning(commit: Commit, *, name: str) -> None:
+    record = hosts.find(commit, name)
+    if record is None:
+        raise NotFound(f"hosts/{name} is not known any more")
+    hosts.put(commit, replace(record, returning=True))
 
 
 def plan_fence(world: World, request: requests.FenceHost) -> Plan:

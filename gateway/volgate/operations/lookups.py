@@ -30,6 +30,7 @@ __all__ = [
     "require_uid",
     "require_volume",
     "round_up",
+    "snapshot_uid",
     "snapshots_of",
     "source_of",
 ]
@@ -152,13 +153,17 @@ def blockers(world: World, pool: Pool, volume: Volume) -> tuple[str, ...]:
 
 def source_of(pool: Pool, volume: Volume, snapshot: str) -> LocalFile:
     """Where the bytes of a volume, or with a name of its snapshot, are. Raises NotFound, Unsupported."""
-    data, uid = pool.facet(DataPath), ""
-    if snapshot:
-        found = next((s for s in snapshots_of(pool, volume) if s.name == snapshot), None)
-        if found is None:
-            raise NotFound(f"{SnapshotName(pool.name, volume.name, snapshot)} does not exist")
-        uid = found.uid
-    return as_file(pool.call(data.image, identity(volume), uid))
+    return as_file(pool.call(pool.facet(DataPath).image, identity(volume), snapshot_uid(pool, volume, snapshot)))
+
+
+def snapshot_uid(pool: Pool, volume: Volume, snapshot: str) -> str:
+    """The uid of a volume's snapshot by its name, "" for no name. Raises NotFound, Unsupported."""
+    if not snapshot:
+        return ""
+    found = next((s for s in snapshots_of(pool, volume) if s.name == snapshot), None)
+    if found is None:
+        raise NotFound(f"{SnapshotName(pool.name, volume.name, snapshot)} does not exist")
+    return found.uid
 
 
 def round_up(size: int, grain: int) -> int:

@@ -19,7 +19,7 @@ from volgate.operations.runner import Runner
 from volgate.operations.sweep import Sweep
 from volgate.operations.world import World
 from volgate.pools import Pool
-from volgate.store import attachments, journal
+from volgate.store import attachments, fences, journal
 from volgate.store.records import AttachmentRecord, AttachmentState, OperationRecord
 
 __all__ = ["Rebuild", "Repairs", "repair_host"]
@@ -200,7 +200,9 @@ class Rebuild:
         try:
             if elsewhere := self._elsewhere(pool, host, volume, found):
                 return self._take(host, volume, found, elsewhere)
-            if identifier:
+            with self._world.database.read() as connection:
+                kept_out = fences.holds(connection, host, pool.name)
+            if identifier and not kept_out:  # what a fenced host has holds nothing, until it is let in
                 _record(self._world, pool, host, volume, found, identifier)
         finally:
             release()

@@ -14,12 +14,14 @@ from volgate.backend import DataPath
 from volgate.backend.image import Stretch, convert, stretches
 from volgate.connection import LocalFile
 from volgate.errors import OutOfRange, Unreachable, translate
-from volgate.model import Format
+from volgate.model import Format, Volume
 from volgate.names import SnapshotName, VolumeName
 from volgate.operations import lookups
 from volgate.operations.content import ContentDigest
+from volgate.operations.extraction import extract, is_extracted
 from volgate.operations.runner import Runner
 from volgate.operations.world import World
+from volgate.pools import Pool
 from volgate.store import journal
 
 __all__ = ["ExportReader", "Upload", "open_export", "sweep_spool"]
@@ -181,22 +183,35 @@ def open_export(world: World, runner: Runner, name: VolumeName | SnapshotName, w
         volume = lookups.require_volume(pool, of, "")
         if not isinstance(name, SnapshotName):
             lookups.refuse_held(world, pool, volume, f"export {name}")
-        source = lookups.source_of(pool, volume, name.snapshot if isinstance(name, SnapshotName) else "")
-        if source.format is wanted and not source.chain:
-            reader = ExportReader.of_file(Path(source.path), release, temporary=False)
-        elif wanted is Format.RAW and (parts := pool.call(_mapped, source)):
-            reader = ExportReader.of_layers([source.path, *(path for path, _ in source.chain)], *parts, release)
-        else:
-            target = world.settings.spool_dir / uuid.uuid4().hex
-            try:
-                pool.call(convert, source.path, source.format, str(target), wanted, chain=source.chain, durable=False)
-                reader = ExportReader.of_file(target, release, temporary=True)
-            except BaseException:  # whatever it was, half a file does not stay
-                target.unlink(missing_ok=True)
-                raise
+        snapshot = name.snapshot if isinstance(name, SnapshotName) else ""
+        reader = _extracted if is_extracted(pool) else _converted
+        made = reader(world, pool, volume, snapshot, wanted, release)
         stack.pop_all()
-    reader.require = world.lease.require
-    return reader
+    made.require = world.lease.require
+    return made
+
+
+def _extracted(world: World, pool: Pool, volume: Volume, snapshot: str, wanted: Format, release: Callable[[], None]) -> ExportReader:
+    """The image as the backend writes it into the spool."""
+    target = world.settings.spool_dir / uuid.uuid4().hex
+    extract(pool, volume, snapshot, str(target), wanted, progress=lambda _done: None, cancelled=lambda: False)
+    return ExportReader.of_file(target, release, temporary=True)
+
+
+def _converted(world: World, pool: Pool, volume: Volume, snapshot: str, wanted: Format, release: Callable[[], None]) -> ExportReader:
+    """The image in the files that hold it, or in a converted one in the spool."""
+    source = lookups.source_of(pool, volume, snapshot)
+    if source.format is wanted and not source.chain:
+        return ExportReader.of_file(Path(source.path), release, temporary=False)
+    if wanted is Format.RAW and (parts := pool.call(_mapped, source)):
+        return ExportReader.of_layers([source.path, *(path for path, _ in source.chain)], *parts, release)
+    target = world.settings.spool_dir / uuid.uuid4().hex
+    try:
+        pool.call(convert, source.path, source.format, str(target), wanted, chain=source.chain, durable=False)
+        return ExportReader.of_file(target, release, temporary=True)
+    except BaseException:  # whatever it was, half a file does not stay
+        target.unlink(missing_ok=True)
+        raise
 
 
 def _mapped(source: LocalFile) -> tuple[int, list[Stretch]] | None:

@@ -157,10 +157,11 @@ class HostServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UnfenceHost(self, request, context):
-        """UnfenceHost lets a host's clients in again. What ran there when it was fenced must be started anew first: a client that was
-        fenced holds what it believes of its volumes. Success if it is not fenced. FAILED_PRECONDITION: IN_USE names the domains that
-        still have disks of these pools. UNAVAILABLE: HOST_DOWN (it cannot be asked, and assume_restarted is not set), or a pool does
-        not answer. NOT_FOUND.
+        """UnfenceHost lets a host's clients in again. Before that, disks whose volumes are attached elsewhere by now are taken from its
+        domains. What ran there when it was fenced must be started anew: a client that was fenced holds what it believes of its volumes.
+        Success if it is not fenced. FAILED_PRECONDITION: IN_USE names the domains that still run with disks of these pools.
+        UNAVAILABLE: HOST_DOWN (it cannot be asked, and assume_restarted is not set), HOST_UNSETTLED (a domain does not let go), or a
+        pool does not answer. NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -71,10 +71,11 @@ class HostServiceStub:
     UNIMPLEMENTED: no pool can fence. UNAVAILABLE: a pool does not answer. NOT_FOUND.
     """
     UnfenceHost: _grpc.UnaryUnaryMultiCallable[_host_pb2.UnfenceHostRequest, _host_pb2.UnfenceHostResponse]
-    """UnfenceHost lets a host's clients in again. What ran there when it was fenced must be started anew first: a client that was
-    fenced holds what it believes of its volumes. Success if it is not fenced. FAILED_PRECONDITION: IN_USE names the domains that
-    still have disks of these pools. UNAVAILABLE: HOST_DOWN (it cannot be asked, and assume_restarted is not set), or a pool does
-    not answer. NOT_FOUND.
+    """UnfenceHost lets a host's clients in again. Before that, disks whose volumes are attached elsewhere by now are taken from its
+    domains. What ran there when it was fenced must be started anew: a client that was fenced holds what it believes of its volumes.
+    Success if it is not fenced. FAILED_PRECONDITION: IN_USE names the domains that still run with disks of these pools.
+    UNAVAILABLE: HOST_DOWN (it cannot be asked, and assume_restarted is not set), HOST_UNSETTLED (a domain does not let go), or a
+    pool does not answer. NOT_FOUND.
     """
 
 @_typing.type_check_only
@@ -120,10 +121,11 @@ class HostServiceAsyncStub(HostServiceStub):
     UNIMPLEMENTED: no pool can fence. UNAVAILABLE: a pool does not answer. NOT_FOUND.
     """
     UnfenceHost: _aio.UnaryUnaryMultiCallable[_host_pb2.UnfenceHostRequest, _host_pb2.UnfenceHostResponse]  # type: ignore[assignment]
-    """UnfenceHost lets a host's clients in again. What ran there when it was fenced must be started anew first: a client that was
-    fenced holds what it believes of its volumes. Success if it is not fenced. FAILED_PRECONDITION: IN_USE names the domains that
-    still have disks of these pools. UNAVAILABLE: HOST_DOWN (it cannot be asked, and assume_restarted is not set), or a pool does
-    not answer. NOT_FOUND.
+    """UnfenceHost lets a host's clients in again. Before that, disks whose volumes are attached elsewhere by now are taken from its
+    domains. What ran there when it was fenced must be started anew: a client that was fenced holds what it believes of its volumes.
+    Success if it is not fenced. FAILED_PRECONDITION: IN_USE names the domains that still run with disks of these pools.
+    UNAVAILABLE: HOST_DOWN (it cannot be asked, and assume_restarted is not set), HOST_UNSETTLED (a domain does not let go), or a
+    pool does not answer. NOT_FOUND.
     """
 
 class HostServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -220,10 +222,11 @@ class HostServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _host_pb2.UnfenceHostRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_host_pb2.UnfenceHostResponse, _abc.Awaitable[_host_pb2.UnfenceHostResponse]]:
-        """UnfenceHost lets a host's clients in again. What ran there when it was fenced must be started anew first: a client that was
-        fenced holds what it believes of its volumes. Success if it is not fenced. FAILED_PRECONDITION: IN_USE names the domains that
-        still have disks of these pools. UNAVAILABLE: HOST_DOWN (it cannot be asked, and assume_restarted is not set), or a pool does
-        not answer. NOT_FOUND.
+        """UnfenceHost lets a host's clients in again. Before that, disks whose volumes are attached elsewhere by now are taken from its
+        domains. What ran there when it was fenced must be started anew: a client that was fenced holds what it believes of its volumes.
+        Success if it is not fenced. FAILED_PRECONDITION: IN_USE names the domains that still run with disks of these pools.
+        UNAVAILABLE: HOST_DOWN (it cannot be asked, and assume_restarted is not set), HOST_UNSETTLED (a domain does not let go), or a
+        pool does not answer. NOT_FOUND.
         """
 
 def add_HostServiceServicer_to_server(servicer: HostServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -12,13 +12,14 @@ import rbd
 from volgate.backend import Foreign, tag_of, unseal
 from volgate.errors import AlreadyExists, DataLoss, InvalidRequest, NotFound, Precondition
 from volgate.model import Format, Volume, VolumeSpec
+from volgate.names import object_name
 from volgate_plugins.ceph_rbd import images, layout
 from volgate_plugins.ceph_rbd.cluster import Link
 from volgate_plugins.ceph_rbd.faults import changing, reading
 from volgate_plugins.ceph_rbd.holding import refuse_open
 from volgate_plugins.ceph_rbd.layout import Header
 from volgate_plugins.ceph_rbd.pool import Note
-from volgate_plugins.ceph_rbd.store import Content, Found, Store, image_name
+from volgate_plugins.ceph_rbd.store import Content, Found, Store
 
 __all__ = ["Adoption", "give_back"]
 
@@ -45,7 +46,7 @@ class Adoption:
 
     def adopt(self, locator: str, spec: VolumeSpec) -> Volume:
         """Rename the image and tag it; its data stay as they are."""
-        store, image = self._store, image_name(spec.name, spec.uid)
+        store, image = self._store, object_name(spec.name, spec.uid)
         if not locator or "@" in locator or "/" in locator:
             raise InvalidRequest(f"{locator!r} is not the name of an image of the pool", field="locator")
         if spec.format is not Format.RAW:

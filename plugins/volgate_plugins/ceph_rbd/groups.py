@@ -20,6 +20,7 @@ from volgate.model import Snapshot
 from volgate_plugins.ceph_rbd import layout
 from volgate_plugins.ceph_rbd.cluster import Link
 from volgate_plugins.ceph_rbd.faults import changing, reading
+from volgate_plugins.ceph_rbd.holding import bury_at
 from volgate_plugins.ceph_rbd.snapshots import ROW, Snapshotting, Taken, cuts_of, row_of, told
 from volgate_plugins.ceph_rbd.store import Found, Store
 
@@ -50,6 +51,8 @@ class Grouping:
             self._refuse(link, found, members)
             self._store.pool.note_client(link)  # librbd opens the images, and locks them
             self._store.pool.note_group(link, group_uid, [one.header.id for one in found])
+            for one in found:
+                bury_at(self._store, link, one.header.id)  # a call that died may hold its lock
             try:
                 self._begin(link, group, found, doing)
                 found = [self._described(link, group, one, member) for one, member in zip(found, members, strict=True)]

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import rbd
 
 from volgate.backend import Holder
 from volgate.errors import Holder as Named
-from volgate.errors import InUse
+from volgate.errors import InUse, NotFound
 from volgate_plugins.ceph_rbd.cluster import Link
-from volgate_plugins.ceph_rbd.faults import reading
-from volgate_plugins.ceph_rbd.store import Found, Store
+from volgate_plugins.ceph_rbd.faults import changing, reading
 
-__all__ = ["holders_of", "refuse_open"]
+if TYPE_CHECKING:
+    from volgate_plugins.ceph_rbd.store import Found, Store
+
+__all__ = ["bury", "bury_at", "holders_of", "refuse_open"]
+
+_BURIED_SECONDS = 3600
 
 
 def holders_of(store: Store, link: Link, image: Any, doing: str) -> Sequence[Holder]:
@@ -26,6 +33,33 @@ def holders_of(store: Store, link: Link, image: Any, doing: str) -> Sequence[Hol
     locks = {str(address) for _, _, address in lockers["lockers"]} if lockers else set()
     own = store.pool.clients(link) if watchers else set()
     return [Holder(watchers[address], address, address in locks) for address in sorted(watchers) if address not in own]
+
+
+def bury(store: Store, link: Link, image: Any) -> bool:
+    """Shut out clients of the gateway that died and still hold this open image; say whether there were any.
+
+    The cluster would wait half a minute for them; shut out, what they had sent can no longer land.
+    """
+    lockers = image.list_lockers()
+    held = {str(address): (str(client), str(cookie)) for client, cookie, address in lockers["lockers"]} if lockers else {}
+    there = {*held, *(str(one["addr"]) for one in image.watchers_list())} - {link.address}
+    dead = there & store.pool.dead_clients(link) if there else set()
+    for address in dead:
+        link.client.blocklist_add(address, _BURIED_SECONDS)
+    if dead:
+        link.client.wait_for_latest_osdmap()
+    for address in dead & held.keys():
+        with contextlib.suppress(rbd.ImageNotFound, rbd.ReadOnlyImage):  # librbd then breaks it when it wants the lock
+            image.break_lock(*held[address])
+    return bool(dead)
+
+
+def bury_at(store: Store, link: Link, image_id: str) -> None:
+    """As `bury`, for an image that is not open; it costs next to nothing if no client of the gateway died lately."""
+    doing = f"look who holds image {image_id}"
+    if store.pool.dead_clients(link):
+        with contextlib.suppress(NotFound), store.image(link, image_id, doing, read_only=True) as image, changing(doing):
+            bury(store, link, image)
 
 
 def refuse_open(store: Store, link: Link, found: Found, image: Any, doing: str) -> None:

@@ -13,6 +13,7 @@ from volgate.errors import InDoubt, OutOfSpace, VolgateError
 from volgate_plugins.ceph_rbd import layout
 from volgate_plugins.ceph_rbd.cluster import Link
 from volgate_plugins.ceph_rbd.faults import changing, number, reading
+from volgate_plugins.ceph_rbd.holding import bury_at
 from volgate_plugins.ceph_rbd.layout import Header
 from volgate_plugins.ceph_rbd.pool import Note
 from volgate_plugins.ceph_rbd.store import Store
@@ -53,6 +54,7 @@ def discard(store: Store, link: Link, image: str) -> None:
 def take_away(store: Store, link: Link, image: str, image_id: str, delay: float) -> bool:
     """Move an image to the trash, to be purged `delay` seconds later; False if there is no such image. Raises OutOfSpace, InDoubt."""
     doing = f"delete image {image}"
+    bury_at(store, link, image_id)
     store.pool.doom(link, image_id, time.time() + delay)
     with changing(doing):
         try:

@@ -15,6 +15,7 @@ from volgate.backend import PoolContext
 from volgate.errors import Precondition
 from volgate_plugins.ceph_rbd.cluster import Cluster, Link
 from volgate_plugins.ceph_rbd.faults import changing, number, reading
+from volgate_plugins.ceph_rbd.process import Process
 
 __all__ = ["OBJECT", "GroupNote", "Marker", "Note", "PoolObject"]
 
@@ -49,6 +50,13 @@ class GroupNote(msgspec.Struct, frozen=True, kw_only=True):
 
     images: tuple[str, ...]
     since: float
+
+
+class Client(msgspec.Struct, frozen=True, kw_only=True):
+    """A client of the gateway: when it last said so, and the process that it is."""
+
+    seen: float
+    process: Process
 
 
 class PoolObject:
@@ -136,13 +144,14 @@ class PoolObject:
         """Say that this client is the gateway's: what it has open when it dies is in nobody's use. Repeated now and then."""
         now = time.monotonic()
         if not link.noted or now - link.noted > _NOTED_SECONDS:
-            self._write(link, "note this client", {_CLIENT + link.address: str(time.time()).encode()})
+            row = Client(seen=time.time(), process=Process.mine())
+            self._write(link, "note this client", {_CLIENT + link.address: msgspec.json.encode(row)})
             link.noted = now
 
     def forget_clients(self, link: Link) -> None:
         """Drop the notes of clients that have not said anything for long: what they watched is long let go."""
         before = time.time() - _FORGOTTEN_SECONDS
-        old = [key for key, value in self._rows(link, _CLIENT).items() if float(value) < before]
+        old = [key for key, value in self._rows(link, _CLIENT).items() if msgspec.json.decode(value, type=Client).seen < before]
         if old:
             self._write(link, "forget old clients", removed=old)
 
@@ -154,6 +163,11 @@ class PoolObject:
     def clients(self, link: Link) -> set[str]:
         """The addresses of the gateway's clients, this one among them."""
         return {key.removeprefix(_CLIENT) for key in self._rows(link, _CLIENT)} | {link.address}
+
+    def dead_clients(self, link: Link) -> set[str]:
+        """Those of the gateway's clients whose process has surely ended."""
+        rows = {key.removeprefix(_CLIENT): msgspec.json.decode(value, type=Client) for key, value in self._rows(link, _CLIENT).items()}
+        return {address for address, row in rows.items() if row.process.has_ended()}
 
     # -- rows
 

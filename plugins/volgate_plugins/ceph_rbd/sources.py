@@ -9,13 +9,14 @@ import rbd
 from volgate.backend import VolumeId
 from volgate.errors import NotFound, OutOfRange, Precondition
 from volgate.model import SourceKind, VolumeSpec
+from volgate.names import object_name
 from volgate_plugins.ceph_rbd.cluster import Link
 from volgate_plugins.ceph_rbd.faults import changing, reading
 from volgate_plugins.ceph_rbd.images import create, header_of
 from volgate_plugins.ceph_rbd.layout import Header
 from volgate_plugins.ceph_rbd.pool import Note
 from volgate_plugins.ceph_rbd.snapshots import CLONING, Snapshotting, Taken
-from volgate_plugins.ceph_rbd.store import Found, Store, image_name
+from volgate_plugins.ceph_rbd.store import Found, Store
 
 __all__ = ["Sources"]
 
@@ -61,7 +62,7 @@ class Sources:
         return depth >= settings.max_depth or origin.header.snapshots >= settings.max_snapshots
 
     def _empty(self, link: Link, spec: VolumeSpec, size: int) -> Header:
-        settings, image = self._store.settings, image_name(spec.name, spec.uid)
+        settings, image = self._store.settings, object_name(spec.name, spec.uid)
 
         def make() -> None:
             rbd.RBD().create(
@@ -78,7 +79,7 @@ class Sources:
         return create(self._store, link, image, Note(uid=spec.uid), make)
 
     def _clone(self, link: Link, spec: VolumeSpec, size: int, origin: Found) -> Header:
-        image, settings = image_name(spec.name, spec.uid), self._store.settings
+        image, settings = object_name(spec.name, spec.uid), self._store.settings
         moment, source_size = self._moment(link, spec, origin)
         if size < source_size:
             raise OutOfRange(f"a clone of {source_size} bytes cannot have {size}", field="size")

@@ -14,10 +14,10 @@ import rbd
 from volgate.backend import OwnerTag, PoolContext, VolumeId, seal, unseal, volume_of
 from volgate.errors import DataLoss, InDoubt, NotFound, Precondition
 from volgate.model import Format, Provisioning, Volume, VolumeState
-from volgate.names import object_name
 from volgate_plugins.ceph_rbd import layout
 from volgate_plugins.ceph_rbd.cluster import Cluster, Link
 from volgate_plugins.ceph_rbd.faults import changing, number, reading
+from volgate_plugins.ceph_rbd.holding import bury
 from volgate_plugins.ceph_rbd.layout import TAG, Header
 from volgate_plugins.ceph_rbd.pool import PoolObject
 from volgate_plugins.ceph_rbd.settings import CephSettings
@@ -171,6 +171,9 @@ class Store:
             if snapshot_id:
                 with reading(doing):
                     opened.set_snap_by_id(snapshot_id)
+            if not read_only:
+                with reading(doing):
+                    bury(self, link, opened)
             yield opened
         finally:
             with contextlib.suppress(rbd.Error):  # nothing is in flight: what was written was waited for
@@ -217,8 +220,3 @@ def _name_of(image: str) -> str:
     """The volume's name in the name of its image, "" if that is no such name."""
     match = _STORED.fullmatch(image)
     return match[1] if match else ""
-
-
-def image_name(name: str, uid: str) -> str:
-    """What the image of a volume is called."""
-    return object_name(name, uid)

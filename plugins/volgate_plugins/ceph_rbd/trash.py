@@ -13,6 +13,7 @@ from volgate_plugins.ceph_rbd import layout
 from volgate_plugins.ceph_rbd.cluster import Link
 from volgate_plugins.ceph_rbd.faults import reading
 from volgate_plugins.ceph_rbd.groups import Grouping
+from volgate_plugins.ceph_rbd.holding import bury_at
 from volgate_plugins.ceph_rbd.store import Store
 
 __all__ = ["Sweeper"]
@@ -56,30 +57,39 @@ class Sweeper:
                 self._sweep()
 
     def _sweep(self) -> None:
-        with self._store.use() as link:
-            due = [image_id for image_id, when in self._store.pool.doomed(link).items() if when <= time.time()]
-        for image_id in due:
-            if self._closed:
-                return
-            with contextlib.suppress(VolgateError), self._store.use() as link:
-                self._purge(link, image_id)
+        while self._round():
+            pass
         with self._store.use() as link:
             self._store.pool.forget_clients(link)
             self._groups.sweep(link)
 
-    def _purge(self, link: Link, image_id: str) -> None:
+    def _round(self) -> bool:
+        """Try all that is due once; say whether another round may get more done: with a clone, what it lay on can go."""
+        with self._store.use() as link:
+            due = [image_id for image_id, when in self._store.pool.doomed(link).items() if when <= time.time()]
+        gone = 0
+        for image_id in due:
+            if self._closed:
+                return False
+            with contextlib.suppress(VolgateError), self._store.use() as link:
+                gone += self._purge(link, image_id)
+        return gone > 0
+
+    def _purge(self, link: Link, image_id: str) -> bool:
+        """Say whether something was done, so that another round may do more."""
         with reading(f"purge image {image_id}"):
+            bury_at(self._store, link, image_id)
             try:
                 rbd.RBD().trash_remove(link.ioctx, image_id, force=True)
             except rbd.ImageNotFound:
                 if not self._is_gone(link, image_id):
-                    return
+                    return False
             except rbd.ImageHasSnapshots:
-                self._drop_snapshots(link, image_id)
-                return
+                return self._drop_snapshots(link, image_id)
             except rbd.ImageBusy:
-                return  # a client that died still watches it, for half a minute
+                return False  # somebody has it open, or died on another machine and is let go after half a minute
         self._store.pool.purged(link, image_id)
+        return True
 
     def _is_gone(self, link: Link, image_id: str) -> bool:
         """Whether an image that is not in the trash is purged, or was never moved there and is a volume."""
@@ -88,14 +98,10 @@ class Sweeper:
         since = self._store.pool.doomed(link).get(image_id, 0.0)
         return time.time() - since > _NEVER_MOVED_SECONDS  # the call that was to move it is long over
 
-    def _drop_snapshots(self, link: Link, image_id: str) -> None:
-        """Remove the snapshots that no clone needs any more; with the last of them the image goes."""
-        left = 0
+    def _drop_snapshots(self, link: Link, image_id: str) -> bool:
+        """Remove the snapshots that no clone needs any more; say whether the image can go now."""
         with self._store.image(link, image_id, "purge snapshots") as image:
             for snapshot in list(image.list_snaps()):
-                try:
+                with contextlib.suppress(rbd.ImageBusy):
                     image.remove_snap_by_id(snapshot["id"])
-                except rbd.ImageBusy:
-                    left += 1
-        if not left:
-            self._again = True
+            return not list(image.list_snaps())

@@ -12,6 +12,7 @@ from volgate.backend import VolumeId, tag_of
 from volgate.connection import RbdImage
 from volgate.errors import AlreadyExists, Holder, InUse, NotFound, Unsupported
 from volgate.model import Format, Labels, Provisioning, Volume, VolumeSpec
+from volgate.names import object_name
 from volgate_plugins.ceph_rbd import images
 from volgate_plugins.ceph_rbd.adoption import give_back
 from volgate_plugins.ceph_rbd.changes import write_back
@@ -22,7 +23,7 @@ from volgate_plugins.ceph_rbd.pool import Note
 from volgate_plugins.ceph_rbd.snapshots import ROW, Taken, taken
 from volgate_plugins.ceph_rbd.sources import Sources
 from volgate_plugins.ceph_rbd.space import Space
-from volgate_plugins.ceph_rbd.store import Content, Found, Store, image_name
+from volgate_plugins.ceph_rbd.store import Content, Found, Store
 
 __all__ = ["Volumes", "connected"]
 
@@ -36,7 +37,7 @@ class Volumes:
 
     def create(self, spec: VolumeSpec, size: int) -> Volume:
         """Make a volume of `size` bytes, or tell the one of the same uid."""
-        store, image = self._store, image_name(spec.name, spec.uid)
+        store, image = self._store, object_name(spec.name, spec.uid)
         with store.use() as link:
             found = store.lookup(link, spec.name)
             if found is not None:
@@ -55,7 +56,7 @@ class Volumes:
 
     def delete(self, volume: VolumeId) -> None:
         """Move the image to the trash, unless somebody uses it."""
-        store, image = self._store, image_name(volume.name, volume.uid)
+        store, image = self._store, object_name(volume.name, volume.uid)
         with store.use() as link:
             found = store.lookup(link, volume.name)
             if found is not None and found.tag.uid == volume.uid:

@@ -39,7 +39,7 @@ from volgate_plugins.memory.server import Opened
 from volgate_plugins.memory.settings import MemorySettings
 from volgate_plugins.memory.table import GRAIN, MAXIMUM
 
-__all__ = ["Memory"]
+__all__ = ["Memory", "MemoryWithClients"]
 
 T = TypeVar("T")
 _PAGE = 500
@@ -47,7 +47,7 @@ _COMPARED = 1 << 30
 _CHECK_SECONDS = 3.0
 
 
-class Memory(Resizes, Reverts, Clones, Measures, DataPath, Adopts, Relabels, PathsSeen, Holders, Groups, ChangedBlocks, Fences):
+class Memory(Resizes, Reverts, Clones, Measures, DataPath, Adopts, Relabels, PathsSeen, Groups, ChangedBlocks, Fences):
     """A pool on a simulated array."""
 
     def __init__(self, settings: MemorySettings, context: PoolContext) -> None:
@@ -66,8 +66,11 @@ class Memory(Resizes, Reverts, Clones, Measures, DataPath, Adopts, Relabels, Pat
 
     @classmethod
     def open(cls, settings: MemorySettings, context: PoolContext) -> Memory:
-        """Open the pool. Raises Unreachable, Precondition (POOL_FOREIGN, POOL_MARKER_MISSING), InvalidRequest."""
-        return cls(settings, context)
+        """Open the pool, with simulated clients if the settings say so.
+
+        Raises Unreachable, Precondition (POOL_FOREIGN, POOL_MARKER_MISSING), InvalidRequest.
+        """
+        return (MemoryWithClients if settings.clients else cls)(settings, context)
 
     def _open(self, timeout: float) -> Opened:
         if not self._settings.socket:
@@ -227,10 +230,6 @@ class Memory(Resizes, Reverts, Clones, Measures, DataPath, Adopts, Relabels, Pat
         """Return the two simulated paths."""
         return self._call("paths", list[Path], volume=volume)
 
-    def holders(self, volume: VolumeId) -> Sequence[Holder]:
-        """Return the simulated clients that have the volume open."""
-        return self._call("holders", list[Holder], volume=volume)
-
     def create_snapshot_group(self, group_uid: str, members: Sequence[GroupMember]) -> Sequence[Snapshot]:
         """Copy the volumes while nobody changes one of them."""
         del group_uid  # the array knows the snapshots by their own
@@ -256,3 +255,11 @@ class Memory(Resizes, Reverts, Clones, Measures, DataPath, Adopts, Relabels, Pat
     def fenced(self, addresses: Sequence[str]) -> Sequence[str]:
         """Return those that it refuses."""
         return self._call("fenced", list[str], addresses=list(addresses))
+
+
+class MemoryWithClients(Memory, Holders):
+    """One that tells who has a volume open: the simulated clients, and nobody else, so that no attach can be proven."""
+
+    def holders(self, volume: VolumeId) -> Sequence[Holder]:
+        """Return the simulated clients that have the volume open."""
+        return self._call("holders", list[Holder], volume=volume)

@@ -19,6 +19,7 @@ class MemorySettings:
 
     `directory` (for the bytes; "": in memory), `capacity_bytes`, `oversubscription` (0: any) and `independent_clones` (children survive
     their parents) describe an array that is started; one with a `socket` has its own.
+    `clients`: tell who has a volume open, by the word of the control command alone; then nothing can be attached.
     `accept_loss`: an array that lost its volumes by its end may be used again, empty. `connect_seconds`, `call_seconds` and
     `copy_seconds` bound the waits for the array, for an answer, and for one that copies a volume. `faults` are in force from the start.
     """
@@ -29,6 +30,7 @@ class MemorySettings:
     oversubscription: float = 10.0
     independent_clones: bool = False
     accept_loss: bool = False
+    clients: bool = False
     connect_seconds: float = 5.0
     call_seconds: float = 60.0
     copy_seconds: float = 3600.0
