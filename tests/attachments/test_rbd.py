@@ -17,6 +17,7 @@ import rbd
 
 from tests.attachments.world import MIB, SECONDS, World, until
 from tests.edge.wire import refused
+from tests.hypervisor.rbd_rig import rotate
 from tests.labs.ceph import CephCluster
 from tests.labs.domain import Guest
 from tests.labs.libvirtd import PrivateLibvirtd
@@ -25,6 +26,7 @@ from volgate.v1 import attachment_pb2, operation_pb2, snapshot_pb2, volume_pb2
 POOL, CLIENT = "guests", "guests"
 CAPS = f"profile rbd pool={POOL}"
 RAW = volume_pb2.VOLUME_FORMAT_RAW
+SHARED = attachment_pb2.ACCESS_MODE_SHARED
 PATIENT = 60.0
 PATTERN = "yes {word} | dd of={device} bs=1M count=4 iflag=fullblock oflag=direct conv=notrunc 2>/dev/null && sync"
 
@@ -234,6 +236,41 @@ def in_the_background(call: Callable[[], object]) -> threading.Thread:
     thread = threading.Thread(target=made)
     thread.start()
     return thread
+
+
+def test_a_detach_waits_until_nobody_has_the_image_open(place: Place, guest: Guest) -> None:
+    volume = place.made("asked")
+    made = place.attach(guest, full("asked"), serial="asked").attachment
+    with place.image(volume, read_only=False):
+        place.detach(made.name, wait=1)
+        assert place.state(made.name) == "DETACHING" and guest.live_disks() == [], "the guest has let go, somebody else has not"
+    until(lambda: not place.attachments(), PATIENT)
+    place.idle()
+
+
+def test_shared_writers_and_readers_are_told_apart_from_strangers(place: Place, guest: Guest, fresh_guest: Guest) -> None:
+    volume = place.made("shared")
+    both = [place.attach(one, full("shared"), serial="shared", access=SHARED).attachment for one in (guest, fresh_guest)]
+    assert len(place.watchers(volume)) == 2 and guest.wait_disk("shared") and fresh_guest.wait_disk("shared")
+    for made in both:
+        place.detach(made.name)
+    assert place.watchers(volume) == []
+    made = place.attach(guest, full("shared"), serial="reader", access=attachment_pb2.ACCESS_MODE_READ_ONLY).attachment
+    assert guest.wait_disk("reader").read_only and len(place.watchers(volume)) == 1, "who only reads has it open too"
+    place.detach(made.name)
+
+
+def test_a_key_is_changed_under_guests_and_gateway(place: Place, guest: Guest) -> None:
+    place.made("rotated")
+    made = place.attach(guest, full("rotated"), serial="rotated").attachment
+    disk = guest.wait_disk("rotated")
+    rotate(place.ceph, CLIENT, place.key)
+    guest.run(PATTERN.format(word="onward", device=disk.device))
+    place.made("later")
+    later = place.attach(guest, full("later"), serial="later").attachment
+    assert guest.wait_disk("later") and begins(guest, disk.device) == "onward"
+    for one in (made, later):
+        place.detach(one.name)
 
 
 def test_a_libvirtd_that_starts_anew_has_the_key_again_before_the_guest_does(

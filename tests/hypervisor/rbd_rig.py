@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import rbd
 
-from tests.labs.ceph import CLIENT, POOL, CephCluster
+from tests.labs.ceph import CLIENT, POOL, CephCluster, new_key
 from volgate.connection import RbdImage
 
-__all__ = ["Images"]
+__all__ = ["Images", "rotate"]
 
 MIB = 1 << 20
 
@@ -65,14 +67,7 @@ class Images:
 
     def rotate(self) -> None:
         """Give the client another key, in Ceph and in the file that refers to it."""
-        from tests.labs.ceph import new_key
-
-        key = new_key()
-        entity = f"client.{CLIENT}"
-        (found,) = self.ceph.command("auth get", entity=entity)
-        caps = "".join(f'caps {kind} = "{said}"\n' for kind, said in found["caps"].items())
-        self.ceph.command("auth import", f"[{entity}]\nkey = {key}\n{caps}".encode())
-        self.ceph.key_file.write_text(key)
+        rotate(self.ceph, CLIENT, self.ceph.key_file)
 
     def key(self) -> str:
         """The client's key of now."""
@@ -83,3 +78,12 @@ class Images:
         with self.ceph.ioctx() as ioctx:
             for name in self._made:
                 rbd.RBD().remove(ioctx, name)
+
+
+def rotate(ceph: CephCluster, client: str, file: Path) -> None:
+    """Give a client another key, in Ceph and in the file that refers to it."""
+    key, entity = new_key(), f"client.{client}"
+    (found,) = ceph.command("auth get", entity=entity)
+    caps = "".join(f"caps {kind} = {json.dumps(said)}\n" for kind, said in found["caps"].items())
+    ceph.command("auth import", f"[{entity}]\nkey = {key}\n{caps}".encode())
+    file.write_text(key)

@@ -39,6 +39,7 @@ class Keys:
         self._lock = threading.Lock()
         self._attaching: Counter[str] = Counter()
         self._promised: set[str] = set()
+        self._given: dict[str, Secret] = {}
 
     def of(self, connection: Connection) -> Key | None:
         """The key of now, None for what needs none; files are read. Raises InvalidRequest."""
@@ -51,6 +52,11 @@ class Keys:
     def renew(self, libvirt: Libvirt, key: Key) -> None:
         """Give libvirt the key of now."""
         secrets.put(libvirt, key.usage, key.secret)
+        self._given[key.usage] = key.secret
+
+    def forget(self) -> None:
+        """Libvirt started anew, and knows no key."""
+        self._given.clear()
 
     def promise(self, libvirt: Libvirt, key: Key | None) -> None:
         """Give libvirt the key for a disk that is in no domain yet."""
@@ -66,7 +72,8 @@ class Keys:
         with self._lock:
             self._attaching[key.usage] += 1
         try:
-            self.renew(libvirt, key)
+            if self._given.get(key.usage) != key.secret:
+                self.renew(libvirt, key)
             try:
                 return act()
             except Unreachable as error:
@@ -83,4 +90,5 @@ class Keys:
         with self._lock:
             kept = {usage for usage, count in self._attaching.items() if count} | self._promised
         for usage in secrets.sweep(libvirt, kept):
+            self._given.pop(usage, None)
             _log.info("the secret of a Ceph user is removed: no domain needs it", secret=usage)

@@ -159,7 +159,7 @@ class LocalHost:
     def detach(self, domain: str, alias: str, source: str, *, timeout: float) -> DetachOutcome:
         """Take the disk away; with the last one of a Ceph user, its secret too."""
         outcome = self._detach(domain, alias, source, timeout=timeout)
-        if outcome is DetachOutcome.GONE and source.startswith("rbd:"):
+        if outcome is DetachOutcome.GONE and (not source or source.startswith("rbd:")):
             try:
                 self._calls.ask("secrets", time.monotonic() + _ASK_SECONDS, self._keys.sweep)
             except VolgateError as error:  # the disk is gone; the next detach looks again
@@ -383,6 +383,7 @@ class LocalHost:
         """A new connection may mean a libvirtd that died, or another one: orphans are looked for again, features asked for."""
         self._clean.clear()
         self._features = {}
+        self._keys.forget()
         self._events.register(connection)
 
     def _request(self, plan: AttachPlan, deadline: float) -> Request:
@@ -392,7 +393,8 @@ class LocalHost:
     def _connect(self, connection: Connection, deadline: float) -> DiskSource:
         """Prove a volume in a lane of its own: a hung file system, or monitors that say nothing, starve no domain."""
         if isinstance(connection, RbdImage):
-            features = self._calls.probe("features", deadline, lambda c: self._probe(describe_link(c), c))
+            known = next(iter(self._features.values()), None)
+            features = known or self._calls.probe("features", deadline, lambda c: self._probe(describe_link(c), c))
             return self._proved(deadline, partial(rbd.connect, connection, features, deadline=deadline))
         return self._proved(deadline, partial(connect, connection))
 

@@ -58,7 +58,7 @@ def put(connection: libvirt.virConnect, usage: str, key: Secret) -> None:
 def sweep(connection: libvirt.virConnect, kept: Collection[str]) -> list[str]:
     """Remove the secrets of ours that no domain names, but those in `kept`; return which went."""
     with translated("look for secrets that no domain uses"):
-        ours = {usage: secret for secret in connection.listAllSecrets() if cluster_of(usage := secret.usageID())}
+        ours = {usage: secret for secret in _every(connection) if cluster_of(usage := secret.usageID())}
         ours = {usage: secret for usage, secret in ours.items() if usage not in kept}
         if not ours:
             return []
@@ -83,6 +83,15 @@ def used(connection: libvirt.virConnect) -> set[str]:
             tree = ET.fromstring(text)  # noqa: S314  # libvirt's own answer
             found.update(secret.get("usage", "") for secret in tree.iterfind("./devices/disk/source/auth/secret"))
     return found
+
+
+def _every(connection: libvirt.virConnect) -> list[libvirt.virSecret]:
+    try:
+        return list(connection.listAllSecrets())
+    except libvirt.libvirtError as error:
+        if error.get_error_code() != libvirt.VIR_ERR_NO_SUPPORT:
+            raise
+        return []  # a driver without secrets
 
 
 def _find(connection: libvirt.virConnect, usage: str) -> libvirt.virSecret | None:

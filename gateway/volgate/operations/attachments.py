@@ -57,7 +57,7 @@ def attach_volume(ctx: Context, request: requests.AttachVolume) -> Attached:
     with ctx.step("connection"):
         connection = pool.call(pool.backend().connection, lookups.identity(volume), host=host_name)
     identity = lookups.identity(volume)
-    before, seen = holders.writers(others), holders.clients(pool, identity)
+    before, seen = holders.openers(others), holders.clients(pool, identity)
     again = ctx.resumed and seen and host.presence(domain.uuid, alias, connection.source, timeout=timeout).qemu
     holders.refuse_strangers(ctx, seen, volume.name, before + bool(again), died=died)
     plan = AttachPlan(identifier, alias, domain.uuid, connection, options, str(request.volume))
@@ -70,7 +70,7 @@ def attach_volume(ctx: Context, request: requests.AttachVolume) -> Attached:
         return Attached(record, xml)
     with ctx.step("attach", undo=lambda: _take_back(host, domain.uuid, alias, connection.source, timeout)):
         disk = host.attach(plan, timeout=timeout)
-        if disk.live and options.access is not Access.READ_ONLY:
+        if disk.live:
             holders.require_opened(pool, identity, before)
     done = replace(
         record,

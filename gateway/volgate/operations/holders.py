@@ -11,14 +11,13 @@ from volgate.backend import VolumeId
 from volgate.backend.facets import Holder, Holders
 from volgate.errors import Holder as Blocker
 from volgate.errors import InUse, NotFound, Precondition, VolgateError
-from volgate.model import Access
 from volgate.operations.context import Context, Parked
 from volgate.operations.world import World
 from volgate.pools import Pool
 from volgate.store import attachments
 from volgate.store.records import AttachmentRecord, AttachmentState
 
-__all__ = ["LINGER_SECONDS", "clients", "left_open", "refuse_strangers", "require_opened", "writers"]
+__all__ = ["LINGER_SECONDS", "clients", "left_open", "openers", "refuse_strangers", "require_opened"]
 
 LINGER_SECONDS = 45.0
 """A storage forgets a client that died within this time: Ceph after 30 seconds without a sign of life."""
@@ -70,8 +69,6 @@ def left_open(world: World, record: AttachmentRecord) -> str:
 
     A storage that does not answer is somebody; a pool that is served no more is nobody.
     """
-    if record.options.access is Access.READ_ONLY:
-        return ""
     deadline = time.monotonic() + _LET_GO_SECONDS
     with world.database.read() as connection:
         others = [one for one in attachments.of_volume(connection, record.pool, record.volume) if one.id != record.id]
@@ -79,7 +76,7 @@ def left_open(world: World, record: AttachmentRecord) -> str:
         pool = world.pools.get(record.pool)
         if pool.quarantine or pool.unserved:
             return ""
-        while (found := clients(pool, VolumeId(record.volume, record.volume_uid))) and len(found) > writers(others):
+        while (found := clients(pool, VolumeId(record.volume, record.volume_uid))) and len(found) > openers(others):
             if time.monotonic() > deadline:
                 return _named(found)
             time.sleep(_TICK)
@@ -91,9 +88,9 @@ def left_open(world: World, record: AttachmentRecord) -> str:
     return ""
 
 
-def writers(records: Sequence[AttachmentRecord]) -> int:
-    """How many of these attachments their storage sees as clients: a disk that is only read registers none."""
-    return sum(one.live and one.state is not AttachmentState.PREPARED and one.options.access is not Access.READ_ONLY for one in records)
+def openers(records: Sequence[AttachmentRecord]) -> int:
+    """How many clients these attachments are: a QEMU that only reads is one too."""
+    return sum(one.live and one.state is not AttachmentState.PREPARED for one in records)
 
 
 def _named(found: Sequence[Holder]) -> str:

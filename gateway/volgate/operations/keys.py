@@ -20,6 +20,7 @@ __all__ = ["Keys"]
 
 _log = structlog.get_logger()
 _EVERY_SECONDS = 60.0
+_AGAIN_SECONDS = 10.0  # after a host or a storage that did not answer
 _LOOK_SECONDS = 10.0
 _HOSTS_AT_ONCE = 32
 _MOST_RECORDS = 100_000
@@ -32,7 +33,7 @@ class Keys:
         """Nothing was given yet."""
         self._world = world
         self._due = threading.Event()
-        self._given = 0.0
+        self._next: dict[str, float] = {}  # by host, monotonic
         self._sweep: Sweep[Station, bool] = Sweep("keys", _HOSTS_AT_ONCE)
 
     def hurry(self) -> None:
@@ -40,19 +41,26 @@ class Keys:
         self._due.set()
 
     def renew(self) -> None:
-        """Make a round if it is time; a host or a storage that does not answer is given its keys in a later one. Raises VolgateError."""
-        if not self._due.is_set() and time.monotonic() - self._given < _EVERY_SECONDS:
+        """Make a round with the hosts whose time has come. Raises VolgateError."""
+        if self._due.is_set():
+            self._due.clear()
+            self._next.clear()
+        now = time.monotonic()
+        stations = [station for station in self._world.hosts.stations() if now >= self._next.get(station.name, 0.0)]
+        if not stations:
             return
-        self._due.clear()
         with self._world.database.read() as connection:
             records = [one for one in attachments.page(connection, limit=_MOST_RECORDS) if one.source.startswith("rbd:")]
         wanted: dict[str, dict[str, AttachmentRecord]] = defaultdict(dict)
         for record in records:
             wanted[record.host].setdefault(record.pool, record)  # all volumes of a pool have one key
-        stations = [station for station in self._world.hosts.stations() if station.name in wanted]
-        ended = self._sweep.run(stations, lambda station: self._give(station, list(wanted[station.name].values())), _LOOK_SECONDS)
-        if all(ended.get(station.name) for station in stations):
-            self._given = time.monotonic()
+        ended = self._sweep.run(
+            [station for station in stations if station.name in wanted],
+            lambda station: self._give(station, list(wanted[station.name].values())),
+            _LOOK_SECONDS,
+        )
+        for station in stations:
+            self._next[station.name] = now + (_EVERY_SECONDS if ended.get(station.name, station.name not in wanted) else _AGAIN_SECONDS)
 
     def close(self) -> None:
         """Begin nothing more."""
