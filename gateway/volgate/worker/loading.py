@@ -14,7 +14,7 @@ __all__ = ["BUILT_IN", "GROUP", "Found", "answered", "find", "load", "offers"]
 
 GROUP = "volgate.plugins"
 BUILT_IN = "built-in"
-_OWN = ("directory", "memory", "ceph_rbd")  # each offers the kind of its own name, and perhaps others
+_OWN = ("directory", "memory", "ceph-rbd")  # each offers the kind of its own name, and perhaps others
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class Found:
 
 def find() -> list[Found]:
     """Every installed plugin, none imported: the built-in ones, then the others by name. A built-in name cannot be taken."""
-    own = [Found(name, f"volgate_plugins.{name}", BUILT_IN) for name in _OWN]
+    own = [Found(name, f"volgate_plugins.{name.replace('-', '_')}", BUILT_IN) for name in _OWN]
     others = sorted(entry_points(group=GROUP), key=lambda entry: entry.name)
     listed = {(found.name, found.value) for found in own}
     return own + [
