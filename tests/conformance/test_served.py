@@ -17,7 +17,7 @@ from volgate.backend.facets import FACET_NAMES
 
 FOOTPRINT = 1 << 30
 """Bytes: no more than this is promised at any time for what the suite makes."""
-OFF_THE_WIRE = {"Overlays", "Adopts"}
+OFF_THE_WIRE = {"Overlays", "Adopts", "Holders", "Fences"}
 """Facets that only the gateway itself calls."""
 BAD = "growth-keeps-what-is-there"
 

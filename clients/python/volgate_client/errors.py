@@ -168,6 +168,7 @@ _REASONS = {
         "DOMAIN_NOT_FOUND",
         "POOL_DIRECTORY_MISSING",
         "DISK_NOT_FOUND",
+        "CEPH_POOL_MISSING",
     ),
     "ALREADY_EXISTS": (
         "EXISTS_DIFFERENT",
@@ -180,17 +181,20 @@ _REASONS = {
         "NO_FREE_SLOT",
         "STATE_FULL",
         "QUOTA_EXCEEDED",
+        "SNAPSHOT_LIMIT",
     ),
     "OUT_OF_RANGE": ("OUT_OF_RANGE",),
     "UNIMPLEMENTED": (
         "UNSUPPORTED",
         "FORMAT_DIFFERS",
+        "RBD_UNSUPPORTED",
     ),
     "PERMISSION_DENIED": (
         "DENIED",
         "ROLE_TOO_SMALL",
         "OUT_OF_SCOPE",
         "HOST_OF_ANOTHER",
+        "CEPH_DENIED",
     ),
     "UNAUTHENTICATED": ("BAD_CERTIFICATE",),
     "UNAVAILABLE": (
@@ -218,6 +222,8 @@ _REASONS = {
         "TOO_MANY_CALLS",
         "HOST_DOWN",
         "HOST_UNSETTLED",
+        "CEPH_UNREACHABLE",
+        "SECRET_LOST",
     ),
     "ABORTED": (
         "IN_DOUBT",

@@ -71,9 +71,12 @@ def unfence_host(ctx: Context, request: requests.UnfenceHost) -> None:
     if not request.assume_restarted:
         _refuse_running(world, name, known)
     for found in known:
+        _pool_of(world, found)
+    if known:
+        ctx.write(partial(_lift, known=known))
+    for found in known:
         pool = _pool_of(world, found)
         with ctx.step(f"unfence {pool.name}"):
-            ctx.write(partial(fences.put, found=Fence(name, pool.name, found.addresses, proven=False, at=time.time())))
             pool.call(pool.facet(Fences).unfence, _only(world, found))
             ctx.write(partial(fences.forget, host=name, pool=pool.name))
 
@@ -235,8 +238,14 @@ def _pool_of(world: World, found: Fence) -> Pool:
     return world.pools.get(found.pool)
 
 
+def _lift(commit: Commit, *, known: list[Fence]) -> None:
+    """Prove nothing any more, in no pool: two pools may be of one storage, which lets a host in with the first of them."""
+    for found in known:
+        fences.put(commit, replace(found, proven=False, at=time.time()))
+
+
 def _only(world: World, found: Fence) -> tuple[str, ...]:
-    """The addresses that no other host's fence of the pool needs."""
+    """The addresses that no other host's fence needs, in whichever pool: two may be of one storage."""
     with world.database.read() as connection:
-        others = {address for other in fences.of_pool(connection, found.pool) if other.host != found.host for address in other.addresses}
+        others = fences.addresses(connection, but=found.host)
     return tuple(address for address in found.addresses if address not in others)

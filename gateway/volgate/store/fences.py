@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Row, delete, select
 from volgate.store.tables import fence
 from volgate.store.upserts import Upsert
 
-__all__ = ["Fence", "everything", "forget", "holds", "of_host", "of_pool", "put"]
+__all__ = ["Fence", "addresses", "everything", "forget", "holds", "of_host", "put"]
 
 _PUT = Upsert(fence, ["host", "pool"], ("addresses", "proven", "at"))
 _READ = select(fence.c.host, fence.c.pool, fence.c.addresses, fence.c.proven, fence.c.at).order_by(fence.c.host, fence.c.pool)
@@ -42,9 +42,9 @@ def of_host(connection: Connection, host: str) -> list[Fence]:
     return [_fence(row) for row in connection.execute(_READ.where(fence.c.host == host))]
 
 
-def of_pool(connection: Connection, pool: str) -> list[Fence]:
-    """Those of a pool, by host."""
-    return [_fence(row) for row in connection.execute(_READ.where(fence.c.pool == pool))]
+def addresses(connection: Connection, *, but: str) -> set[str]:
+    """Every address that is fenced for another host than this one."""
+    return {address for row in connection.execute(_READ.where(fence.c.host != but)) for address in _fence(row).addresses}
 
 
 def everything(connection: Connection) -> dict[str, tuple[str, ...]]:

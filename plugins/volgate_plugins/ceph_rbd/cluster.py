@@ -26,6 +26,8 @@ __all__ = ["Cluster", "Link"]
 
 _MOST_SILENT = 3
 _OLD_PORT = "6789"
+_LOCK_SECONDS = 5
+"""How long whoever holds an image's lock has to begin what it is asked for, at least."""
 _LOST = (errno.ESHUTDOWN, errno.ENOTCONN, errno.EROFS)
 """The last is a lock that was lost: librbd never breaks one that a closed image of the same client left behind."""
 
@@ -196,6 +198,7 @@ def _options(settings: CephSettings) -> dict[str, str]:
         "rbd_default_clone_format": "2",
         "rbd_cache": "false",
         "rbd_concurrent_management_ops": "20",
+        "rbd_request_timed_out_seconds": str(max(_LOCK_SECONDS, int(settings.operation_seconds))),
     }
 
 

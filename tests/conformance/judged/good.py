@@ -325,6 +325,9 @@ class AllButClones2(Reverts, Clones, Resizes, Measures, DataPath, Adopts, Relabe
         return Snapshot(cut.name, cut.uid, tag.name, tag.uid, cut.size, dict(cut.labels), cut.created)
 
     def create_snapshot(self, volume: VolumeId, spec: SnapshotSpec) -> Snapshot:
+        return self.cut_one(volume, spec)
+
+    def cut_one(self, volume: VolumeId, spec: SnapshotSpec) -> Snapshot:
         with translate(f"snapshot volume {volume.name}"):
             folder, tag, content = self.find(volume)
             for known in content.cuts:

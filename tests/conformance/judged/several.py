@@ -23,6 +23,7 @@ class Several(Groups, ChangedBlocks, Holders, Fences):
 
     find: Any
     cut: Any
+    cut_one: Any
     snapshot_file: Any
     root: Any
 
@@ -30,7 +31,7 @@ class Several(Groups, ChangedBlocks, Holders, Fences):
         with translate(f"snapshot group {group_uid}"):
             for member in members:
                 self.refuse(member)
-            return [self.create_snapshot(member.volume, member.spec) for member in members]
+            return [self.cut_one(member.volume, member.spec) for member in members]
 
     def refuse(self, member: GroupMember) -> None:
         _, _, content = self.find(member.volume)
