@@ -13,6 +13,7 @@ from volgate import settings
 from volgate.errors import InvalidRequest
 from volgate.pools import Pools
 from volgate.registry import Registry
+from volgate_plugins.ceph_rbd import CephSettings
 from volgate_plugins.directory import DirectorySettings
 
 EXAMPLE = Path(__file__).parents[2] / "deploy/config-examples/volgate.toml"
@@ -101,3 +102,11 @@ def test_what_a_role_has_not_or_lacks_is_refused_by_its_key(tmp_path, role, more
     with pytest.raises(InvalidRequest, match=key) as refused:
         settings.load(path, role=role)
     assert refused.value.field == key
+
+
+def test_the_example_of_ceph_pools_is_read_and_makes_sense():
+    found = settings.load(EXAMPLE.with_name("ceph.toml"))
+    for name, table in found.pools.items():
+        assert table.pop("kind") == "ceph-rbd"
+        settings.convert_strictly(table, CephSettings, f"pools.{name}").check()
+    assert set(found.pools) == {"fast", "tenant"}

@@ -15,6 +15,7 @@ from volgate import settings
 from volgate.edge import transfer, validate
 from volgate.edge.server import EdgeServer
 from volgate.errors import InvalidRequest
+from volgate_plugins.ceph_rbd import CephSettings
 from volgate_plugins.directory import DirectorySettings
 from volgate_plugins.directory.pool import MARKER
 from volgate_plugins.directory.store import GRAIN, MANIFEST
@@ -32,6 +33,7 @@ SECTIONS = {
     "[plugins]": settings.Plugins,
     "[hosts.NAME]": settings.Host,
     '[pools.NAME], kind "directory"': DirectorySettings,
+    '[pools.NAME], kind "ceph-rbd"': CephSettings,
 }
 
 

@@ -78,6 +78,7 @@ admin socket = {base}/asok/$name.asok
 mon data = {base}/mon/$id
 mon cluster log file = {base}/log/cluster.log
 paxos propose interval = 0.05
+mon tick interval = 1
 mon osd min down reporters = 1
 mon memory target = 268435456
 rocksdb cache size = 16777216

@@ -168,6 +168,7 @@ _REASONS = {
         "DOMAIN_NOT_FOUND",
         "POOL_DIRECTORY_MISSING",
         "DISK_NOT_FOUND",
+        "CEPH_POOL_MISSING",
     ),
     "ALREADY_EXISTS": (
         "EXISTS_DIFFERENT",
@@ -180,6 +181,7 @@ _REASONS = {
         "NO_FREE_SLOT",
         "STATE_FULL",
         "QUOTA_EXCEEDED",
+        "SNAPSHOT_LIMIT",
     ),
     "OUT_OF_RANGE": ("OUT_OF_RANGE",),
     "UNIMPLEMENTED": (
@@ -191,6 +193,7 @@ _REASONS = {
         "ROLE_TOO_SMALL",
         "OUT_OF_SCOPE",
         "HOST_OF_ANOTHER",
+        "CEPH_DENIED",
     ),
     "UNAUTHENTICATED": ("BAD_CERTIFICATE",),
     "UNAVAILABLE": (

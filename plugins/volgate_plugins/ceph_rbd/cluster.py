@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import ipaddress
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +25,11 @@ from volgate_plugins.ceph_rbd.settings import CephSettings
 __all__ = ["Cluster", "Link"]
 
 _MOST_SILENT = 3
-_LOST = (errno.ESHUTDOWN, errno.ENOTCONN)
+_OLD_PORT = "6789"
+_LOCK_SECONDS = 5
+"""How long whoever holds an image's lock has to begin what it is asked for, at least."""
+_LOST = (errno.ESHUTDOWN, errno.ENOTCONN, errno.EROFS)
+"""The last is a lock that was lost: librbd never breaks one that a closed image of the same client left behind."""
 
 
 @dataclass(eq=False)
@@ -59,12 +64,13 @@ class Cluster:
     """The cluster of one pool, thread-safe."""
 
     def __init__(self, settings: CephSettings) -> None:
-        """Nothing is connected yet."""
+        """Nothing is connected yet. `ended` are the addresses of connections that were given up."""
         self.settings = settings
         self._lock = threading.Lock()
         self._connecting = threading.Lock()
         self._link: Link | None = None
         self._closed = False
+        self.ended: set[str] = set()
 
     @contextlib.contextmanager
     def use(self) -> Iterator[Link]:
@@ -104,7 +110,7 @@ class Cluster:
             link.users -= 1
             ended = link.retired and not link.users
         if ended:
-            link.shut()
+            self._shut(link)
 
     def _look_at(self, link: Link, error: BaseException) -> None:
         """Give up a connection that the cluster does not answer any more: the next call makes a new one."""
@@ -123,7 +129,11 @@ class Cluster:
         if not link.retired:
             link.retired = True
             if not link.users:
-                link.shut()
+                self._shut(link)
+
+    def _shut(self, link: Link) -> None:
+        link.shut()
+        self.ended.add(link.address)
 
     def _connect(self) -> Link:
         settings = self.settings
@@ -175,7 +185,7 @@ class Cluster:
 def _options(settings: CephSettings) -> dict[str, str]:
     seconds = str(int(settings.operation_seconds))
     return {
-        "mon_host": ",".join(settings.monitors),
+        "mon_host": _speaking(settings.monitors),
         "key": secrets.resolve(settings.key).reveal(),
         "client_mount_timeout": str(int(settings.connect_seconds)),
         "rados_mon_op_timeout": seconds,
@@ -188,11 +198,26 @@ def _options(settings: CephSettings) -> dict[str, str]:
         "rbd_default_clone_format": "2",
         "rbd_cache": "false",
         "rbd_concurrent_management_ops": "20",
+        "rbd_request_timed_out_seconds": str(max(_LOCK_SECONDS, int(settings.operation_seconds))),
     }
 
 
+def _speaking(monitors: Sequence[str]) -> str:
+    """The addresses with their protocol: without, librados tries both at once, and a wrong key is found out only by its deadline.
+
+    With a name among them, which librados resolves, it takes none with a protocol.
+    """
+    parts = [monitor.rpartition(":") for monitor in monitors]
+    try:
+        for host, _, _ in parts:
+            ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        return ",".join(monitors)
+    return ",".join(f"{'v1' if port == _OLD_PORT else 'v2'}:{host}:{port}" for host, _, port in parts)
+
+
 def _connecting(error: BaseException, where: str) -> VolgateError:
-    if number(error) in (errno.EACCES, errno.EPERM):
+    if number(error) == errno.EACCES:
         return Denied(f"{where}: the cluster refuses the user or its key; compare them with `ceph auth get`", reason="CEPH_DENIED")
     if number(error) == errno.EINVAL:
         return Precondition(f"{where}: the key is no key of cephx, or a monitor's name is unknown", reason="CEPH_BAD_ADDRESS_OR_KEY")

@@ -165,9 +165,9 @@ class PoolObject:
         return {key.removeprefix(_CLIENT) for key in self._rows(link, _CLIENT)} | {link.address}
 
     def dead_clients(self, link: Link) -> set[str]:
-        """Those of the gateway's clients whose process has surely ended."""
+        """Those of the gateway's clients that have surely ended: their process, or their connection in this one."""
         rows = {key.removeprefix(_CLIENT): msgspec.json.decode(value, type=Client) for key, value in self._rows(link, _CLIENT).items()}
-        return {address for address, row in rows.items() if row.process.has_ended()}
+        return {address for address, row in rows.items() if address in self._cluster.ended or row.process.has_ended()}
 
     # -- rows
 
