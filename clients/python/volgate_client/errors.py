@@ -187,6 +187,7 @@ _REASONS = {
     "UNIMPLEMENTED": (
         "UNSUPPORTED",
         "FORMAT_DIFFERS",
+        "RBD_UNSUPPORTED",
     ),
     "PERMISSION_DENIED": (
         "DENIED",
@@ -221,6 +222,8 @@ _REASONS = {
         "TOO_MANY_CALLS",
         "HOST_DOWN",
         "HOST_UNSETTLED",
+        "CEPH_UNREACHABLE",
+        "SECRET_LOST",
     ),
     "ABORTED": (
         "IN_DOUBT",
