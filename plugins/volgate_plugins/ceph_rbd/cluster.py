@@ -10,7 +10,7 @@ import errno
 import ipaddress
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -185,7 +185,7 @@ class Cluster:
 def _options(settings: CephSettings) -> dict[str, str]:
     seconds = str(int(settings.operation_seconds))
     return {
-        "mon_host": ",".join(map(_speaking, settings.monitors)),
+        "mon_host": _speaking(settings.monitors),
         "key": secrets.resolve(settings.key).reveal(),
         "client_mount_timeout": str(int(settings.connect_seconds)),
         "rados_mon_op_timeout": seconds,
@@ -202,14 +202,18 @@ def _options(settings: CephSettings) -> dict[str, str]:
     }
 
 
-def _speaking(monitor: str) -> str:
-    """An address with its protocol: without, librados tries both at once, and a wrong key is found out only by its deadline."""
-    host, _, port = monitor.rpartition(":")
+def _speaking(monitors: Sequence[str]) -> str:
+    """The addresses with their protocol: without, librados tries both at once, and a wrong key is found out only by its deadline.
+
+    With a name among them, which librados resolves, it takes none with a protocol.
+    """
+    parts = [monitor.rpartition(":") for monitor in monitors]
     try:
-        ipaddress.ip_address(host.strip("[]"))
+        for host, _, _ in parts:
+            ipaddress.ip_address(host.strip("[]"))
     except ValueError:
-        return monitor  # a name, which librados resolves
-    return f"{'v1' if port == _OLD_PORT else 'v2'}:{monitor}"
+        return ",".join(monitors)
+    return ",".join(f"{'v1' if port == _OLD_PORT else 'v2'}:{host}:{port}" for host, _, port in parts)
 
 
 def _connecting(error: BaseException, where: str) -> VolgateError:

@@ -35,14 +35,18 @@ def holders_of(store: Store, link: Link, image: Any, doing: str) -> Sequence[Hol
     return [Holder(watchers[address], address, address in locks) for address in sorted(watchers) if address not in own]
 
 
-def bury(store: Store, link: Link, image: Any) -> bool:
+def bury(store: Store, link: Link, image: Any, *, alone: bool = False) -> bool:
     """Shut out clients of the gateway that died and still hold this open image; say whether there were any.
 
-    The cluster would wait half a minute for them; shut out, what they had sent can no longer land.
+    The cluster would wait half a minute for them; shut out, what they had sent can no longer land. `alone`: nobody else in this
+    process has the image open for a change, so that a lock of this very client was left by a handle that closed without an answer.
     """
     lockers = image.list_lockers()
     held = {str(address): (str(client), str(cookie)) for client, cookie, address in lockers["lockers"]} if lockers else {}
     there = {*held, *(str(one["addr"]) for one in image.watchers_list())} - {link.address}
+    if alone and link.address in held:
+        with contextlib.suppress(rbd.ImageNotFound):
+            image.break_lock(*held[link.address])
     dead = there & store.pool.dead_clients(link) if there else set()
     for address in dead:
         link.client.blocklist_add(address, _BURIED_SECONDS)

@@ -62,6 +62,8 @@ def take_away(store: Store, link: Link, image: str, image_id: str, delay: float)
             return True
         except rbd.ImageNotFound:
             there = layout.directory(link.ioctx, image).get(image) == image_id and layout.headers(link.ioctx, [image_id])
+        except rbd.ImageBusy as error:  # nobody had it open a moment ago
+            raise InDoubt(f"{doing}: its lock cannot be taken now; repeat the call, which names who has it open") from error
         except rbd.Error as error:
             if number(error) not in (errno.EDQUOT, errno.ENOSPC):
                 raise

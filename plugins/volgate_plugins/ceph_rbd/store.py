@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import re
+import threading
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -60,6 +62,8 @@ class Store:
         self.settings = settings
         self.cluster = Cluster(settings)
         self.pool = PoolObject(self.cluster, context)
+        self._counting = threading.Lock()
+        self._writers: Counter[str] = Counter()
         try:
             with self.cluster.use() as link:
                 self.fsid = link.fsid
@@ -164,21 +168,36 @@ class Store:
 
         Raises NotFound, Unreachable; what happens inside is the caller's to translate.
         """
-        if not read_only:
-            self.pool.note_client(link)
-        with reading(doing):
-            opened = rbd.Image(link.ioctx, image_id=image_id, snapshot=snapshot or None, read_only=read_only)
-        try:
-            if snapshot_id:
-                with reading(doing):
-                    opened.set_snap_by_id(snapshot_id)
+        with contextlib.ExitStack() as stack:
             if not read_only:
-                with reading(doing):
-                    bury(self, link, opened)
-            yield opened
+                self.pool.note_client(link)
+                stack.enter_context(self._counted(image_id))
+            with reading(doing):
+                opened = rbd.Image(link.ioctx, image_id=image_id, snapshot=snapshot or None, read_only=read_only)
+            try:
+                if snapshot_id:
+                    with reading(doing):
+                        opened.set_snap_by_id(snapshot_id)
+                if not read_only:
+                    with reading(doing):
+                        bury(self, link, opened, alone=self._writers[image_id] == 1)
+                yield opened
+            finally:
+                with contextlib.suppress(rbd.Error):  # nothing is in flight: what was written was waited for
+                    opened.close()
+
+    @contextlib.contextmanager
+    def _counted(self, image_id: str) -> Iterator[None]:
+        """Count who has an image open for a change in this process."""
+        with self._counting:
+            self._writers[image_id] += 1
+        try:
+            yield
         finally:
-            with contextlib.suppress(rbd.Error):  # nothing is in flight: what was written was waited for
-                opened.close()
+            with self._counting:
+                self._writers[image_id] -= 1
+                if not self._writers[image_id]:
+                    del self._writers[image_id]
 
     # -- inside
 
