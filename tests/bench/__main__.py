@@ -32,6 +32,7 @@ GROUPS = {
     "attach": "attachments",
     "hosts": "hosts",
     "controllers": "controllers",
+    "ceph": "ceph",
 }
 """Group to module: each is imported when it runs, for not every machine has what each needs."""
 

@@ -141,7 +141,7 @@ class CephRbd(Resizes, Reverts, Clones, Measures, Extracts, Adopts, Relabels, Ho
             found = self._store.find(link, volume)
             if token in found.content.reverts:
                 return self._store.volume(link, found)
-            stored_as = self._snapshots.one(link, found, snapshot_uid).cut.stored_as
+            stored_as = self._snapshots.one(found, snapshot_uid).cut.stored_as
         return self._volumes.revert(volume, stored_as, token)
 
     def bytes_to_copy(self, spec: VolumeSpec) -> int:
@@ -167,7 +167,7 @@ class CephRbd(Resizes, Reverts, Clones, Measures, Extracts, Adopts, Relabels, Ho
             found = self._store.find(link, volume)
             if writable and not found.content.incomplete:
                 raise Precondition(f"volume {volume.name} is complete; only an import writes to an image", reason="NOT_INCOMPLETE")
-            snapshot = self._snapshots.one(link, found, snapshot_uid).cut.stored_as if snapshot_uid else ""
+            snapshot = self._snapshots.one(found, snapshot_uid).cut.stored_as if snapshot_uid else ""
             return connected(self._store, link, found, snapshot=snapshot)
 
     def fill_from_file(self, volume: VolumeId, path: str, source_format: Format, progress: Callable[[float], None]) -> None:
@@ -189,7 +189,7 @@ class CephRbd(Resizes, Reverts, Clones, Measures, Extracts, Adopts, Relabels, Ho
         store, doing = self._store, f"export volume {volume.name}"
         with store.use() as link:
             found = store.find(link, volume)
-            snapshot = self._snapshots.one(link, found, snapshot_uid).cut.stored_as if snapshot_uid else ""
+            snapshot = self._snapshots.one(found, snapshot_uid).cut.stored_as if snapshot_uid else ""
             with store.image(link, found.header.id, doing, snapshot=snapshot, read_only=True) as image:
                 transfer.extract(image, path, width=store.settings.transfers, progress=progress, doing=doing)
 

@@ -5,16 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import msgspec
-import rbd
 
 from volgate.backend import SnapshotSpec, VolumeId
 from volgate.errors import AlreadyExists, NotFound, OutOfSpace
 from volgate.model import Labels, Snapshot
 from volgate.names import object_name
-from volgate_plugins.ceph_rbd.cluster import Link
 from volgate_plugins.ceph_rbd.faults import changing, reading
 from volgate_plugins.ceph_rbd.layout import Header
 from volgate_plugins.ceph_rbd.store import Found, Store
@@ -58,14 +55,11 @@ def cuts_of(header: Header) -> dict[str, Cut]:
     return {cut.uid: cut for cut in (msgspec.json.decode(row, type=Cut) for row in rows)}
 
 
-def taken(image: Any, header: Header) -> list[Taken]:
-    """The snapshots that exist, oldest first. Raises rbd.Error."""
-    named = {cut.stored_as: cut for cut in cuts_of(header).values()}
-    return [
-        Taken(named[found["name"]], found["id"], found["size"])
-        for found in sorted(image.list_snaps(), key=lambda found: int(found["id"]))
-        if found["name"] in named and found["namespace"] != rbd.RBD_SNAP_NAMESPACE_TYPE_TRASH
-    ]
+def taken(header: Header) -> list[Taken]:
+    """The snapshots that exist, oldest first; those of others, and those that only clones still need, have other names."""
+    rows = {cut.stored_as: cut for cut in cuts_of(header).values()}
+    found = [Taken(rows[name], *facts) for name, facts in header.snapshots.items() if name in rows]
+    return sorted(found, key=lambda one: one.id)
 
 
 class Snapshotting:
@@ -80,17 +74,15 @@ class Snapshotting:
         store, doing = self._store, f"cut snapshot {spec.name} of volume {volume.name}"
         with store.use() as link:
             found = store.find(link, volume)
+            for other in taken(found.header):
+                if other.cut.uid == spec.uid:
+                    return _told(found, other)
+                if other.cut.name == spec.name:
+                    raise AlreadyExists(f"volume {volume.name} has a snapshot {spec.name} of uid {other.cut.uid}, asked was {spec.uid}")
+            self._refuse_many(found, doing)
+            cut = cuts_of(found.header).get(spec.uid) or row_of(spec)  # a row without its snapshot: the call that wrote it died
+            store.rewrite(link, doing, found.header, {ROW + cut.uid: msgspec.json.encode(cut)})
             with store.image(link, found.header.id, doing) as image:
-                with reading(doing):
-                    there = taken(image, found.header)
-                for other in there:
-                    if other.cut.uid == spec.uid:
-                        return _told(found, other)
-                    if other.cut.name == spec.name:
-                        raise AlreadyExists(f"volume {volume.name} has a snapshot {spec.name} of uid {other.cut.uid}, asked was {spec.uid}")
-                self._refuse_many(found, doing)
-                cut = cuts_of(found.header).get(spec.uid) or row_of(spec)  # a row without its snapshot: the call that wrote it died
-                store.rewrite(link, doing, found.header, {ROW + cut.uid: msgspec.json.encode(cut)})
                 with changing(doing):
                     image.create_snap(cut.stored_as)
                 with reading(doing):
@@ -104,40 +96,31 @@ class Snapshotting:
             found = store.lookup(link, volume.name)
             if found is None or found.tag.uid != volume.uid or uid not in cuts_of(found.header):
                 return
-            with store.image(link, found.header.id, doing) as image:
-                with reading(doing):
-                    there = [one for one in taken(image, found.header) if one.cut.uid == uid]
-                with changing(doing):
-                    for one in there:
-                        image.remove_snap(one.cut.stored_as)
+            stored_as = cuts_of(found.header)[uid].stored_as
+            if stored_as in found.header.snapshots:
+                with store.image(link, found.header.id, doing) as image, changing(doing):
+                    image.remove_snap(stored_as)
             store.rewrite(link, doing, found.header, {}, [ROW + uid])
 
     def every(self, volume: VolumeId) -> Sequence[Snapshot]:
         """Tell them, oldest first."""
         with self._store.use() as link:
             found = self._store.find(link, volume)
-            return [_told(found, one) for one in self.of(link, found)]
+            return [_told(found, one) for one in taken(found.header)]
 
-    def of(self, link: Link, found: Found) -> list[Taken]:
-        """The snapshots of a volume; nothing is opened if there are no rows."""
-        if not cuts_of(found.header):
-            return []
-        doing = f"list the snapshots of volume {found.tag.name}"
-        with self._store.image(link, found.header.id, doing, read_only=True) as image, reading(doing):
-            return taken(image, found.header)
-
-    def one(self, link: Link, found: Found, uid: str) -> Taken:
+    @staticmethod
+    def one(found: Found, uid: str) -> Taken:
         """A snapshot by its uid. Raises NotFound."""
-        for one in self.of(link, found):
+        for one in taken(found.header):
             if one.cut.uid == uid:
                 return one
         raise NotFound(f"volume {found.tag.name} has no snapshot of uid {uid}")
 
     def _refuse_many(self, found: Found, doing: str) -> None:
         most = self._store.settings.max_snapshots
-        if found.header.snapshots >= most:
+        if len(found.header.snapshots) >= most:
             raise OutOfSpace(
-                f"{doing}: the image has {found.header.snapshots} snapshots, those that its clones need among them, and `max_snapshots`"
+                f"{doing}: the image has {len(found.header.snapshots)} snapshots, those of clones among them, and `max_snapshots`"
                 f" is {most}; delete some, or clones",
                 reason="SNAPSHOT_LIMIT",
             )

@@ -56,7 +56,7 @@ class Sources:
         settings = self._store.settings
         with reading(f"look at volume {origin.tag.name}"):
             depth = self._store.depth(link, origin.header)
-        return depth >= settings.max_depth or origin.header.snapshots >= settings.max_snapshots
+        return depth >= settings.max_depth or len(origin.header.snapshots) >= settings.max_snapshots
 
     def _empty(self, link: Link, spec: VolumeSpec, size: int) -> Header:
         settings, image = self._store.settings, object_name(spec.name, spec.uid)
@@ -77,7 +77,7 @@ class Sources:
 
     def _clone(self, link: Link, spec: VolumeSpec, size: int, origin: Found) -> Header:
         image, settings = object_name(spec.name, spec.uid), self._store.settings
-        moment, source_size = self._moment(link, spec, origin)
+        moment, source_size = self._moment(spec, origin)
         if size < source_size:
             raise OutOfRange(f"a clone of {source_size} bytes cannot have {size}", field="size")
         note = Note(uid=spec.uid, source=origin.header.id if moment.startswith(CLONING) else "")
@@ -109,11 +109,11 @@ class Sources:
             return header_of(link, image)
         return made
 
-    def _moment(self, link: Link, spec: VolumeSpec, origin: Found) -> tuple[str, int]:
+    def _moment(self, spec: VolumeSpec, origin: Found) -> tuple[str, int]:
         """The snapshot that is cloned: its name in the image, and its size."""
         assert spec.source is not None
         if spec.source.kind is SourceKind.SNAPSHOT:
-            one = self._snapshots.one(link, origin, spec.source.snapshot_uid)
+            one = self._snapshots.one(origin, spec.source.snapshot_uid)
             return one.cut.stored_as, one.size
         return CLONING + spec.uid, origin.header.size
 
