@@ -17,7 +17,7 @@ from volgate_plugins.ceph_rbd.faults import changing, reading
 if TYPE_CHECKING:
     from volgate_plugins.ceph_rbd.store import Found, Store
 
-__all__ = ["bury", "bury_at", "holders_of", "refuse_open"]
+__all__ = ["bury", "bury_all", "bury_at", "holders_of", "refuse_open"]
 
 _BURIED_SECONDS = 3600
 
@@ -48,10 +48,7 @@ def bury(store: Store, link: Link, image: Any, *, alone: bool = False) -> bool:
         with contextlib.suppress(rbd.ImageNotFound):
             image.break_lock(*held[link.address])
     dead = there & store.pool.dead_clients(link) if there else set()
-    for address in dead:
-        link.client.blocklist_add(address, _BURIED_SECONDS)
-    if dead:
-        link.client.wait_for_latest_osdmap()
+    _shut_out(store, link, dead)
     for address in dead & held.keys():
         with contextlib.suppress(rbd.ImageNotFound, rbd.ReadOnlyImage):  # librbd then breaks it when it wants the lock
             image.break_lock(*held[address])
@@ -64,6 +61,22 @@ def bury_at(store: Store, link: Link, image_id: str) -> None:
     if store.pool.dead_clients(link):
         with contextlib.suppress(NotFound), store.image(link, image_id, doing, read_only=True) as image, changing(doing):
             bury(store, link, image)
+
+
+def bury_all(store: Store, link: Link) -> None:
+    """Shut out every client of the gateway that died: nobody then waits for what it held."""
+    with changing("shut out clients that died"):
+        _shut_out(store, link, store.pool.dead_clients(link) - {link.address})
+
+
+def _shut_out(store: Store, link: Link, dead: set[str]) -> None:
+    """Once for each; their notes stay a while, for the cluster shows what they watched a little longer."""
+    new = dead - store.pool.shut_out
+    for address in new:
+        link.client.blocklist_add(address, _BURIED_SECONDS)
+    if new:
+        link.client.wait_for_latest_osdmap()
+        store.pool.shut_out |= new
 
 
 def refuse_open(store: Store, link: Link, found: Found, image: Any, doing: str) -> None:

@@ -39,7 +39,7 @@ class Parent:
 class Header:
     """An image: sizes in bytes; `prefix` begins the names of its data objects; `metadata` without the prefix of the keys.
 
-    `snapshots` counts those of every kind, if the whole header was read.
+    `snapshots`, of every kind, by name: id and size; known if the whole header was read.
     """
 
     id: str
@@ -50,7 +50,7 @@ class Header:
     prefix: str
     parent: Parent | None
     metadata: Mapping[str, bytes] = field(default_factory=dict)
-    snapshots: int = 0
+    snapshots: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     @property
     def tag(self) -> bytes:
@@ -179,8 +179,16 @@ def _header(image_id: str, rows: Mapping[str, bytes]) -> Header | None:
         prefix=rows["object_prefix"][4:].decode(),
         parent=_parent(rows.get("parent", b"")),
         metadata=metadata,
-        snapshots=sum(key.startswith("snapshot_") for key in rows),
+        snapshots=dict(_snapshot(value) for key, value in sorted(rows.items()) if key.startswith("snapshot_")),
     )
+
+
+def _snapshot(data: bytes) -> tuple[str, tuple[int, int]]:
+    """Read the head of `cls_rbd_snap`, which is the same in every version: id, name, size."""
+    (snapshot_id,) = struct.unpack_from("<Q", data, 6)
+    name, at = _text(data, 14)
+    (size,) = struct.unpack_from("<Q", data, at)
+    return name, (snapshot_id, size)
 
 
 def _parent(data: bytes) -> Parent | None:

@@ -12,7 +12,7 @@ import msgspec
 import rados
 
 from volgate.backend import PoolContext
-from volgate.errors import Precondition
+from volgate.errors import Precondition, translate
 from volgate_plugins.ceph_rbd.cluster import Cluster, Link
 from volgate_plugins.ceph_rbd.faults import changing, number, reading
 from volgate_plugins.ceph_rbd.process import Process
@@ -63,9 +63,10 @@ class PoolObject:
     """The rows of one object's omap; every change proves the marker in the same request."""
 
     def __init__(self, cluster: Cluster, context: PoolContext) -> None:
-        """Nothing is read yet."""
+        """Nothing is read yet. `shut_out` are dead clients that this process has put on the blocklist."""
         self._cluster, self._context = cluster, context
         self._text = ""
+        self.shut_out: set[str] = set()
 
     @property
     def instance(self) -> str:
@@ -86,6 +87,11 @@ class PoolObject:
             found = self._mark(link, doing)
         self._require_ours(found)
         self._text = found
+
+    def is_marked(self, link: Link) -> bool:
+        """Whether there is a marker, whosever."""
+        with reading(f"open pool {self._context.pool}"):
+            return bool(_read(link))
 
     def prove(self, link: Link) -> None:
         """See that the marker is there and ours: only then is an absence believed. Raises Precondition."""
@@ -144,7 +150,8 @@ class PoolObject:
         """Say that this client is the gateway's: what it has open when it dies is in nobody's use. Repeated now and then."""
         now = time.monotonic()
         if not link.noted or now - link.noted > _NOTED_SECONDS:
-            row = Client(seen=time.time(), process=Process.mine())
+            with translate("look what this process is"):
+                row = Client(seen=time.time(), process=Process.mine())
             self._write(link, "note this client", {_CLIENT + link.address: msgspec.json.encode(row)})
             link.noted = now
 

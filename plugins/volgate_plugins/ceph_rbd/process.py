@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 from typing import Self
@@ -27,9 +28,13 @@ class Process(msgspec.Struct, frozen=True, kw_only=True):
 
     def has_ended(self) -> bool:
         """Whether it has surely ended: False for one that cannot be seen from here."""
-        return self.space == _space() and _started(self.pid) != self.started
+        try:
+            return self.space == _space() and _started(self.pid) != self.started
+        except OSError:
+            return False  # the kernel does not say
 
 
+@functools.cache
 def _space() -> str:
     with translate("tell processes of this machine apart"):
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
@@ -37,9 +42,9 @@ def _space() -> str:
 
 
 def _started(pid: int) -> int:
-    """When a process was started; 0 for none, and for one that is dead and not yet collected."""
+    """When a process was started; 0 for none, and for one that is dead and not yet collected. Raises OSError."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError):
         return 0
     return 0 if fields[0] in "ZX" else int(fields[19])

@@ -79,6 +79,18 @@ def taken(image: Any, header: Header) -> list[Taken]:
     return there
 
 
+def named(header: Header) -> list[Taken] | None:
+    """The same, read from a whole header; None if that does not tell, for some were cut in a group.
+
+    Those of others, and those that only clones still need, have other names.
+    """
+    rows = {cut.stored_as: cut for cut in cuts_of(header).values()}
+    if any(cut.group for cut in rows.values()):
+        return None
+    there = [Taken(rows[name], *facts) for name, facts in header.snapshots.items() if name in rows]
+    return sorted(there, key=lambda one: one.id)
+
+
 class Snapshotting:
     """The snapshots of one pool's volumes."""
 
@@ -91,17 +103,15 @@ class Snapshotting:
         store, doing = self._store, f"cut snapshot {spec.name} of volume {volume.name}"
         with store.use() as link:
             found = store.find(link, volume)
+            for other in self.of(link, found):
+                if other.cut.uid == spec.uid:
+                    return told(found, other)
+                if other.cut.name == spec.name:
+                    raise AlreadyExists(f"volume {volume.name} has a snapshot {spec.name} of uid {other.cut.uid}, asked was {spec.uid}")
+            self.refuse_many(found, doing)
+            cut = cuts_of(found.header).get(spec.uid) or row_of(spec)  # a row without its snapshot: the call that wrote it died
+            store.rewrite(link, doing, found.header, {ROW + cut.uid: msgspec.json.encode(cut)})
             with store.image(link, found.header.id, doing) as image:
-                with reading(doing):
-                    there = taken(image, found.header)
-                for other in there:
-                    if other.cut.uid == spec.uid:
-                        return told(found, other)
-                    if other.cut.name == spec.name:
-                        raise AlreadyExists(f"volume {volume.name} has a snapshot {spec.name} of uid {other.cut.uid}, asked was {spec.uid}")
-                self.refuse_many(found, doing)
-                cut = cuts_of(found.header).get(spec.uid) or row_of(spec)  # a row without its snapshot: the call that wrote it died
-                store.rewrite(link, doing, found.header, {ROW + cut.uid: msgspec.json.encode(cut)})
                 with changing(doing):
                     image.create_snap(cut.stored_as)
                 with reading(doing):
@@ -115,15 +125,12 @@ class Snapshotting:
             found = store.lookup(link, volume.name)
             if found is None or found.tag.uid != volume.uid or uid not in cuts_of(found.header):
                 return ""
-            with store.image(link, found.header.id, doing) as image:
-                with reading(doing):
-                    there = [one for one in taken(image, found.header) if one.cut.uid == uid]
-                with changing(doing):
-                    for one in there:
-                        if one.cut.group:
-                            image.remove_snap_by_id(one.id)
-                        else:
-                            image.remove_snap(one.cut.stored_as)
+            for one in [one for one in self.of(link, found) if one.cut.uid == uid]:
+                with store.image(link, found.header.id, doing) as image, changing(doing):
+                    if one.cut.group:
+                        image.remove_snap_by_id(one.id)
+                    else:
+                        image.remove_snap(one.cut.stored_as)
             store.rewrite(link, doing, found.header, {}, [ROW + uid])
             return cuts_of(found.header)[uid].group
 
@@ -134,9 +141,10 @@ class Snapshotting:
             return [told(found, one) for one in self.of(link, found)]
 
     def of(self, link: Link, found: Found) -> list[Taken]:
-        """The snapshots of a volume; nothing is opened if there are no rows."""
-        if not cuts_of(found.header):
-            return []
+        """The snapshots of a volume, oldest first; the image is opened only if some were cut in a group."""
+        there = named(found.header)
+        if there is not None:
+            return there
         doing = f"list the snapshots of volume {found.tag.name}"
         with self._store.image(link, found.header.id, doing, read_only=True) as image, reading(doing):
             return taken(image, found.header)
@@ -151,9 +159,9 @@ class Snapshotting:
     def refuse_many(self, found: Found, doing: str) -> None:
         """Raise OutOfSpace (SNAPSHOT_LIMIT) if the image has as many as it may."""
         most = self._store.settings.max_snapshots
-        if found.header.snapshots >= most:
+        if len(found.header.snapshots) >= most:
             raise OutOfSpace(
-                f"{doing}: the image has {found.header.snapshots} snapshots, those that its clones need among them, and `max_snapshots`"
+                f"{doing}: the image has {len(found.header.snapshots)} snapshots, those of clones among them, and `max_snapshots`"
                 f" is {most}; delete some, or clones",
                 reason="SNAPSHOT_LIMIT",
             )

@@ -59,7 +59,7 @@ class Sources:
         settings = self._store.settings
         with reading(f"look at volume {origin.tag.name}"):
             depth = self._store.depth(link, origin.header)
-        return depth >= settings.max_depth or origin.header.snapshots >= settings.max_snapshots
+        return depth >= settings.max_depth or len(origin.header.snapshots) >= settings.max_snapshots
 
     def _empty(self, link: Link, spec: VolumeSpec, size: int) -> Header:
         settings, image = self._store.settings, object_name(spec.name, spec.uid)

@@ -20,7 +20,7 @@ from volgate.model import Format, Provisioning, Volume, VolumeState
 from volgate_plugins.ceph_rbd import layout
 from volgate_plugins.ceph_rbd.cluster import Cluster, Link
 from volgate_plugins.ceph_rbd.faults import changing, number, reading
-from volgate_plugins.ceph_rbd.holding import bury
+from volgate_plugins.ceph_rbd.holding import bury, bury_all
 from volgate_plugins.ceph_rbd.layout import TAG, Header
 from volgate_plugins.ceph_rbd.pool import PoolObject
 from volgate_plugins.ceph_rbd.settings import CephSettings
@@ -68,6 +68,7 @@ class Store:
             with self.cluster.use() as link:
                 self.fsid = link.fsid
                 self.pool.open(link, used=self._is_used(link))
+                bury_all(self, link)
         except BaseException:  # whatever it was, no connection stays
             self.cluster.close()
             raise
@@ -202,7 +203,9 @@ class Store:
     # -- inside
 
     def _is_used(self, link: Link) -> bool:
-        """Whether there are images with a tag of a gateway."""
+        """Whether there are images with a tag of a gateway; only looked at where there is no marker."""
+        if self.pool.is_marked(link):
+            return True
         with reading("look what is in the pool"):
             found = layout.headers(link.ioctx, layout.directory(link.ioctx).values())
         return any(header.tag for header in found.values())

@@ -13,12 +13,13 @@ from volgate_plugins.ceph_rbd import layout
 from volgate_plugins.ceph_rbd.cluster import Link
 from volgate_plugins.ceph_rbd.faults import reading
 from volgate_plugins.ceph_rbd.groups import Grouping
-from volgate_plugins.ceph_rbd.holding import bury_at
+from volgate_plugins.ceph_rbd.holding import bury_all, bury_at
 from volgate_plugins.ceph_rbd.store import Store
 
 __all__ = ["Sweeper"]
 
 _NEVER_MOVED_SECONDS = 3600.0
+_REST_SECONDS = 0.25
 
 
 class Sweeper:
@@ -30,33 +31,35 @@ class Sweeper:
         self._lock = threading.Lock()
         self._awake = False
         self._again = False
-        self._closed = False
+        self._closed = threading.Event()
 
     def wake(self) -> None:
         """Purge what is due, in the background."""
         with self._lock:
             self._again = True
-            if self._awake or self._closed:
+            if self._awake or self._closed.is_set():
                 return
             self._awake = True
         threading.Thread(target=self._run, name="ceph-rbd-purge", daemon=True).start()
 
     def close(self) -> None:
         """Begin nothing more."""
-        with self._lock:
-            self._closed = True
+        self._closed.set()
 
     def _run(self) -> None:
         while True:
             with self._lock:
-                if not self._again or self._closed:
+                if not self._again or self._closed.is_set():
                     self._awake = False
                     return
                 self._again = False
+            self._closed.wait(_REST_SECONDS)  # deletes that follow one another are not slowed down
             with contextlib.suppress(VolgateError):  # the next look at the pool tells what is wrong, and wakes this again
                 self._sweep()
 
     def _sweep(self) -> None:
+        with self._store.use() as link:
+            bury_all(self._store, link)
         while self._round():
             pass
         with self._store.use() as link:
@@ -69,7 +72,7 @@ class Sweeper:
             due = [image_id for image_id, when in self._store.pool.doomed(link).items() if when <= time.time()]
         gone = 0
         for image_id in due:
-            if self._closed:
+            if self._closed.is_set():
                 return False
             with contextlib.suppress(VolgateError), self._store.use() as link:
                 gone += self._purge(link, image_id)
