@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import msgspec
+import rados
 import rbd
 
 from volgate.backend import OwnerTag, PoolContext, VolumeId, seal, unseal, volume_of
@@ -155,7 +156,7 @@ class Store:
         with changing(doing):
             try:
                 layout.rewrite(link.ioctx, header, values, removed)
-            except Exception as error:  # only its number is looked at
+            except rados.Error as error:
                 if number(error) == errno.ECANCELED:
                     raise InDoubt(f"{doing}: another call has changed the volume meanwhile; repeat the call") from error
                 raise
