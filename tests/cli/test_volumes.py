@@ -102,7 +102,7 @@ def test_hosts(cli):
     (host,) = cli.json("host", "list")
     assert host.keys() == {
         "name", "uri", "connected", "problem", "libvirt_version", "qemu_version", "boot_id", "machine_id", "features", "domains",
-        "address", "live", "last_heartbeat", "cordoned", "iqn", "nqn", "nvme_host_id", "version", "released",
+        "address", "live", "last_heartbeat", "cordoned", "iqn", "nqn", "nvme_host_id", "version", "released", "fenced_pools",
     }  # fmt: skip
     assert cli.json("host", "show", host["name"].removeprefix("hosts/"))["uri"] == "qemu:///system"
     assert cli("host", "list").lines[0][0] == host["name"].removeprefix("hosts/")
@@ -136,7 +136,7 @@ def test_operations_by_id_and_by_request_id(cli):
 
 
 def test_plugins_need_no_server(cli):
-    names = ["directory", "memory"]
+    names = ["directory", "memory", "ceph-rbd"]
     assert cli("plugins", "--server", "unix:/nowhere").out.split() == [w for name in names for w in (name, "built-in", "loaded", name)]
     plain = {"version": "built-in", "status": "loaded", "problem": "", "action": ""}
     assert cli.json("plugins") == [{"name": name, "kinds": [name], **plain} for name in names]

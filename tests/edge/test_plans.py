@@ -96,7 +96,8 @@ def test_every_mutation_that_takes_validate_only_is_here():
         for message in file.DESCRIPTOR.message_types_by_name.values()
         if "validate_only" in message.fields_by_name
     }
-    assert taking == {type(request).__name__ for _, request, *_ in PLANS}
+    elsewhere = {"CreateSnapshotGroupRequest"}  # test_groups.py: this pool cuts none
+    assert taking == {type(request).__name__ for _, request, *_ in PLANS} | elsewhere
 
 
 @pytest.mark.parametrize(("service", "request_", "steps", "space", "blockers"), PLANS, ids=lambda value: type(value).__name__)

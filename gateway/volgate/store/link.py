@@ -87,7 +87,11 @@ class Link:
         """Connect, in autocommit: transactions are begun by words of ours. Raises psycopg.Error, InvalidRequest (no such secret)."""
         secret = {"password": self._password().reveal()} if self._password else {}
         made = _Bounded.connect(make_conninfo("", **self._parameters, **secret), autocommit=True)
-        made.execute(_SETTINGS, prepare=False)
+        try:
+            made.execute(_SETTINGS, prepare=False)
+        except BaseException:  # whatever it was, no connection stays
+            made.close()
+            raise
         return made
 
     def engine(self, size: int, more: int) -> Engine:
