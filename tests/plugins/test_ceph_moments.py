@@ -75,6 +75,10 @@ class Pool:
         with self.cluster.ioctx(self.namespace) as ioctx:
             return list(rbd.RBD().group_list(ioctx))
 
+    def trashed(self) -> list[str]:
+        with self.cluster.ioctx(self.namespace) as ioctx:
+            return [entry["name"] for entry in rbd.RBD().trash_list(ioctx)]
+
     def notes(self) -> dict:
         with self.backend._store.use() as link:
             return self.backend._store.pool.groups(link)
@@ -130,6 +134,20 @@ def test_a_group_is_of_one_moment_under_a_writer_to_both(pool, tmp_path):
         stop.set()
         writer.join()
     assert not failed and wrote[0] > one, "the writer goes on"
+
+
+def test_a_group_goes_with_its_last_member_also_when_the_other_volumes_are_purged(pool):
+    first, second = pool.create("first"), pool.create("second")
+    one, other = pool.group(first, second)
+    pool.backend.delete_snapshot(first, one)
+    pool.backend.delete_volume(first)
+    deadline = time.monotonic() + 60
+    while pool.trashed():
+        assert time.monotonic() < deadline, "it is not purged"
+        time.sleep(0.05)
+    assert [cut.uid for cut in pool.backend.list_snapshots(second)] == [other] and len(pool.groups()) == 1
+    pool.backend.delete_snapshot(second, other)
+    assert pool.groups() == []
 
 
 def test_a_member_is_an_ordinary_snapshot_and_the_group_goes_with_the_last(pool, tmp_path):

@@ -71,8 +71,11 @@ class Grouping:
         ids = self._store.pool.groups(link).get(uid)
         if ids is None or self._needed(link, group, ids.images):
             return
-        with changing(f"remove group {group}"), contextlib.suppress(rbd.ObjectNotFound):
-            rbd.RBD().group_remove(link.ioctx, group)
+        with changing(f"remove group {group}"):
+            try:
+                rbd.RBD().group_remove(link.ioctx, group)
+            except rbd.ObjectNotFound:  # said too where the image of a member is purged: then the group is there, and stays for ever
+                layout.drop_group(link.ioctx, group)
         self._store.pool.forget_group(link, uid)
 
     def sweep(self, link: Link) -> None:

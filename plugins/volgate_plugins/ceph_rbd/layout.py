@@ -5,6 +5,7 @@ Opening an image takes ten times as long as reading these. The layout is that of
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import struct
 from collections import deque
@@ -14,7 +15,7 @@ from typing import Any
 
 import rados
 
-__all__ = ["META", "Header", "Parent", "allocated", "directory", "headers", "rewrite"]
+__all__ = ["META", "Header", "Parent", "allocated", "directory", "drop_group", "headers", "rewrite"]
 
 META = "metadata_"
 TAG = "volgate.tag"
@@ -135,6 +136,25 @@ def rewrite(
             ioctx.operate_write_op(op, f"rbd_header.{header.id}")
         except rados.ObjectNotFound as error:  # the comparison of an object that is not there
             raise rados.OSError("the image is gone", errno.ECANCELED) from error
+
+
+def drop_group(ioctx: rados.Ioctx, name: str) -> None:
+    """Remove a group of which no image and no snapshot is left, whatever librbd says; success if there is none. Raises rados.Error."""
+    with rados.ReadOpCtx() as op:
+        rows, _ = ioctx.get_omap_vals_by_keys(op, (f"name_{name}",))
+        try:
+            ioctx.operate_read_op(op, "rbd_group_directory")
+        except rados.ObjectNotFound:
+            return
+        found = dict(rows)
+    if not found:
+        return
+    (value,) = found.values()
+    with contextlib.suppress(rados.ObjectNotFound):
+        ioctx.remove_object(f"rbd_group_header.{value[4:].decode()}")
+    with rados.WriteOpCtx() as op:
+        op.execute("rbd", "group_dir_remove", _string(name.encode()) + value)
+        ioctx.operate_write_op(op, "rbd_group_directory")
 
 
 def _many(ioctx: rados.Ioctx, ids: Iterable[str], *, whole: bool) -> Iterator[tuple[str, dict[str, bytes]]]:

@@ -79,7 +79,7 @@ class Sources:
         return create(self._store, link, image, Note(uid=spec.uid), make)
 
     def _clone(self, link: Link, spec: VolumeSpec, size: int, origin: Found) -> Header:
-        image, settings = object_name(spec.name, spec.uid), self._store.settings
+        image = object_name(spec.name, spec.uid)
         moment, source_size = self._moment(link, spec, origin)
         if size < source_size:
             raise OutOfRange(f"a clone of {source_size} bytes cannot have {size}", field="size")
@@ -90,20 +90,10 @@ class Sources:
             if grouped is not None:
                 self._copy(link, origin, grouped, image)
                 return
-            if note.source:
-                self._cut_moment(link, origin, moment)
-            rbd.RBD().clone(
-                link.ioctx,
-                origin.image,
-                moment,
-                link.ioctx,
-                image,
-                features=settings.feature_bits,
-                order=settings.object_size.bit_length() - 1,
-                stripe_unit=settings.stripe_unit or None,
-                stripe_count=settings.stripe_count if settings.stripe_unit else None,
-                data_pool=settings.data_pool or None,
-            )
+            try:
+                self._clone_at(link, origin, moment, image, cut=bool(note.source))
+            except rbd.ImageNotFound:  # seen, rarely, where a client that died had half of it: both are there a moment later
+                self._clone_at(link, origin, moment, image, cut=bool(note.source))
 
         made = create(self._store, link, image, note, make)
         copied = grouped is None and self._flattens(link, origin)
@@ -115,6 +105,24 @@ class Sources:
                     opened.resize(size)
             return header_of(link, image)
         return made
+
+    def _clone_at(self, link: Link, origin: Found, moment: str, image: str, *, cut: bool) -> None:
+        """Clone a snapshot; `cut`: one that is made for this."""
+        settings = self._store.settings
+        if cut:
+            self._cut_moment(link, origin, moment)
+        rbd.RBD().clone(
+            link.ioctx,
+            origin.image,
+            moment,
+            link.ioctx,
+            image,
+            features=settings.feature_bits,
+            order=settings.object_size.bit_length() - 1,
+            stripe_unit=settings.stripe_unit or None,
+            stripe_count=settings.stripe_count if settings.stripe_unit else None,
+            data_pool=settings.data_pool or None,
+        )
 
     def _grouped(self, link: Link, spec: VolumeSpec, origin: Found) -> Taken | None:
         """The snapshot that is cloned, if it is one of a group: it has no name to clone from, and is copied."""
