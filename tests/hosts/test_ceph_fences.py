@@ -67,7 +67,11 @@ class Writer:
     def close(self) -> None:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)  # it lets go of the image: one that is killed keeps its lock for half a minute
-            self.process.wait(60)
+            try:
+                self.process.wait(20)
+            except subprocess.TimeoutExpired:  # librbd may wait in its own close for longer
+                self.process.kill()
+                self.process.wait(60)
         assert self.process.stdout
         self.process.stdout.close()
 

@@ -284,18 +284,16 @@ class LosesOneOfMany(Good):
 class TripsOverTheDeleted(Good):
     rule = "lists-are-whole-while-volumes-come-and-go"
 
-    def __init__(self, settings, context):
-        super().__init__(settings, context)
-        self.gone = 0
-
-    def delete_volume(self, volume):
-        super().delete_volume(volume)
-        self.gone += 1
-
     def list_volumes(self):
-        names, gone = sorted(os.listdir(self.volumes)), self.gone
-        await_rival(lambda: self.gone > gone)
-        for name in names:
+        seen: set[str] = set()
+
+        def one_is_gone():
+            there = set(os.listdir(self.volumes))
+            seen.update(there)
+            return seen - there
+
+        await_rival(one_is_gone)
+        for name in sorted(seen):
             try:
                 yield self.read(self.volumes / name)
             except FileNotFoundError:
