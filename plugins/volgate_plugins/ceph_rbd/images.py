@@ -23,6 +23,7 @@ __all__ = ["create", "discard", "header_of", "take_away"]
 
 def create(store: Store, link: Link, image: str, note: Note, make: Callable[[], None]) -> Header:
     """Make an image whose name is noted first; a half-made one of the same name and uid is made anew. It has no tag yet."""
+    store.pool.note_client(link)  # librbd opens images by itself
     store.pool.begin(link, image, note)
     try:
         with changing(f"create image {image}"):
@@ -54,6 +55,7 @@ def discard(store: Store, link: Link, image: str) -> None:
 def take_away(store: Store, link: Link, image: str, image_id: str, delay: float) -> bool:
     """Move an image to the trash, to be purged `delay` seconds later; False if there is no such image. Raises OutOfSpace, InDoubt."""
     doing = f"delete image {image}"
+    store.pool.note_client(link)  # librbd opens the image by itself
     bury_at(store, link, image_id)
     store.pool.doom(link, image_id, time.time() + delay)
     with changing(doing):

@@ -105,8 +105,11 @@ class Snapshotting:
             found = store.find(link, volume)
             for other in self.of(link, found):
                 if other.cut.uid == spec.uid:
-                    return told(found, other)
-                if other.cut.name == spec.name:
+                    if self._is_whole(link, found, other):
+                        return told(found, other)
+                    with store.image(link, found.header.id, doing) as image, changing(doing):
+                        image.remove_snap(other.cut.stored_as)
+                elif other.cut.name == spec.name:
                     raise AlreadyExists(f"volume {volume.name} has a snapshot {spec.name} of uid {other.cut.uid}, asked was {spec.uid}")
             self.refuse_many(found, doing)
             cut = cuts_of(found.header).get(spec.uid) or row_of(spec)  # a row without its snapshot: the call that wrote it died
@@ -117,6 +120,14 @@ class Snapshotting:
                 with reading(doing):
                     made = next(one for one in image.list_snaps() if one["name"] == cut.stored_as)
                 return told(found, Taken(cut, made["id"], made["size"]))
+
+    def _is_whole(self, link: Link, found: Found, one: Taken) -> bool:
+        """Whether a snapshot can be opened: one whose maker died in the middle has no object map, and was promised to nobody."""
+        try:
+            with self._store.image(link, found.header.id, f"look at snapshot {one.cut.name}", snapshot_id=one.id, read_only=True):
+                return True
+        except NotFound:
+            return False
 
     def delete(self, volume: VolumeId, uid: str) -> str:
         """Remove one; clones of it go on: what they need moves to the image's trash. Return the group that it was cut in, "" for none."""

@@ -92,8 +92,12 @@ class Sources:
                 return
             try:
                 self._clone_at(link, origin, moment, image, cut=bool(note.source))
-            except rbd.ImageNotFound:  # seen, rarely, where a client that died had half of it: both are there a moment later
-                self._clone_at(link, origin, moment, image, cut=bool(note.source))
+            except rbd.ImageNotFound:  # said too of a moment whose maker died in the middle: it has no object map
+                if not note.source:
+                    raise
+                with self._store.image(link, origin.header.id, f"clone volume {origin.tag.name}") as opened:
+                    opened.remove_snap(moment)
+                self._clone_at(link, origin, moment, image, cut=True)
 
         made = create(self._store, link, image, note, make)
         copied = grouped is None and self._flattens(link, origin)

@@ -80,6 +80,7 @@ class Sweeper:
 
     def _purge(self, link: Link, image_id: str) -> bool:
         """Say whether something was done, so that another round may do more."""
+        self._store.pool.note_client(link)  # librbd opens the image by itself
         with reading(f"purge image {image_id}"):
             bury_at(self._store, link, image_id)
             try:
