@@ -11,7 +11,8 @@ from pathlib import Path
 
 import rbd
 
-from tests.labs.ceph import CLIENT, POOL, CephCluster, new_key
+from tests.labs.ceph import CLIENT, POOL, CephCluster
+from tests.labs.ceph_config import new_key
 from volgate.connection import RbdImage
 
 __all__ = ["Images", "rotate"]

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import ctypes
 import itertools
@@ -16,7 +15,6 @@ import secrets
 import shutil
 import signal
 import socket
-import struct
 import subprocess
 import tempfile
 import time
@@ -28,6 +26,8 @@ from typing import Any, Self, TypeVar
 
 import rados
 import rbd
+
+from tests.labs.ceph_config import CONFIG, new_key
 
 __all__ = ["CLIENT", "OTHER_POOL", "POOL", "TENANT", "CephCluster"]
 
@@ -45,73 +45,6 @@ ASKING = {
 CLONE_NEWNET = 0x40000000
 _starter = ThreadPoolExecutor(1)  # a daemon dies with the thread that started it: this one lives as long as we do
 _numbers = itertools.count()
-CONFIG = """[global]
-fsid = {fsid}
-mon host = [v2:{address}:{port}/0,v1:{address}:{port1}/0]
-mon initial members = a
-public addr = {address}
-cluster addr = {address}
-auth cluster required = cephx
-auth service required = cephx
-auth client required = cephx
-auth allow insecure global id reclaim = false
-run dir = {base}
-log file = {base}/log/$name.log
-log to stderr = false
-err to stderr = true
-crash dir = {base}/crash
-osd pool default size = 1
-osd pool default min size = 1
-osd pool default pg num = 8
-osd pool default pgp num = 8
-osd pool default pg autoscale mode = off
-osd crush chooseleaf type = 0
-mon allow pool size one = true
-mon allow pool delete = true
-mon warn on pool no redundancy = false
-mon data avail warn = 1
-mon data avail crit = 1
-ms dispatch throttle bytes = 33554432
-
-[mon]
-admin socket = {base}/asok/$name.asok
-mon data = {base}/mon/$id
-mon cluster log file = {base}/log/cluster.log
-paxos propose interval = 0.05
-mon tick interval = 1
-mon osd min down reporters = 1
-mon memory target = 268435456
-rocksdb cache size = 16777216
-
-[mgr]
-admin socket = {base}/asok/$name.asok
-mgr data = {base}/mgr/$id
-mgr initial modules =
-mgr pool = false
-mgr stats period = 1
-mgr tick period = 1
-
-[osd]
-admin socket = {base}/asok/$name.asok
-osd data = {base}/osd/$id
-osd objectstore = {store}
-memstore device bytes = {size}
-memstore page set = true
-bluestore block size = {size}
-bluestore block create = true
-bluestore cache autotune = false
-bluestore cache size = 67108864
-osd memory target = 939524096
-osd op num shards = 2
-osd op num threads per shard = 1
-osd crush update on start = true
-osd class dir = {classes}
-osd scrub during recovery = false
-osd fast shutdown = false
-osd snap trim sleep = 0.01
-osd max object name len = 256
-osd max object namespace len = 64
-"""
 
 
 class CephCluster:
@@ -487,11 +420,6 @@ class _Shut:
 
     def close(self) -> None:
         self.it.shutdown()
-
-
-def new_key() -> str:
-    """A key of cephx: its kind, its birth, and sixteen bytes."""
-    return base64.b64encode(struct.pack("<hiih", 1, int(time.time()), 0, 16) + secrets.token_bytes(16)).decode()
 
 
 def _secret(path: Path, text: str) -> None:

@@ -79,7 +79,7 @@ class Cluster:
         try:
             yield link
             link.silent = 0
-        except BaseException as error:
+        except BaseException as error:  # only its number is looked at
             self._look_at(link, error)
             raise
         finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from volgate.errors import InvalidRequest
 
@@ -89,6 +90,13 @@ class CephSettings:
                 raise InvalidRequest(f"features: {feature} needs {needed}", field="features")
         if "layering" not in self.features:
             raise InvalidRequest("features: clones need layering", field="features")
+
+    @property
+    def image_options(self) -> dict[str, Any]:
+        """What librbd is told of a new image."""
+        striped = {"stripe_unit": self.stripe_unit, "stripe_count": self.stripe_count} if self.stripe_unit else {}
+        pool = {"data_pool": self.data_pool} if self.data_pool else {}
+        return {"features": self.feature_bits, "order": self.object_size.bit_length() - 1, **striped, **pool}
 
     @property
     def feature_bits(self) -> int:

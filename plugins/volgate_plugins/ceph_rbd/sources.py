@@ -69,11 +69,7 @@ class Sources:
                 link.ioctx,
                 image,
                 size,
-                order=settings.object_size.bit_length() - 1,
-                features=settings.feature_bits,
-                stripe_unit=settings.stripe_unit or None,
-                stripe_count=settings.stripe_count if settings.stripe_unit else None,
-                data_pool=settings.data_pool or None,
+                **settings.image_options,
             )
 
         return create(self._store, link, image, Note(uid=spec.uid), make)
@@ -121,11 +117,7 @@ class Sources:
             moment,
             link.ioctx,
             image,
-            features=settings.feature_bits,
-            order=settings.object_size.bit_length() - 1,
-            stripe_unit=settings.stripe_unit or None,
-            stripe_count=settings.stripe_count if settings.stripe_unit else None,
-            data_pool=settings.data_pool or None,
+            **settings.image_options,
         )
 
     def _grouped(self, link: Link, spec: VolumeSpec, origin: Found) -> Taken | None:
@@ -141,11 +133,7 @@ class Sources:
             opened.copy(
                 link.ioctx,
                 image,
-                features=settings.feature_bits,
-                order=settings.object_size.bit_length() - 1,
-                stripe_unit=settings.stripe_unit or None,
-                stripe_count=settings.stripe_count if settings.stripe_unit else None,
-                data_pool=settings.data_pool or None,
+                **settings.image_options,
             )
 
     def _moment(self, link: Link, spec: VolumeSpec, origin: Found) -> tuple[str, int]:

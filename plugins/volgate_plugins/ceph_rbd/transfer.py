@@ -95,7 +95,7 @@ def _each(pieces: Iterator[Piece], work: Callable[[Piece], None], width: int, si
                     _finish(running, size, progress)
             while running:
                 _finish(running, size, progress)
-        except BaseException:
+        except BaseException:  # whatever it was, what is not begun yet is not wanted any more
             for _, future in running:
                 future.cancel()
             raise
