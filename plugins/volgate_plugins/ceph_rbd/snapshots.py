@@ -123,8 +123,9 @@ class Snapshotting:
 
     def _is_whole(self, link: Link, found: Found, one: Taken) -> bool:
         """Whether a snapshot can be opened: one whose maker died in the middle has no object map, and was promised to nobody."""
-        try:
-            with self._store.image(link, found.header.id, f"look at snapshot {one.cut.name}", snapshot_id=one.id, read_only=True):
+        doing = f"look at snapshot {one.cut.name}"
+        try:  # by its name: by its id librbd opens one without a map too
+            with self._store.image(link, found.header.id, doing, snapshot=one.cut.stored_as, read_only=True):
                 return True
         except NotFound:
             return False
