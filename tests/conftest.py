@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from tests.labs.libvirtd import PrivateLibvirtd
     from tests.labs.postgres import PostgresServer
 
+pytest_plugins = ["tests.labs.kernel.delegate"]
+
 
 @pytest.fixture(scope="session")
 def libvirtd() -> Iterator[PrivateLibvirtd]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -20,6 +21,7 @@ def allowed(name: str) -> bool:
 def pytest_deselected(items: Sequence[pytest.Item]) -> None:
     """Refuse the run."""
     if unknown := [item.nodeid for item in items if not allowed(item.nodeid)]:
+        sys.stderr.write(f"deselected, and not in {_LIST.name}: {unknown}\n")  # of a worker's error xdist shows nothing
         raise pytest.UsageError(f"deselected, and not in {_LIST.name}: {', '.join(unknown)}")
 
 

@@ -37,7 +37,7 @@ files() {
     install -D -m 0644 "$top/deploy/config-examples/volgate.toml" "$root/etc/volgate/volgate.toml"
     install -D -m 0644 -t "$doc" "$top"/docs/*.md
     install -m 0644 "$top/CHANGELOG.md" "$doc/NEWS.md" # under its own name debhelper would take it for Debian's
-    install -D -m 0644 -t "$doc/examples" "$top"/deploy/config-examples/*.toml
+    install -D -m 0644 -t "$doc/examples" "$top"/deploy/config-examples/*.toml "$top"/deploy/systemd/volgate-*.conf
     install -D -m 0644 -t "$root/usr/share/volgate/prometheus" "$top/deploy/prometheus/volgate.rules.yml"
     install -D -m 0644 -t "$root/usr/share/volgate/grafana" "$top/deploy/grafana/volgate.json"
 }

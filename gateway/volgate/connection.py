@@ -11,12 +11,36 @@ from dataclasses import dataclass, field
 from volgate.errors import Unsupported
 from volgate.model import Format
 
-__all__ = ["Connection", "DiskSource", "FileIdentity", "FileSource", "LocalFile", "RbdImage", "RbdSource", "as_file", "rbd_source"]
+__all__ = [
+    "BlockSource",
+    "Chap",
+    "Connection",
+    "DiskSource",
+    "FileIdentity",
+    "FileSource",
+    "IscsiLun",
+    "IscsiPortal",
+    "LibiscsiLun",
+    "LibiscsiSource",
+    "LocalBlock",
+    "LocalFile",
+    "RbdImage",
+    "RbdSource",
+    "as_file",
+    "is_connected",
+    "libiscsi_source",
+    "rbd_source",
+]
 
 
 def rbd_source(fsid: str, path: str) -> str:
     """What an image is named by on a host: two clusters may have the same pools and images."""
     return f"rbd:{fsid}/{path}"
+
+
+def libiscsi_source(target: str, lun: int) -> str:
+    """What a LUN that QEMU opens itself is named by on a host: an IQN is nobody else's."""
+    return f"iscsi:{target}/{lun}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +108,102 @@ class RbdImage:
         return "/".join(part for part in (self.pool, self.namespace, self.image) if part)
 
 
-Connection = LocalFile | RbdImage
+@dataclass(frozen=True, slots=True, order=True)
+class IscsiPortal:
+    """A way to an iSCSI target: an IP address (IPv6 without brackets), a port, and the target's IQN."""
+
+    address: str
+    port: int
+    target: str
+
+    @property
+    def place(self) -> str:
+        """Where it is, `address:port`, as open-iscsi writes it."""
+        return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
+
+    def __str__(self) -> str:
+        return f"{self.target} at {self.place}"
+
+
+@dataclass(frozen=True, slots=True)
+class Chap:
+    """How initiator and target prove themselves: names, and references to secrets, which the host resolves.
+
+    With a `target_user` the target proves itself too.
+    """
+
+    user: str
+    secret: str
+    target_user: str = ""
+    target_secret: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class IscsiLun:
+    """A LUN of an iSCSI target. `wwid` is its identity, as multipath writes it; `size` in bytes.
+
+    With `multipath` all portals are used, through a map of dm-multipath; else one.
+    """
+
+    wwid: str
+    portals: tuple[IscsiPortal, ...]
+    lun: int
+    size: int
+    multipath: bool = True
+    chap: Chap | None = None
+    format: Format = Format.RAW
+
+    @property
+    def source(self) -> str:
+        """What libvirt names it by: a link that udev makes of the identity."""
+        return f"/dev/disk/by-id/{'dm-uuid-mpath-' if self.multipath else 'scsi-'}{self.wwid}"
+
+
+_BY_ID = "/dev/disk/by-id"
+_CONNECTED = (f"{_BY_ID}/dm-uuid-mpath-", f"{_BY_ID}/scsi-")
+
+
+def is_connected(source: str) -> bool:
+    """Whether a host has to connect what libvirt names so, and to let go of it after its last use."""
+    return source.startswith(_CONNECTED)
+
+
+@dataclass(frozen=True, slots=True)
+class LibiscsiLun:
+    """A LUN that QEMU opens itself, by one portal. `wwid` is its identity, as multipath writes it; `size` in bytes."""
+
+    wwid: str
+    portal: IscsiPortal
+    lun: int
+    size: int
+    chap: Chap | None = None
+    format: Format = Format.RAW
+
+    @property
+    def source(self) -> str:
+        """What it is named by among the disks of a host."""
+        return libiscsi_source(self.portal.target, self.lun)
+
+
+@dataclass(frozen=True, slots=True)
+class LocalBlock:
+    """A block device of this host's device mapper.
+
+    `path` names it for good; `dm_uuid` is its identity, which device mapper tells of whatever was opened. `size` in bytes.
+    """
+
+    path: str
+    dm_uuid: str
+    size: int
+    format: Format = Format.RAW
+
+    @property
+    def source(self) -> str:
+        """What libvirt names it by."""
+        return self.path
+
+
+Connection = LocalFile | RbdImage | LocalBlock | IscsiLun | LibiscsiLun
 """The union; later members join with `|`."""
 
 
@@ -129,5 +248,36 @@ class RbdSource:
         return rbd_source(self.fsid, self.path)
 
 
-DiskSource = FileSource | RbdSource
+@dataclass(frozen=True, slots=True)
+class BlockSource:
+    """A proven block device as libvirt is given it."""
+
+    path: str
+    format: Format = Format.RAW
+    chain: tuple[tuple[str, Format], ...] = field(default=())
+
+    @property
+    def source(self) -> str:
+        """What it is named by among the disks of a host."""
+        return self.path
+
+
+@dataclass(frozen=True, slots=True)
+class LibiscsiSource:
+    """A LUN as libvirt is given it, for QEMU to open as `initiator` (the host's IQN); `user` of CHAP, "" for none."""
+
+    portal: IscsiPortal
+    lun: int
+    initiator: str
+    user: str = ""
+    format: Format = Format.RAW
+    chain: tuple[tuple[str, Format], ...] = field(default=())
+
+    @property
+    def source(self) -> str:
+        """What it is named by among the disks of a host."""
+        return libiscsi_source(self.portal.target, self.lun)
+
+
+DiskSource = FileSource | RbdSource | BlockSource | LibiscsiSource
 """What a connector makes of a `Connection` on this host, ready for a `<disk>`; later members join with `|`."""

@@ -17,6 +17,7 @@ __all__ = [
     "Health",
     "IoMode",
     "Labels",
+    "Leftover",
     "Path",
     "PathState",
     "Provisioning",
@@ -25,6 +26,7 @@ __all__ = [
     "Snapshot",
     "Source",
     "SourceKind",
+    "Transport",
     "Volume",
     "VolumeSpec",
     "VolumeState",
@@ -186,6 +188,13 @@ class IoMode(StrEnum):
     IO_URING = "io_uring"
 
 
+class Transport(StrEnum):
+    """Who reaches the storage of an attached volume: the host, or, where QEMU has a driver of its own for it, QEMU."""
+
+    HOST = "host"
+    QEMU = "qemu"
+
+
 class Feature(StrEnum):
     """What the hypervisor of a host can do of what Volgate uses. Callers compare these words: none ever gets another meaning."""
 
@@ -198,6 +207,8 @@ class Feature(StrEnum):
     INCREMENTAL_BACKUP = "incremental-backup"
     RBD = "rbd"
     RBD_NAMESPACES = "rbd-namespaces"
+    LIBISCSI = "libiscsi"
+    LUKS = "luks"
 
 
 class ErrorPolicy(StrEnum):
@@ -223,7 +234,10 @@ class Qos:
 
 @dataclass(frozen=True, slots=True)
 class DiskOptions:
-    """How a guest sees a disk. `serial` of at most 20 characters reaches the guest whole on every bus."""
+    """How a guest sees a disk. `serial` of at most 20 characters reaches the guest whole on every bus.
+
+    `passphrase` references the secret by which QEMU opens the volume's LUKS, "" for a volume that is no LUKS, or whose guest opens it.
+    """
 
     bus: Bus = Bus.VIRTIO_BLK
     serial: str = ""
@@ -234,6 +248,8 @@ class DiskOptions:
     discard: bool = True
     iothread: int = 0
     error_policy: ErrorPolicy = ErrorPolicy.STOP
+    transport: Transport = Transport.HOST
+    passphrase: str = ""
 
 
 class PathState(StrEnum):
@@ -253,6 +269,19 @@ class Redundancy(StrEnum):
     SINGLE = "single"
     DEGRADED = "degraded"
     DOWN = "down"
+
+
+@dataclass(frozen=True, slots=True)
+class Leftover:
+    """What a host has of ours and nothing accounts for.
+
+    `kind` is `lun`, `map`, `disk`, `session`, `record` or `startup`; `problem` says what is wrong with it, or why it stays.
+    """
+
+    kind: str
+    name: str
+    problem: str
+    removed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

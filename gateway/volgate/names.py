@@ -20,11 +20,13 @@ __all__ = [
     "check_identifier",
     "host_certificate_name",
     "object_name",
+    "parse_content",
     "parse_volume",
 ]
 
 IDENTIFIER = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_PARTS_OF_A_SNAPSHOT = 6
 _NAMESPACE = uuid.UUID("b3a1f0ce-7d0f-5c43-9d4e-51c7e0a1f6aa")  # drawn once for Volgate; attachment ids derive from it
 
 
@@ -106,6 +108,11 @@ class AttachmentName:
         if not UUID.fullmatch(found):
             raise InvalidRequest(f"{field}: {text[:120]!r} does not end in a uuid", field=field)
         return cls(found)
+
+
+def parse_content(text: str, field: str = "name") -> VolumeName | SnapshotName:
+    """Read the name of a volume or of a snapshot; by its parts, for a pool or a volume may itself be called `snapshots`."""
+    return SnapshotName.parse(text, field) if text.count("/") == _PARTS_OF_A_SNAPSHOT - 1 else VolumeName.parse(text, field)
 
 
 def parse_volume(text: str, field: str = "volume") -> VolumeName:

@@ -91,6 +91,8 @@ class Pool:
         self.table = dict(table)
         self.leaving = ""
         self.unserved = kind.problem
+        self.machine_bound = kind.machine_bound
+        self.elsewhere = ""
         self.workers: Supervisor | None = None
         if kind.problem:
             self._begin: Callable[[], Backend] = self._refuse_to_open
@@ -113,8 +115,18 @@ class Pool:
     def _refuse_to_open(self) -> NoReturn:
         raise Unreachable(f"{self.unserved}; mend or replace it, and restart the gateway", reason="POOL_DOWN", retry_after=60.0)
 
+    def stand_aside(self, told: str) -> None:
+        """Do nothing here, for another machine has the storage, as is `told`; with "" be served here. Set once more, it changes nothing."""
+        if told:
+            self.unserved = self.elsewhere = self.problem = told
+            self.health = Health.DOWN
+        elif self.elsewhere:
+            self.unserved, self.elsewhere, self.problem = "", "", "not opened yet"
+
     def backend(self) -> Backend:
-        """The open backend. Raises Unreachable with why it is down."""
+        """The open backend. Raises Unreachable with why it is down, Precondition (POOL_ELSEWHERE)."""
+        if self.elsewhere:
+            raise Precondition(self.elsewhere, reason="POOL_ELSEWHERE")
         if self._backend is None:
             raise Unreachable(f"pool {self.name} is down: {self.problem}", reason="POOL_DOWN", retry_after=5.0)
         return self._backend
@@ -141,7 +153,7 @@ class Pool:
 
     def check(self, timeout: float = 5.0) -> None:
         """Open if needed and look how the pool is, but for one in quarantine; never raises."""
-        if self.quarantine:
+        if self.left_alone:
             return
         try:
             self._probe.call_within(timeout, self._check)
@@ -168,6 +180,11 @@ class Pool:
         except Exception as error:  # noqa: BLE001  # a plugin is foreign code: one that crashes at open leaves its own pool down, nothing else
             self.health, self.problem = Health.DOWN, f"plugin {self.kind} failed: {type(error).__name__}: {error}"
             _log.exception("plugin failed to open its pool", pool=self.name)
+
+    @property
+    def left_alone(self) -> bool:
+        """Whether an operator, or the machine that has its storage, says that nothing is to be done with it here."""
+        return bool(self.quarantine or self.elsewhere)
 
     @property
     def occupied(self) -> bool:

@@ -25,6 +25,7 @@ from volgate.secret import Secret
 from volgate.worker import loading
 from volgate.worker.link import Start
 from volgate.worker.loading import Found
+from volgate.worker.offers import Offer
 from volgate.worker.plugin import Broken, PluginWorker, refused
 from volgate.worker.remedies import remedy
 
@@ -32,6 +33,8 @@ __all__ = ["Kind", "PluginInfo", "Registry"]
 
 _IN_PROCESS = "directory"
 _HOOK_SECONDS = 5.0
+_IMPORT_SECONDS = 20.0  # a foreign plugin that hangs holds up the start for so long
+_OWN_IMPORT_SECONDS = 120.0  # ours hang for no reason but a machine that is busy with its own start
 _log = structlog.get_logger()
 
 
@@ -63,6 +66,11 @@ class Kind:
     depth: int
     local: BackendType | None = None
     problem: str = ""
+    machine_bound: bool = False
+
+
+def _kind(told: Offer | BackendType, plugin: str, local: BackendType | None = None) -> Kind:
+    return Kind(told.kind, plugin, told.width, told.depth, local, machine_bound=told.machine_bound)
 
 
 class Registry:
@@ -105,7 +113,7 @@ class Registry:
             plugin = load()
             loading.answered(plugin)
             self._manager.register(plugin, found.name)
-            self._offer(found, [Kind(o.kind, found.value, o.width, o.depth, o) for o in loading.offers(plugin)])
+            self._offer(found, [_kind(o, found.value, o) for o in loading.offers(plugin)])
         except Exception as error:  # noqa: BLE001  # a plugin is foreign code: whatever it raises must not stop the others
             if self._manager.has_plugin(found.name):
                 self._manager.unregister(name=found.name)
@@ -117,13 +125,16 @@ class Registry:
             return
         workers = [PluginWorker(Start(found.value, self._log_level, secret=self.secret)) for found in plugins]
         with ThreadPoolExecutor(len(plugins)) as pool:
-            asked = [pool.submit(worker.describe) for worker in workers]
+            limits = [_OWN_IMPORT_SECONDS if found.version == loading.BUILT_IN else _IMPORT_SECONDS for found in plugins]
+            asked = [pool.submit(worker.describe, seconds) for worker, seconds in zip(workers, limits, strict=True)]
         for found, worker, answer in zip(plugins, workers, asked, strict=True):
             try:
                 described = answer.result()
-                self._offer(found, [Kind(o.kind, found.value, o.width, o.depth) for o in described.offers])
+                self._offer(found, [_kind(o, found.value) for o in described.offers])
             except Broken as error:
                 self._broken(found, str(error))
+                if error.passing and found.version == loading.BUILT_IN:
+                    self._unused[found.name] = found  # a machine that is busy with its start: the pool's next check tries again
                 continue
             except ValueError as error:
                 worker.close()

@@ -10,8 +10,9 @@ import os
 import socket
 import tomllib
 from collections.abc import Mapping
+from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 
@@ -21,6 +22,7 @@ __all__ = [
     "ROLES",
     "Controller",
     "Database",
+    "Encryption",
     "Exports",
     "Host",
     "Imports",
@@ -129,6 +131,12 @@ class Exports(msgspec.Struct, frozen=True):
     allowed_directories: tuple[str, ...] = ()
 
 
+class Encryption(msgspec.Struct, frozen=True):
+    """How references to passphrases may begin that callers name, such as `file:/etc/volgate/passphrases/`; each host resolves its own."""
+
+    allowed_references: tuple[str, ...] = ()
+
+
 class Host(msgspec.Struct, frozen=True):
     """A hypervisor. `uri` is libvirt's."""
 
@@ -152,6 +160,7 @@ class Settings(msgspec.Struct, frozen=True):
     limits: Limits = Limits()
     imports: Imports = Imports()
     exports: Exports = Exports()
+    encryption: Encryption = Encryption()
     plugins: Plugins = Plugins()
     hosts: dict[str, Host] = {}
     pools: dict[str, dict[str, Any]] = {}
@@ -249,8 +258,15 @@ def _check_keys(value: Mapping[str, Any], kind: Any, where: str) -> None:
             near = difflib.get_close_matches(key, hints, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(sorted(hints))}"
             raise InvalidRequest(f"configuration: unknown key {path!r}{hint}", field=path)
-        if isinstance(item, Mapping) and isinstance(hints[key], type) and hasattr(hints[key], "__struct_fields__"):
-            _check_keys(item, hints[key], path)
-        elif key == "hosts" and isinstance(item, Mapping):
+        tables = [item] if isinstance(item, Mapping) else item if isinstance(item, list) else []
+        for inner in [part for part in (hints[key], *_parts(hints[key])) if hasattr(part, "__struct_fields__") or is_dataclass(part)]:
+            for table in tables:
+                _check_keys(table, inner, path)
+        if key == "hosts" and isinstance(item, Mapping):
             for name, table in item.items():
                 _check_keys(table, Host, f"{path}.{name}")
+
+
+def _parts(hint: Any) -> tuple[Any, ...]:
+    """What an optional table, or a list of tables, is made of."""
+    return () if get_origin(hint) is dict else get_args(hint)

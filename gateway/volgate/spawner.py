@@ -24,7 +24,7 @@ from typing import NoReturn, Self, cast
 
 import msgspec
 
-from volgate.errors import Busy, Cancelled, InDoubt, Unreachable, VolgateError, from_os_error
+from volgate.errors import Busy, Cancelled, InDoubt, Unreachable, VolgateError, from_os_error, translate
 from volgate.forker import FRAME, MOST_DESCRIPTORS, Lease, Limits, Request, Status
 
 __all__ = ["Child", "Completed", "Limits", "Spawner"]
@@ -34,6 +34,7 @@ _MOST_OUTPUT = 32 << 20
 _TICK = 0.1
 _GRACE = 5.0
 _KILLED = -int(signal.SIGKILL)
+_statuses = msgspec.msgpack.Decoder(Status)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +97,7 @@ class Child:
             frame = self._status.recv(4096)
         if not frame:
             self._lost()
-        status = msgspec.msgpack.decode(frame, type=Status)
+        status = _statuses.decode(frame)
         if status.error:
             failure = OSError(status.error, os.strerror(status.error), self._program)
             self._failure = from_os_error(failure, f"start {self._program}")
@@ -191,9 +192,10 @@ class Spawner:
         `cancelled()` says so, InDoubt if the spawner was killed meanwhile, NotFound and Denied if the program cannot start.
         """
         with contextlib.ExitStack() as stack:
-            source = _memory(stdin, stack)
-            out, out_end = _pipe(stack)
-            err, err_end = _pipe(stack)
+            with translate(f"prepare {argv[0]}"):
+                source = _memory(stdin, stack)
+                out, out_end = _pipe(stack)
+                err, err_end = _pipe(stack)
             with out_end, err_end:
                 ends = [source, out_end.fileno(), err_end.fileno(), *fds]
                 child = self.spawn(argv, descriptors=ends, cwd=cwd, env=env, user=user, limits=limits)

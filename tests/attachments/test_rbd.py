@@ -103,7 +103,9 @@ def test_a_pattern_comes_back_by_a_revert_and_lives_in_a_clone(place: Place, gue
     first = place.attach(guest, full("story"), serial="story").attachment
     disk = guest.wait_disk("story")
     guest.run(PATTERN.format(word="before", device=disk.device))
-    place.wire.snapshots.CreateSnapshot(snapshot_pb2.CreateSnapshotRequest(volume=full("story"), snapshot_id="s1"), timeout=SECONDS)
+    asked = snapshot_pb2.CreateSnapshotRequest(volume=full("story"), snapshot_id="s1")
+    cut = place.wire.snapshots.CreateSnapshot(asked, timeout=SECONDS).snapshot
+    assert place.wire.snapshots.CreateSnapshot(asked, timeout=SECONDS).snapshot == cut
     guest.run(PATTERN.format(word="after", device=disk.device))
     place.clone("copy", f"{full('story')}/snapshots/s1")
     second = place.attach(guest, full("copy"), serial="copy").attachment
@@ -224,6 +226,44 @@ def test_a_gateway_killed_in_the_middle_of_an_attach_finishes_it(place: Place, g
     until(lambda: place.watchers(volume) == [] and not place.attachments(), PATIENT)
     place.idle()
     assert guest.disks() == [] and guest.connection.listAllSecrets() == []
+
+
+def test_a_quiesced_snapshot_has_what_the_guest_had_not_written_yet(place: Place, guest: Guest) -> None:
+    place.made("still")
+    asked = snapshot_pb2.CreateSnapshotRequest(volume=full("still"), snapshot_id="s", quiesce=True)
+    assert "not attached" in refused(place.wire.snapshots.CreateSnapshot, asked, timeout=SECONDS).message
+    made = place.attach(guest, full("still"), serial="still").attachment
+    disk = guest.wait_disk("still").device
+    guest.run(f"mke2fs {disk} >/dev/null 2>&1 && mount {disk} /mnt && echo unwritten >/mnt/file")
+    cut = place.wire.snapshots.CreateSnapshot(asked, timeout=SECONDS).snapshot
+    assert cut.quiesced and guest.agent("guest-fsfreeze-status") == "thawed"
+    assert place.wire.snapshots.CreateSnapshot(asked, timeout=SECONDS).snapshot == cut
+    guest.run("umount /mnt")
+    place.clone("copy-of-still", cut.name)
+    copy = place.attach(guest, full("copy-of-still"), serial="copy").attachment
+    assert guest.run(f"mount -o ro {guest.wait_disk('copy').device} /mnt && cat /mnt/file; umount /mnt") == "unwritten"
+    for one in (made, copy):
+        place.detach(one.name)
+
+
+def test_a_guest_that_a_killed_gateway_left_frozen_goes_on_and_is_frozen_for_the_snapshot_again(place: Place, guest: Guest) -> None:
+    place.made("cold")
+    made = place.attach(guest, full("cold"), serial="cold").attachment
+    disk = guest.wait_disk("cold").device
+    guest.run(f"mke2fs {disk} >/dev/null 2>&1 && mount {disk} /mnt")
+    asked = snapshot_pb2.CreateSnapshotRequest(volume=full("cold"), snapshot_id="s", quiesce=True)
+    with hanging(place.ceph, "mon.a"):  # which gives every snapshot its number; the guest's own requests go on
+        calling = in_the_background(lambda: place.wire.snapshots.CreateSnapshot(asked, timeout=SECONDS))
+        until(lambda: guest.agent("guest-fsfreeze-status") == "frozen")
+        place.server.kill9()
+    calling.join(PATIENT)
+    assert guest.agent("guest-fsfreeze-status") == "frozen"
+    place.again()
+    place.idle()
+    assert place.wire.snapshots.CreateSnapshot(asked, timeout=SECONDS).snapshot.quiesced
+    assert guest.agent("guest-fsfreeze-status") == "thawed"
+    guest.run("umount /mnt")
+    place.detach(made.name)
 
 
 def in_the_background(call: Callable[[], object]) -> threading.Thread:

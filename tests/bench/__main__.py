@@ -33,6 +33,7 @@ GROUPS = {
     "hosts": "hosts",
     "controllers": "controllers",
     "ceph": "ceph",
+    "san": "san",
 }
 """Group to module: each is imported when it runs, for not every machine has what each needs."""
 

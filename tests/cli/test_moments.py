@@ -28,7 +28,7 @@ def test_a_group_is_cut_and_shown_and_its_members_are_snapshots(volgate):
         volgate("volume", "create", name, "--pool", "sim", "--size", "1MiB")
     plan = volgate("snapshot", "group", "a=monday", "b=monday", "--pool", "sim", "--dry-run")
     assert "would: cut" in plan.out
-    assert [row[0] for row in volgate("snapshot", "group", "a=monday", "b=monday", "--pool", "sim").lines] == [
+    assert [row[0] for row in volgate("snapshot", "group", "sim/a=monday", "b=monday", "--pool", "sim").lines] == [
         "sim/a/monday",
         "sim/b/monday",
     ]
@@ -39,6 +39,8 @@ def test_a_group_is_cut_and_shown_and_its_members_are_snapshots(volgate):
     taken = volgate("snapshot", "group", "a=monday", "--pool", "sim", "--output", "json", status=4)
     assert taken.error["reason"] == "EXISTS_DIFFERENT"
     volgate("snapshot", "group", "a=x", "a=y", "--pool", "sim", status=2)
+    volgate("snapshot", "group", "a=x", "sim/a=y", "--pool", "sim", status=2)
+    volgate("snapshot", "group", "sim/a=x", "default/b=y", status=2)
 
 
 def test_changes_are_listed_by_offset(volgate):

@@ -2,6 +2,9 @@
 
 import pytest
 
+from tests.cli.conftest import Cli
+from tests.edge.server import Server
+
 MIB = 1 << 20
 VOLUME_FIELDS = {
     "name", "uid", "size_bytes", "format", "provisioning", "state", "allocated_bytes", "source", "labels", "created_at", "observed_at",
@@ -39,6 +42,24 @@ def test_create_show_list_expand_label_delete(cli):
     assert cli("volume", "delete", "default/a").out == "default/a deleted\n"
     assert cli.json("volume", "delete", "default/a") == {"name": "pools/default/volumes/a", "deleted": True}
     cli("volume", "show", "default/a", status=3)
+
+
+@pytest.mark.parametrize("word", ["volumes", "snapshots", "pools"])
+def test_pools_volumes_and_snapshots_may_be_called_as_collections_are(word, tmp_path):
+    server = Server(tmp_path / "state", config=f'[pools.{word}]\nkind = "directory"\npath = "{tmp_path}/pool"\n').start()
+    try:
+        cli = Cli(server.address)
+        made = cli.json("volume", "create", word, "--pool", word, "--size", "1MiB", "--format", "qcow2")
+        assert made["name"] == f"pools/{word}/volumes/{word}"
+        assert cli.json("snapshot", "create", word, "--volume", f"{word}/{word}")["size_bytes"] == MIB
+        made = cli.json("volume", "create", f"{word}/clone", "--from", f"{word}/{word}/{word}")
+        assert made["source"] == f"pools/{word}/volumes/{word}/snapshots/{word}"
+        assert cli.json("volume", "create", f"{word}/copy", "--from", f"{word}/{word}")["source"] == f"pools/{word}/volumes/{word}"
+        cli("volume", "export", f"{word}/{word}/{word}", "--file", str(tmp_path / "image"))
+        assert [row[0] for row in cli("snapshot", "list", "--pool", word).lines] == [f"{word}/{word}/{word}"]
+        assert len(cli.json("volume", "list", "--pool", word)) == 3
+    finally:
+        assert server.stop() == 0
 
 
 def test_snapshots_reverts_and_clones(cli):
@@ -136,7 +157,7 @@ def test_operations_by_id_and_by_request_id(cli):
 
 
 def test_plugins_need_no_server(cli):
-    names = ["directory", "memory", "ceph-rbd"]
+    names = ["directory", "memory", "ceph-rbd", "lvm", "iscsi"]
     assert cli("plugins", "--server", "unix:/nowhere").out.split() == [w for name in names for w in (name, "built-in", "loaded", name)]
     plain = {"version": "built-in", "status": "loaded", "problem": "", "action": ""}
     assert cli.json("plugins") == [{"name": name, "kinds": [name], **plain} for name in names]

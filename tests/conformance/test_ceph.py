@@ -15,6 +15,7 @@ from volgate_plugins.ceph_rbd.backend import CephRbd
 
 PURGE_SECONDS = 90.0  # a client that was killed watches an image for half a minute more
 _OURS = ("marker", "client.")
+_OF_IMAGES = ("rbd_data.", "rbd_object_map.", "rbd_id.", "rbd_header.")
 
 
 class TestCeph(Conformance):
@@ -41,7 +42,7 @@ class TestCeph(Conformance):
             names = [name for name in rbd.RBD().list(ioctx) if not name.startswith("foreign-")]
             trash = [f"trash {entry['name']}" for entry in rbd.RBD().trash_list(ioctx)]
             rows = [f"row {key}" for key in self.ceph.rows(ioctx, "volgate.pool") if not key.startswith(_OURS)]
-            objects = [one.key for one in ioctx.list_objects() if one.key.startswith(("rbd_data.", "rbd_object_map."))]
+            objects = [one.key for one in ioctx.list_objects() if one.key.startswith(_OF_IMAGES)]
             groups = [f"group {name}" for name in rbd.RBD().group_list(ioctx)]
             return names + trash + rows + groups + (objects if not rbd.RBD().list(ioctx) else [])
 

@@ -1,5 +1,6 @@
 """Which rules are looked at: those that mean something for the facets of a backend."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -8,7 +9,20 @@ from pathlib import Path
 
 import pytest
 
+from tests import soak
+from volgate.conformance import Conformance
+
 ROOT = Path(__file__).parents[2]
+
+
+def test_every_backend_before_the_judge_is_among_what_is_run_with_full_counts():
+    modules = {path.relative_to(ROOT) for path in Path(__file__).parent.glob("test_*.py")}
+    judging = set()
+    for path in modules:
+        kinds = [kind for kind in vars(importlib.import_module(".".join(path.with_suffix("").parts))).values() if isinstance(kind, type)]
+        if any(issubclass(kind, Conformance) and kind.__name__.startswith("Test") for kind in kinds):
+            judging.add(str(path))
+    assert "tests/conformance/test_ceph.py" in judging and judging <= set(soak.modules())
 
 
 def test_snapshots_that_cannot_be_read_are_judged_by_what_is_told_of_them(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -74,3 +75,31 @@ def test_what_a_dead_one_was_at_in_its_own_pool_waits_for_it(uneven):
         with uneven.call(1) as again:
             assert again(call).volume.name == f"{Q}/volumes/a"
         assert uneven.rows("SELECT claim, state FROM operation WHERE method = 'ImportVolume'") == [(2, "done")]
+
+
+@pytest.fixture
+def bound(fleet: Fleet) -> Fleet:
+    """Both members have a pool whose storage is of one machine; there is no such volume group here, so that it is down where it is served."""
+    for member in (1, 2):
+        config = fleet.member(member).config
+        config.write_text(config.read_text() + '[pools.q]\nkind = "lvm"\nvg = "nowhere"\nthin_pool = "pool"\n')
+    return fleet
+
+
+def refusal(caller, call: Call) -> str:
+    with pytest.raises(Refused) as refused:
+        caller.once(call)
+    return refused.value.reason
+
+
+def test_a_pool_of_another_machine_is_left_to_it_until_that_gives_it_up(bound):
+    with bound.call(1, retries=False) as one, bound.call(2, retries=False) as two:
+        machine = Path("/etc/machine-id").read_text().strip()
+        assert bound.rows("SELECT value FROM meta WHERE key = 'home/q'")[0][0].split(" ")[0] == machine
+        assert refusal(one, on_q("a")) == refusal(two, on_q("a")) == "POOL_DOWN", "both are on the machine that has it"
+        bound.rows("UPDATE meta SET value = 'ffffffffffffffffffffffffffffffff far' WHERE key = 'home/q' RETURNING key")
+        until(lambda: refusal(two, on_q("b")) == "POOL_ELSEWHERE", "its standing aside")
+        until(lambda: bound.rows("SELECT pools FROM controller WHERE name = 'c2'") == [("p",)], "its word of that")
+        two(create("c"))
+        bound.rows("DELETE FROM meta WHERE key = 'home/q' RETURNING key")
+        until(lambda: refusal(two, on_q("d")) == "POOL_DOWN", "its turn")

@@ -168,9 +168,13 @@ def test_a_restored_dump_runs_nothing_again_and_believes_no_attachment_unseen(fl
 def test_a_rescan_is_a_controller_for_as_long_as_it_takes(fleet):
     with fleet.call(1) as one:
         one(create("v"))
-        fleet.rows("DELETE FROM volume RETURNING 1")
-        told = process("rescan", "--state-dir", str(fleet.base / "desk"), "--config", configured(fleet), "--output", "json")
-        assert told.tree == {"p": 1}
+        told = {}
+        for _ in range(2):  # the one scan that c1 begins with may come in between and find it first
+            fleet.rows("DELETE FROM volume RETURNING 1")
+            words = ("--state-dir", str(fleet.base / "desk"), "--config", configured(fleet), "--output", "json")
+            if (told := process("rescan", *words).tree) == {"p": 1}:
+                break
+        assert told == {"p": 1}
         assert set(one.list_volumes()) == {"v"}
         assert set(fleet.controllers()) == {"c1"}
 

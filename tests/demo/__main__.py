@@ -27,8 +27,8 @@ def main() -> int:
             try:
                 play(gateway, guest)
                 gateway.stop()
-            except BaseException:  # whatever it was, the log is shown
-                print(gateway.log()[-4000:], file=sys.stderr)
+            except BaseException:  # whatever it was, the logs are shown
+                print(gateway.log()[-4000:], f"--- libvirtd:\n{libvirtd.log()[-2000:]}", sep="\n", file=sys.stderr)
                 raise
             finally:
                 gateway.end()

@@ -26,6 +26,9 @@ from volgate_client import Client
 ROOT = Path(__file__).parents[2]
 UNIT = ROOT / "deploy/systemd/volgate.service"
 HOST_UNIT = ROOT / "deploy/systemd/volgate-host.service"
+TGT = ROOT / "deploy/systemd/volgate-tgt.conf"
+ISCSI = ROOT / "deploy/systemd/volgate-iscsi.conf"
+LVM = ROOT / "deploy/systemd/volgate-lvm.conf"
 UNITS = (UNIT, HOST_UNIT)
 SYSUSERS = ROOT / "deploy/systemd/volgate.sysusers.conf"
 TIGHT = "20"  # systemd's exposure level times ten; services of its own are between 10 and 40
@@ -80,6 +83,22 @@ def test_the_unit_of_a_host_is_that_of_the_gateway_but_for_what_a_host_has_not()
     example = (ROOT / "deploy/config-examples/host.toml").read_text()
     assert f'state_dir = "/var/lib/{of_host["StateDirectory"]}"' in example
     assert of_host["ExecStart"].endswith("/etc/volgate/host.toml")
+
+
+def test_systemd_accepts_the_drop_in_for_volume_groups(tmp_path):
+    local = tmp_path / UNIT.name
+    local.write_text(UNIT.read_text().replace("/opt/volgate/bin/volgate", str(Path(sys.executable).with_name("volgate"))))
+    folder = tmp_path / f"{UNIT.name}.d"
+    folder.mkdir()
+    (folder / "lvm.conf").write_text(LVM.read_text())
+    assert run("systemd-analyze", "verify", "--man=no", "--recursive-errors=no", local) == ""
+    (folder / "lvm.conf").write_text(LVM.read_text() + "Nonsense=yes\n")
+    with pytest.raises(AssertionError, match="Nonsense"):  # it is read
+        run("systemd-analyze", "verify", "--man=no", "--recursive-errors=no", local)
+    ambient, bounding = (
+        re.findall(rf"^{name}=(.*)$", LVM.read_text(), re.MULTILINE) for name in ("AmbientCapabilities", "CapabilityBoundingSet")
+    )
+    assert ambient == bounding
 
 
 def test_what_the_unit_names_is_what_the_example_configuration_says():
@@ -218,3 +237,23 @@ def _expanded(name: str) -> set[str]:
     for word in (line.split("#")[0].strip() for line in run("systemd-analyze", "syscall-filter", "--no-pager", name).splitlines()):
         calls |= _expanded(word) if word.startswith("@") and word != name else {word}
     return calls
+
+
+def test_systemd_accepts_the_drop_in_for_iscsi_pools(tmp_path):
+    local = tmp_path / UNIT.name
+    local.write_text(UNIT.read_text().replace("/opt/volgate/bin/volgate", str(Path(sys.executable).with_name("volgate"))))
+    drop_in = tmp_path / f"{UNIT.name}.d/iscsi.conf"
+    drop_in.parent.mkdir()
+    drop_in.write_text(ISCSI.read_text())
+    assert run("systemd-analyze", "verify", "--man=no", "--recursive-errors=no", local) == ""
+    ambient, bounding = re.findall(r"^(?:AmbientCapabilities|CapabilityBoundingSet)=(.*)$", ISCSI.read_text(), re.MULTILINE)
+    assert ambient == bounding
+
+
+def test_systemd_accepts_the_drop_in_for_tgt(tmp_path):
+    local = tmp_path / "tgt.service"
+    local.write_text("[Service]\nType=notify\nExecStart=/bin/true\n")
+    drop_in = tmp_path / "tgt.service.d/volgate.conf"
+    drop_in.parent.mkdir()
+    drop_in.write_text(TGT.read_text())
+    assert run("systemd-analyze", "verify", "--man=no", "--recursive-errors=no", local) == ""

@@ -19,6 +19,8 @@ from volgate_plugins.ceph_rbd import CephSettings
 from volgate_plugins.directory import DirectorySettings
 from volgate_plugins.directory.pool import MARKER
 from volgate_plugins.directory.store import GRAIN, MANIFEST
+from volgate_plugins.iscsi import IscsiSettings
+from volgate_plugins.lvm import LvmSettings
 
 GUIDE = (Path(__file__).parents[2] / "docs/operator-guide.md").read_text(encoding="utf-8")
 SECTIONS = {
@@ -34,6 +36,8 @@ SECTIONS = {
     "[hosts.NAME]": settings.Host,
     '[pools.NAME], kind "directory"': DirectorySettings,
     '[pools.NAME], kind "ceph-rbd"': CephSettings,
+    '[pools.NAME], kind "lvm"': LvmSettings,
+    '[pools.NAME], kind "iscsi"': IscsiSettings,
 }
 
 
@@ -59,7 +63,8 @@ def fields(kind: type[Any]) -> list[tuple[str, Any]]:
 
 @pytest.mark.parametrize("heading", SECTIONS)
 def test_every_key_is_in_the_guide_with_its_default(heading):
-    expected = [(name, "needed" if default is ... else f"`{spelt(default)}`") for name, default in fields(SECTIONS[heading])]
+    words = {...: "needed", None: "none"}
+    expected = [(name, words.get(default, f"`{spelt(default)}`")) for name, default in fields(SECTIONS[heading])]
     assert [(key, default.strip()) for key, default in table(heading)] == expected
 
 

@@ -88,6 +88,7 @@ def deed(place: Secured, method: str) -> Deed:
         "GetAttachment": lambda: a.GetAttachmentRequest(name=held),
         "ListAttachments": lambda: a.ListAttachmentsRequest(host="hosts/lab"),
         "ListPaths": lambda: a.ListPathsRequest(name=full),
+        "WatchPaths": lambda: a.WatchPathsRequest(name=full),
         "ListHosts": host_pb2.ListHostsRequest,
         "GetHost": lambda: host_pb2.GetHostRequest(name="hosts/lab"),
         "RegisterHost": lambda: registration("someone"),

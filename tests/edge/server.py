@@ -61,6 +61,10 @@ class Server:
                 return False
         return True
 
+    @property
+    def alive(self) -> bool:
+        return self.process is not None and self.process.poll() is None
+
     def kill9(self) -> None:
         assert self.process
         os.kill(self.process.pid, signal.SIGKILL)

@@ -1,5 +1,7 @@
 """AttachmentService on the wire without a guest: prepared attachments, refusals. What a guest sees is in the tests of the host side."""
 
+import os
+import time
 from xml.etree import ElementTree as ET
 
 import pytest
@@ -14,6 +16,7 @@ from volgate.v1.attachment_pb2 import (
     GetAttachmentRequest,
     ListAttachmentsRequest,
     ListPathsRequest,
+    WatchPathsRequest,
 )
 
 OPTIONS = DiskOptions(
@@ -23,6 +26,7 @@ OPTIONS = DiskOptions(
     qos={"total_iops_sec": 100},
     cache=attachment_pb2.CACHE_MODE_NONE,
     io=attachment_pb2.IO_MODE_NATIVE,
+    transport=attachment_pb2.DISK_TRANSPORT_HOST,
     error_policy=attachment_pb2.ERROR_POLICY_REPORT,
 )
 
@@ -129,9 +133,29 @@ def test_paths_of_a_volume_are_its_file_and_file_system(place):
     assert any(path.device.startswith(str(place.pool)) for path in answer.paths)
 
 
+def test_who_watches_paths_is_told_of_a_change_once_and_of_the_end(place):
+    made = place.volume()
+    streams = [place.wire.attachments.WatchPaths(WatchPathsRequest(name=made.name), timeout=60) for _ in range(2)]
+    assert {next(stream).redundancy for stream in streams} == {attachment_pb2.REDUNDANCY_SINGLE}
+    disk = next(
+        path.device for path in place.wire.attachments.ListPaths(ListPathsRequest(name=made.name)).paths if path.transport == "file"
+    )
+    os.rename(disk, f"{disk}.away")
+    began = time.monotonic()
+    answers = [next(stream) for stream in streams]
+    assert time.monotonic() - began < 20
+    assert {answer.redundancy for answer in answers} == {attachment_pb2.REDUNDANCY_DOWN}
+    os.rename(f"{disk}.away", disk)
+    assert {next(stream).redundancy for stream in streams} == {attachment_pb2.REDUNDANCY_SINGLE}
+    streams[0].cancel()
+    place.wire.volumes.DeleteVolume(volume_pb2.DeleteVolumeRequest(name=made.name), timeout=30)
+    assert refused(lambda **_: list(streams[1])).code == "NOT_FOUND"
+
+
 def test_paths_of_what_does_not_exist_are_not_found(place):
     for name in ("pools/main/volumes/nobody", "pools/nobody/volumes/v", "attachments/00000000-0000-5000-8000-000000000000"):
         assert refused(place.wire.attachments.ListPaths, ListPathsRequest(name=name)).code == "NOT_FOUND"
+        assert refused(place.wire.attachments.WatchPaths, WatchPathsRequest(name=name)).code == "NOT_FOUND"
     said = refused(place.wire.attachments.ListPaths, ListPathsRequest(name="things/x"))
     assert (said.code, said.fields) == ("INVALID_ARGUMENT", ["name"])
 

@@ -174,3 +174,6 @@ def test_the_gateway_s_own_host_is_not_fenced(place):
     assert (said.code, said.reason) == ("FAILED_PRECONDITION", "FENCE_SELF")
     assert place.wire.hosts.UnfenceHost(host_pb2.UnfenceHostRequest(name="hosts/lab"), timeout=30).host.name == "hosts/lab"
     assert Path(place.server.log).read_text().count("FENCE_SELF")
+    for sure in (False, True):
+        unknown = host_pb2.UnfenceHostRequest(name="hosts/nobody", assume_restarted=sure)
+        assert refused(place.wire.hosts.UnfenceHost, unknown).code == "NOT_FOUND"

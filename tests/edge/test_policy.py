@@ -221,6 +221,7 @@ def test_attachments_outside_of_the_scope_are_not_found_and_stay(place, both, no
             Deed("attachments.DetachVolume", attachment_pb2.DetachVolumeRequest(name=name)),
             Deed("attachments.DetachVolume", attachment_pb2.DetachVolumeRequest(name=name, validate_only=True)),
             Deed("attachments.ListPaths", attachment_pb2.ListPathsRequest(name=name)),
+            Deed("attachments.WatchPaths", attachment_pb2.WatchPathsRequest(name=name)),
         ):
             said = wrong.refused(wire)
             assert (said.code, said.message) == ("NOT_FOUND", f"{name} does not exist")

@@ -225,6 +225,13 @@ def serial(rng: random.Random) -> Bad:
     return Bad(rng.choice(("x" * 21, "a b", "a/b", "ü", "\0", "a,b", "'", '"', "<x/>", "a\n", "x" * 10_000)))
 
 
+def reference(rng: random.Random) -> Bad:
+    allowed = Bad(rng.choice(("file:/etc/shadow", "env:PATH", "vault:x")), ("PERMISSION_DENIED",), journalled=True)
+    return rng.choice(
+        (Bad(rng.choice(("relative", "file:", ":x", "a b:c", "file:/a/../b", "file:/\0", "FILE:/x", "x:" + "x" * 10_000))), allowed)
+    )
+
+
 def line(rng: random.Random) -> Bad:
     return Bad(rng.choice(("a\nb", "a\0", "\x1b[31m", "x" * 10_000)))
 
@@ -293,6 +300,7 @@ KINDS: dict[str, Strategy] = {
     "GetAttachment.name": resource("attachments", unknown=_GONE_ATTACHMENT),
     "DetachVolume.name": _ATTACHMENT,
     "ListPaths.name": resource("pools", "volumes", unknown=_GONE_VOLUME),
+    "WatchPaths.name": resource("pools", "volumes", unknown=_GONE_VOLUME),
     "GetHost.name": resource("hosts", unknown=Bad("hosts/nobody", ("NOT_FOUND",))),
     "RegisterHost.name": own_host,
     "HeartbeatHost.name": own_host,
@@ -340,7 +348,9 @@ KINDS: dict[str, Strategy] = {
     "cache": enum(),
     "io": enum(),
     "error_policy": enum(),
+    "transport": enum(),
     "serial": serial,
+    "passphrase": reference,
     "domain": domain,
     "locator": locator,
     "path": path,

@@ -51,6 +51,7 @@ def _options(rng: random.Random) -> A.DiskOptions:
         no_discard=pick((True, False)),
         iothread=pick((0, 1)),
         error_policy=pick((0, 1, 2, 3)),
+        passphrase="",
     )
 
 
@@ -146,6 +147,7 @@ GOOD: dict[str, Callable[[Secured, random.Random], Any]] = {
     "GetAttachment": lambda place, _: A.GetAttachmentRequest(name=place.attachment),
     "ListAttachments": lambda _, rng: A.ListAttachmentsRequest(volume=rng.choice(("", NAME)), host=rng.choice(("", "hosts/lab"))),
     "ListPaths": lambda _, __: A.ListPathsRequest(name=NAME),
+    "WatchPaths": lambda _, __: A.WatchPathsRequest(name=NAME),
     "ListHosts": lambda _, rng: H.ListHostsRequest(page_size=rng.choice((0, 1))),
     "GetHost": lambda _, __: H.GetHostRequest(name="hosts/lab"),
     "RegisterHost": lambda _, __: registration("fuzz"),

@@ -34,6 +34,9 @@ def place():
         yield made
 
 
+ENDLESS = {"WatchPaths"}  # its first message is its answer
+
+
 def send(place: Secured, call, messages) -> Refusal | None:
     """Send a request; None if it was answered."""
     channel = place.wire.channel if Role.ADMIN in POLICY[call.path].roles else place.by("host", "fuzz").channel
@@ -47,7 +50,10 @@ def send(place: Secured, call, messages) -> Refusal | None:
     stub = kinds[streams](call.path, request_serializer=None, response_deserializer=None)
     try:
         answer = stub(iter(wire) if streams[0] else wire[0], timeout=30)
-        if streams[1]:
+        if call.name in ENDLESS:
+            next(answer)
+            answer.cancel()
+        elif streams[1]:
             collections.deque(answer, maxlen=0)
     except grpc.RpcError as error:
         return refusal(error)

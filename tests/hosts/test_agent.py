@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -155,8 +156,23 @@ def test_calls_of_the_host_interface_are_answered_as_here(remote):
     missing = failure(lambda: remote.find_domain("nobody", timeout=SECONDS), NotFound)
     assert missing.reason == "DOMAIN_NOT_FOUND" and "nobody" in missing.message
     assert remote.our_disks(timeout=SECONDS) == []
+    assert remote.leftovers(["/dev/disk/by-id/scsi-1"], apply=True, timeout=SECONDS) == []
     assert remote.halted(timeout=SECONDS) == []
     assert remote.resume(domain.uuid, timeout=SECONDS) is False, "no I/O error stopped it"
+
+
+def test_a_volume_that_is_not_connected_is_let_go_of_also_there_and_an_older_host_says_what_it_lacks(place, remote, monkeypatch):
+    source = "/dev/disk/by-id/dm-uuid-mpath-36001405aaaaaaaaaaaaaaaaaaaaaaaaf"
+    for _ in range(2):
+        remote.release(source, timeout=SECONDS)
+    remote.grow(source, 1 << 20, timeout=SECONDS)
+    assert source not in remote.held(timeout=SECONDS)
+    released = place.remote(released=True)
+    released.release(source, timeout=SECONDS)
+    released.close()
+    monkeypatch.setitem(METHODS, "held_by_a_later_version", replace(METHODS["held"], name="held_by_a_later_version"))
+    said = failure(lambda: remote._call("held_by_a_later_version", SECONDS), Precondition)
+    assert said.reason == "HOST_PROTOCOL" and "run the same volgate" in said.message
 
 
 def test_a_late_attach_by_an_alias_that_was_given_up_is_refused_also_by_the_next_process(place, remote):

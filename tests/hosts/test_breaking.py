@@ -55,7 +55,7 @@ def test_a_call_that_something_breaks_ends_and_all_agree_on_how(visit: Visit):
             answer = running.result(PATIENCE)
             visit.caller.settle(PATIENCE)
             held = answer.attachment.name if verb == "attach" else ""
-            assert visit.serials(visit.h1) == ({serial} if verb == "attach" else set()), what
+            visit.sees(visit.h1, {serial} if verb == "attach" else set(), what)
             assert [record.name for record in visit.caller.list_attachments()] == ([held] if held else []), what
             assert visit.caller(call) == answer, what
 
@@ -78,7 +78,8 @@ def test_an_attach_in_doubt_ends_with_the_release_of_its_host_and_its_disk_goes_
     visit.h1.port.heal()
     visit.h1.wait_live()
     visit.usable(visit.h1)
-    assert (visit.serials(visit.h1), visit.serials(visit.h2)) == (set(), {serial})
+    visit.sees(visit.h1, set())
+    visit.sees(visit.h2, {serial})
     assert [record.host for record in visit.caller.list_attachments()] == ["hosts/h2"]
 
 

@@ -28,7 +28,8 @@ PATIENCE = 90.0
 GET = pool_pb2.GetPoolRequest(name="pools/rbd")
 WRITE = "yes {word} | dd of={device} bs=64k count=1 iflag=fullblock oflag=direct conv=notrunc 2>/dev/null"
 WRITER = """
-import json, sys, time, rados, rbd
+import json, signal, sys, time, rados, rbd
+signal.signal(signal.SIGINT, signal.default_int_handler)
 image, conf = json.loads(sys.argv[1])
 client = rados.Rados(rados_id=conf.pop("user"), conf={"key": open(conf.pop("file")).read(), **conf})
 try:
@@ -47,7 +48,10 @@ except (rados.Error, rbd.Error) as error:
 
 
 class Writer:
-    """A client of the cluster that writes a counter, in the network of a host."""
+    """A client of the cluster that writes a counter, in the network of a host.
+
+    It asks for SIGINT: what a shell starts in the background ignores it, and so would all that this starts.
+    """
 
     def __init__(self, cluster: CephCluster, port: Port, image: str) -> None:
         conf = {"mon_host": ",".join(cluster.monitors), "file": str(cluster.key_file), "user": CLIENT, "rbd_cache": "false"}
@@ -186,20 +190,27 @@ def attach(site: Site, node: HostNode, volume: volume_pb2.Volume) -> attachment_
 
 
 def test_a_fenced_guest_cannot_write_and_its_volume_goes_to_another(site: Site, cluster: list[CephCluster]):
-    wire, h1, h2 = site.controller.wire, site.hosts["h1"], site.hosts["h2"]
-    assert h1.guest and h2.guest
+    (ceph,), wire, h1, h2 = cluster, site.controller.wire, site.hosts["h1"], site.hosts["h2"]
+    assert h1.guest and h2.guest and h1.libvirtd
     request = volume_pb2.CreateVolumeRequest(pool="pools/rbd", volume_id="disk", size_bytes=16 << 20)
     volume = wire.volumes.CreateVolume(request, timeout=WIRE_SECONDS).volume
     first = wire.attachments.AttachVolume(attach(site, h1, volume), timeout=WIRE_SECONDS).attachment
     lost = h1.guest.wait_disk(first.options.serial).device
     h1.guest.run(WRITE.format(word="first", device=lost))
+    with ceph.ioctx() as ioctx, rbd.Image(ioctx, f"disk.{volume.uid[:8]}", read_only=True) as image:
+        assert [one["addr"].partition(":")[0] for one in image.watchers_list()] == [h1.port.address], "the guest's client is its host's"
+    h1.libvirtd.restart()
+    secrets = h1.guest.connection.listAllSecrets
+    until(lambda: [one for one in secrets() if one.usageID().startswith("volgate ")], PATIENCE, "the key after a restart of libvirtd")
     assert refused(wire.attachments.AttachVolume, attach(site, h2, volume), timeout=WIRE_SECONDS).reason == "IN_USE"
     answer = wire.hosts.FenceHost(host_pb2.FenceHostRequest(name="hosts/h1"), timeout=WIRE_SECONDS)
     assert list(answer.addresses) == [h1.port.address] and not answer.unfenced_attachments
     assert h1.guest.sh(WRITE.format(word="fenced", device=lost))[0] != 0, "the guest's write fails"
+    assert "hosts/h1 is fenced" in attachments(site)[first.name], "nothing else shows at a disk that is still there"
     running = refused(wire.hosts.UnfenceHost, host_pb2.UnfenceHostRequest(name="hosts/h1"), timeout=PATIENCE)
     assert running.reason == "IN_USE" and ("domain", "guest-h1") in [holder[:2] for holder in running.holders]
     second = wire.attachments.AttachVolume(attach(site, h2, volume), timeout=WIRE_SECONDS).attachment
+    assert attachments(site) == {second.name: ""}, "the fenced one went with it"
     device = h2.guest.wait_disk(second.options.serial).device
     read = "dd if={device} bs=4096 count=1 iflag=direct 2>/dev/null | head -n 1"
     assert h2.guest.run(read.format(device=device)) == "first"
@@ -211,6 +222,13 @@ def test_a_fenced_guest_cannot_write_and_its_volume_goes_to_another(site: Site, 
     third = until(lambda: _attached(site, h1, volume), PATIENCE, "an attach on the host that was let in")
     assert h1.guest.run(read.format(device=h1.guest.wait_disk(third.options.serial).device)) == "second"
     wire.attachments.DetachVolume(attachment_pb2.DetachVolumeRequest(name=third.name, wait_seconds=60), timeout=PATIENCE)
+    assert h1.guest.disks() == []
+
+
+def attachments(site: Site) -> dict[str, str]:
+    """What is wrong with each attachment."""
+    request = attachment_pb2.ListAttachmentsRequest()
+    return {one.name: one.problem for one in site.controller.wire.attachments.ListAttachments(request, timeout=WIRE_SECONDS).attachments}
 
 
 def _attached(site: Site, node: HostNode, volume: volume_pb2.Volume) -> attachment_pb2.Attachment | None:

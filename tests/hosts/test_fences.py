@@ -46,6 +46,12 @@ def fence(visit: Visit, *addresses: str, host: str = "h1") -> host_pb2.FenceHost
     return visit.site.controller.wire.hosts.FenceHost(request, timeout=WIRE_SECONDS)
 
 
+def problems(visit: Visit) -> dict[str, str]:
+    """What is told to be wrong with each attachment."""
+    request = attachment_pb2.ListAttachmentsRequest()
+    return {one.volume: one.problem for one in visit.site.controller.wire.attachments.ListAttachments(request).attachments}
+
+
 def given(visit: Visit, name: str) -> attachment_pb2.Attachment:
     """Attach to h2's guest, as far as the controller goes: both QEMUs are on one machine, where the file's own lock keeps them apart."""
     call = visit.attach(name, visit.h2, pool=SIM)
@@ -70,6 +76,9 @@ def test_a_fenced_host_s_volumes_go_elsewhere_and_it_is_cleaned_before_it_is_let
     answer = fence(visit)
     assert list(answer.addresses) == [visit.h1.port.address] == array.status().fenced
     assert list(answer.host.fenced_pools) == [SIM] and list(answer.unfenced_attachments) == [stays.name]
+    told = problems(visit)
+    assert "hosts/h1 is fenced" in told[f"{SIM}/volumes/{moved}"] and "UnfenceHost" in told[f"{SIM}/volumes/{moved}"]
+    assert [problem for volume, problem in told.items() if not volume.startswith(SIM)] == [""], "a pool that keeps nobody out"
     running = refused(hosts.UnfenceHost, host_pb2.UnfenceHostRequest(name="hosts/h1"), timeout=PATIENCE)
     assert running.reason == "IN_USE" and ("domain", "guest-h1") in [holder[:2] for holder in running.holders]
     elsewhere = given(visit, moved)
@@ -81,7 +90,7 @@ def test_a_fenced_host_s_volumes_go_elsewhere_and_it_is_cleaned_before_it_is_let
     visit.h1.wait_live()
     hosts.UnfenceHost(host_pb2.UnfenceHostRequest(name="hosts/h1"), timeout=PATIENCE)
     assert "was taken from domain guest-h1" in visit.host(visit.h1).problem, "what is elsewhere, before the host was let in"
-    assert visit.serials(visit.h1) == {stays.options.serial}
+    visit.sees(visit.h1, {stays.options.serial})
     assert not visit.host(visit.h1).fenced_pools and array.status().fenced == []
     assert len(visit.caller.list_attachments()) == 2, "nothing else is on record"
     for record in (elsewhere, stays):
@@ -118,6 +127,7 @@ def test_a_fence_goes_on_after_a_kill_and_holds_off_what_is_attached_meanwhile(v
     until(lambda: not array.status().faults, PATIENCE)
     assert visit.refused(visit.attach(visit.create(), visit.h1)).reason == "HOST_FENCED"
     assert visit.refused(visit.attach(name, visit.h2, pool=SIM)).reason == "IN_USE", "it is not proven yet"
+    assert "repeat FenceHost" in problems(visit)[f"{SIM}/volumes/{name}"]
     visit.site.controller.kill9()
     array.ask("clear_faults", int, verb="*")
     assert isinstance(running.exception(), grpc.RpcError)

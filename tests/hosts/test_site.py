@@ -33,7 +33,7 @@ def test_a_guest_on_a_remote_host_is_served_like_one_here(visit: Visit):
     assert {"file", "image", "libvirt"} <= {path.transport for path in paths}
     assert not [path for path in paths if path.last_error]
     visit.caller(visit.detach(record.name))
-    assert visit.serials(visit.h1) == set()
+    visit.sees(visit.h1, set())
     assert visit.caller.content(name).startswith(b"after\n")
     assert visit.caller.content(f"{volume_name(name)}/snapshots/s").startswith(b"before\n")
     done = [(step.kind, step.outcome) for step in steps_of(visit.h1, record.alias)]
@@ -65,7 +65,7 @@ def test_a_volume_is_written_on_one_host_at_a_time(visit: Visit):
     assert "guest-h1" in error.message
     visit.caller(visit.detach(record.name))
     visit.attached(name, visit.h2)
-    assert visit.serials(visit.h1) == set()
+    visit.sees(visit.h1, set())
 
 
 def prepared(visit: Visit, verb: str) -> tuple[str, Call]:
@@ -82,7 +82,7 @@ def ended(visit: Visit, verb: str, serial: str, call: Call) -> None:
     """The call has had its effect once, and a repeat is answered alike."""
     answer = visit.caller(call)
     visit.caller.settle(PATIENCE)
-    assert visit.serials(visit.h1) == ({serial} if verb == "attach" else set())
+    visit.sees(visit.h1, {serial} if verb == "attach" else set())
     assert len(visit.caller.list_attachments()) == (verb == "attach")
     assert visit.caller(call) == answer
 
@@ -119,7 +119,7 @@ def test_a_call_whose_answer_was_lost_is_in_doubt_until_the_link_is_back(visit: 
         until(lambda: [step.kind for step in steps_of(visit.h1)] == ["attach"], what="the step's record")
         visit.h1.port.cut()
     until(lambda: visit.in_doubt(call), PATIENCE, "the doubt")
-    assert visit.serials(visit.h1) == {serial}, "it took effect, which nobody told"
+    visit.sees(visit.h1, {serial}, "it took effect, which nobody told")
     visit.h1.port.heal()
     running.result(PATIENCE)
     ended(visit, "attach", serial, call)
@@ -229,8 +229,8 @@ def test_a_dead_host_is_released_and_cleaned_when_it_comes_back(visit: Visit):
     visit.h1.port.heal()
     visit.h1.wait_live()
     visit.usable(visit.h1)
-    assert visit.serials(visit.h1) == {records[1].options.serial}, "what is elsewhere was taken, the other one is on record again"
-    assert visit.serials(visit.h2) == {elsewhere.options.serial}
+    visit.sees(visit.h1, {records[1].options.serial}, "what is elsewhere was taken, the other one is on record again")
+    visit.sees(visit.h2, {elsewhere.options.serial})
     assert "was taken from domain guest-h1: it is attached to domain guest-h2 of hosts/h2" in visit.host(visit.h1).problem
     until(lambda: len(visit.caller.list_attachments()) == 2, what="the record of the other one")
     assert {record.host for record in visit.caller.list_attachments()} == {"hosts/h1", "hosts/h2"}

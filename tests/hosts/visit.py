@@ -121,6 +121,10 @@ class Visit:
         assert node.guest
         return {disk.serial for disk in node.guest.disks()}
 
+    def sees(self, node: HostNode, serials: set[str], what: str = "") -> None:
+        """Wait until the guest has these disks and no others: it hears of one a moment after QEMU has it."""
+        until(lambda: self.serials(node) == serials, 30.0, f"{what}: the disks of {node.name}'s guest, to be {serials},")
+
 
 @contextmanager
 def frozen_qemu(node: HostNode) -> Iterator[None]:

@@ -15,13 +15,13 @@ from lxml import etree
 from tests.hypervisor.rig import Bench
 from tests.labs.domain import Guest
 from tests.plugins.directory_rig import MIB
-from volgate.connection import DiskSource, FileSource, RbdSource
+from volgate.connection import BlockSource, DiskSource, FileSource, IscsiPortal, LibiscsiSource, RbdSource
 from volgate.errors import InvalidRequest, Precondition
 from volgate.hosts.interface import DetachOutcome
 from volgate.hypervisor.devices import in_qemu, layout, parse_disk
 from volgate.hypervisor.disk_xml import render, with_source, without_slot
 from volgate.hypervisor.ours import read_options
-from volgate.model import Access, Bus, CacheMode, DiskOptions, ErrorPolicy, Format, IoMode, Qos
+from volgate.model import Access, Bus, CacheMode, DiskOptions, ErrorPolicy, Format, IoMode, Qos, Transport
 
 GOLDEN = Path(__file__).parent / "golden"
 SCHEMA = Path("/usr/share/libvirt/schemas/domainoverrides.rng")
@@ -32,6 +32,8 @@ SCSI_ADDRESS = {"type": "drive", "controller": "0", "bus": "0", "target": "51", 
 QOS = Qos(read_bytes_sec=1 << 20, write_bytes_sec=2 << 20, read_iops_sec=300, write_iops_sec=400)
 FSID = "0b8ef6f1-5f3c-4f6e-9d1e-8a5d2c9b7e10"
 RBD = RbdSource(FSID, "volumes/a.0123abcd", ("192.0.2.1:6789", "mon.example:3300", "[2001:db8::3]:3300"), "volgate")
+BLOCK = BlockSource("/dev/disk/by-id/dm-uuid-LVM-Mk0kS4WIk4yb9qzAD1QMe0E5cfN4FPpTGraiqa5RZ5ObkFC8UGPuEKn34OyitQRm")
+PORTAL, INITIATOR = IscsiPortal("192.0.2.10", 3260, "iqn.2026-01.example.gw:tgt1"), "iqn.2026-01.example.gw:kvm01"
 CASES: dict[str, tuple[DiskSource, DiskOptions]] = {
     "virtio-raw": (RAW, DiskOptions()),
     "virtio-qcow2": (QCOW2, DiskOptions()),
@@ -53,6 +55,14 @@ CASES: dict[str, tuple[DiskSource, DiskOptions]] = {
     "rbd-writeback": (RBD, DiskOptions(cache=CacheMode.WRITEBACK, io=IoMode.THREADS, iothread=2)),
     "rbd-scsi": (RBD, DiskOptions(bus=Bus.VIRTIO_SCSI, discard=False, access=Access.SHARED, error_policy=ErrorPolicy.RESUME)),
     "rbd-hostile-names": (RbdSource(FSID, "p'\"<&>/n/i", ("h:1",), "u_+-0"), DiskOptions(access=Access.READ_ONLY, qos=QOS)),
+    "block": (BLOCK, DiskOptions(serial="vg-0123456789abcdef0")),
+    "block-shared": (BLOCK, DiskOptions(access=Access.SHARED, cache=CacheMode.WRITEBACK, io=IoMode.THREADS)),
+    "block-luks": (BLOCK, DiskOptions(bus=Bus.VIRTIO_SCSI, passphrase="file:/etc/volgate/passphrases/web-1")),
+    "libiscsi": (LibiscsiSource(PORTAL, 7, INITIATOR), DiskOptions(serial="vg-0123456789abcdef0", transport=Transport.QEMU)),
+    "libiscsi-chap": (
+        LibiscsiSource(IscsiPortal("2001:db8::1", 3261, PORTAL.target), 300, INITIATOR, "u_+-0"),
+        DiskOptions(bus=Bus.VIRTIO_SCSI, access=Access.SHARED, transport=Transport.QEMU),
+    ),
     "hostile-names": (FileSource("/pool/a'\"<&>b.raw", Format.RAW), DiskOptions(serial="A a_0.+-")),
 }
 
@@ -103,6 +113,7 @@ def test_golden_files_and_options_are_all_covered() -> None:
     ("source", "options", "field"),
     [
         (RAW, DiskOptions(cache=CacheMode.WRITEBACK, io=IoMode.NATIVE), "options.io"),
+        (BLOCK, DiskOptions(cache=CacheMode.WRITEBACK, io=IoMode.NATIVE), "options.io"),
         (RAW, DiskOptions(bus=Bus.VIRTIO_SCSI, iothread=1), "options.iothread"),
         (RAW, DiskOptions(serial="x" * 21), "options.serial"),
         (RAW, DiskOptions(serial="<&>"), "options.serial"),

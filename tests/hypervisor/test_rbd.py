@@ -25,7 +25,7 @@ from volgate.errors import Denied, InUse, InvalidRequest, NotFound, Unreachable,
 from volgate.hosts.interface import AttachPlan, DetachOutcome
 from volgate.hosts.local import LocalHost
 from volgate.hypervisor.devices import in_qemu, layout
-from volgate.hypervisor.features import drives_rbd
+from volgate.hypervisor.features import drives
 from volgate.hypervisor.secrets import usage_of
 from volgate.model import Access, Bus, CacheMode, Feature, IoMode, PathState
 
@@ -318,10 +318,10 @@ def test_a_qemu_without_the_driver_of_rbd_is_told(host: LocalHost, libvirtd: Pri
     assert Feature.RBD in host.info().features and libvirtd.uri
     built_in = tmp_path / "qemu"
     built_in.write_bytes(b"\x7fELF...librbd.so.1...")
-    assert drives_rbd(str(built_in), tmp_path) and not drives_rbd(str(tmp_path / "absent"), tmp_path)
+    assert drives(Feature.RBD, str(built_in), tmp_path) and not drives(Feature.RBD, str(tmp_path / "absent"), tmp_path)
     built_in.write_bytes(b"\x7fELF")
-    assert not drives_rbd(str(built_in), tmp_path)
+    assert not drives(Feature.RBD, str(built_in), tmp_path)
     module = tmp_path / "usr/lib/x86_64-linux-gnu/qemu/block-rbd.so"
     module.parent.mkdir(parents=True)
     module.touch()
-    assert drives_rbd(str(built_in), tmp_path)
+    assert drives(Feature.RBD, str(built_in), tmp_path)

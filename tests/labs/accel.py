@@ -28,11 +28,11 @@ def boots(image: GuestImage, accelerator: Accelerator, seconds: float = PROBE_SE
 
 
 @functools.cache
-def accelerator() -> Accelerator:
-    """Return what to use here, remembered until the next boot of this machine."""
+def accelerator(image: GuestImage | None = None) -> Accelerator:
+    """Return what to use here for this image (the tiny guest's), remembered until the next boot of this machine."""
     if not Path("/dev/kvm").exists():
         return "tcg"
-    image = guest_image()
+    image = image or guest_image()
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     answer = BUILD / "accel" / f"{image.key}.{boot}"
     with locked(BUILD / "accel.lock"):

@@ -6,13 +6,14 @@ import base64
 import secrets
 import struct
 import time
+from collections.abc import Mapping
 
-__all__ = ["CONFIG", "new_key"]
+__all__ = ["configuration", "new_key"]
 
-CONFIG = """[global]
+_TEXT = """[global]
 fsid = {fsid}
-mon host = [v2:{address}:{port}/0,v1:{address}:{port1}/0]
-mon initial members = a
+mon host = {places}
+mon initial members = {names}
 public addr = {address}
 cluster addr = {address}
 auth cluster required = cephx
@@ -24,7 +25,7 @@ log file = {base}/log/$name.log
 log to stderr = false
 err to stderr = true
 crash dir = {base}/crash
-osd pool default size = 1
+osd pool default size = {copies}
 osd pool default min size = 1
 osd pool default pg num = 8
 osd pool default pgp num = 8
@@ -41,7 +42,8 @@ ms dispatch throttle bytes = 33554432
 admin socket = {base}/asok/$name.asok
 mon data = {base}/mon/$id
 mon cluster log file = {base}/log/cluster.log
-paxos propose interval = 0.05
+paxos propose interval = 0.01
+paxos min wait = 0.01
 mon tick interval = 1
 mon osd min down reporters = 1
 mon memory target = 268435456
@@ -76,6 +78,11 @@ osd snap trim sleep = 0.01
 osd max object name len = 256
 osd max object namespace len = 64
 """
+
+
+def configuration(places: Mapping[str, str], **facts: object) -> str:
+    """The text of a ceph.conf; `places`: the addresses of each monitor, by name."""
+    return _TEXT.format(places=",".join(places.values()), names=",".join(places), **facts)
 
 
 def new_key() -> str:

@@ -18,13 +18,14 @@ import stat
 import struct
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 BUILD = Path(__file__).resolve().parents[2] / "build" / "labs"
 MODULES = ("virtio_pci", "virtio_blk", "virtio_scsi", "sd_mod", "virtio_console")
+COMPRESSIONS = {b"\x02\x21\x4c\x18": "lz4", b"\x28\xb5\x2f\xfd": "zstd", b"\xfd7zXZ\0": "xz"}  # how Debian packs its kernels
 FOLDERS = "bin sbin dev proc sys tmp run mnt m var var/run lib lib/x86_64-linux-gnu lib64"
 INIT = """#!/bin/busybox sh
 /bin/busybox --install -s /bin
@@ -138,9 +139,10 @@ def vmlinux(bzimage: bytes) -> bytes:
     offset, length = struct.unpack_from("<II", bzimage, 0x248)
     start = (setup_sectors + 1) * 512 + offset
     payload = bzimage[start : start + length - 4]  # the last four bytes are the size
-    if not payload.startswith(b"\x02\x21\x4c\x18"):
-        raise RuntimeError("the kernel's payload is not LZ4")
-    return subprocess.run(["lz4", "-dc"], input=payload, check=True, capture_output=True).stdout
+    program = next((program for magic, program in COMPRESSIONS.items() if payload.startswith(magic)), None)
+    if program is None:
+        raise RuntimeError(f"the kernel's payload is compressed in an unknown way: {payload[:4].hex()}")
+    return subprocess.run([program, "-dc"], input=payload, check=True, capture_output=True).stdout
 
 
 def _root(work: Path, kernel: Path, agent: Path) -> Path:
@@ -155,10 +157,10 @@ def _root(work: Path, kernel: Path, agent: Path) -> Path:
     for library in _libraries(agent / "usr/sbin/qemu-ga"):
         (root / library.lstrip("/")).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(os.path.realpath(library), root / library.lstrip("/"))
-    modules = _modules(kernel)
-    for name, blob in modules.items():
+    loaded = modules(kernel, MODULES)
+    for name, blob in loaded.items():
         (root / "m" / f"{name}.ko").write_bytes(blob)
-    (root / "init").write_text(INIT.replace("@MODULES@", " ".join(modules)))
+    (root / "init").write_text(INIT.replace("@MODULES@", " ".join(loaded)))
     (root / "init").chmod(0o755)
     return root
 
@@ -170,8 +172,8 @@ def _libraries(program: Path) -> list[str]:
     return re.findall(r"(/\S+) \(0x", text)
 
 
-def _modules(kernel: Path) -> dict[str, bytes]:
-    """Return the modules in the order to load them, each after what it needs."""
+def modules(kernel: Path, names: Iterable[str]) -> dict[str, bytes]:
+    """Return these modules of an unpacked kernel in the order to load them, each after what it needs."""
     files = {path.name.split(".ko")[0].replace("-", "_"): path for path in kernel.glob("lib/modules/*/**/*.ko*")}
     ordered: dict[str, bytes] = {}
 
@@ -185,7 +187,7 @@ def _modules(kernel: Path) -> dict[str, bytes]:
             need(other.replace("-", "_"))
         ordered[name] = blob
 
-    for name in MODULES:
+    for name in names:
         need(name)
     return ordered
 

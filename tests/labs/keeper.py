@@ -133,8 +133,11 @@ class Keeper:
     def reap(self) -> None:
         """Collect children that ended, so that libvirt sees its QEMUs go at once."""
         with contextlib.suppress(ChildProcessError):
-            while pid := os.waitpid(-1, os.WNOHANG)[0]:
-                self.daemon = 0 if pid == self.daemon else self.daemon
+            while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+                if ended[0] == self.daemon:
+                    self.daemon = 0
+                    with (self.base / "stdout").open("a") as output:
+                        output.write(f"libvirtd {ended[0]} ended with wait status {ended[1]}\n")
 
     def clean(self) -> None:
         """Kill everything below and remove BASE."""

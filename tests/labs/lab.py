@@ -22,7 +22,8 @@ from tests.labs.guest import BUILD, locked
 BASE = Path(f"/tmp/vg-lab-{hashlib.sha256(os.fsencode(BUILD)).hexdigest()[:6]}")  # one for each checkout
 POSTGRES_BASE = Path(f"{BASE}-postgres")
 CEPH_BASE = Path(f"{BASE}-ceph")
-BASES = {"libvirt": BASE, "postgres": POSTGRES_BASE, "ceph": CEPH_BASE}
+KERNEL_BASE = Path(f"{BASE}-kernel")
+BASES = {"libvirt": BASE, "postgres": POSTGRES_BASE, "ceph": CEPH_BASE, "kernel": KERNEL_BASE}
 START_SECONDS = 300.0
 STOP_SECONDS = 30.0
 USAGE = """libvirt    {uri}
@@ -58,11 +59,19 @@ settings   {home}/volgate.toml
   make lab-stop NAME={name}      # ends it and removes {base}
 """
 
+KERNEL_USAGE = """guest      Linux {release} with every storage module (this machine's kernel was not touched)
+folders    {root} is seen at the same path; {base}/share is /share in it
+
+  .venv/bin/python -m tests.labs.kernel.shell {base}/shell      # a shell in it; Ctrl-] leaves
+  tail -f {base}/console.log
+  make lab-stop NAME={name}      # ends it and removes {base}
+"""
+
 
 def hold(home: Path) -> None:
     """Run the lab until SIGTERM."""
     if home.name != "libvirt":
-        {"postgres": hold_postgres, "ceph": hold_ceph}[home.name](home)
+        {"postgres": hold_postgres, "ceph": hold_ceph, "kernel": hold_kernel}[home.name](home)
         return
     from tests.labs.domain import Guest
     from tests.labs.libvirtd import PrivateLibvirtd
@@ -107,6 +116,18 @@ def hold_ceph(home: Path) -> None:
         (home / "volgate.toml").write_text("\n".join(pools))
         facts = {"fsid": cluster.fsid, "monitors": ", ".join(cluster.monitors), "base": CEPH_BASE, "home": home, "name": home.name}
         (home / "ready").write_text(CEPH_USAGE.format(pool=POOL, other=OTHER_POOL, tenant=TENANT, client=CLIENT, **facts))
+        while not stop.wait(1.0):
+            pass
+
+
+def hold_kernel(home: Path) -> None:
+    """Run a guest of the kernel lab until SIGTERM."""
+    from tests.labs.kernel.machine import ROOT, Machine
+
+    with held(home, KERNEL_BASE) as stop, Machine(base=KERNEL_BASE) as machine:
+        release = machine.run("uname -r")
+        machine.hang_up()
+        (home / "ready").write_text(KERNEL_USAGE.format(release=release, root=ROOT, base=KERNEL_BASE, name=home.name))
         while not stop.wait(1.0):
             pass
 

@@ -8,7 +8,7 @@ import secrets
 import subprocess
 from pathlib import Path
 
-__all__ = ["Network", "Port"]
+__all__ = ["SUBNET", "Network", "Port", "ip"]
 
 SUBNET = "10.77.0"
 SWITCH = "switch"
@@ -22,20 +22,20 @@ class Port:
         self.address = f"{SUBNET}.{number}"
         self.namespace = f"{network.prefix}-{name}"
         self._switch, self._link = network.switch, f"to{number}"
-        _ip("netns", "add", self.namespace)
-        _ip("-n", self._switch, "link", "add", self._link, "type", "veth", "peer", "name", "eth0", "netns", self.namespace)
-        _ip("-n", self._switch, "link", "set", self._link, "master", "br0", "up")
-        _ip("-n", self.namespace, "addr", "add", f"{self.address}/24", "dev", "eth0")
+        ip("netns", "add", self.namespace)
+        ip("-n", self._switch, "link", "add", self._link, "type", "veth", "peer", "name", "eth0", "netns", self.namespace)
+        ip("-n", self._switch, "link", "set", self._link, "master", "br0", "up")
+        ip("-n", self.namespace, "addr", "add", f"{self.address}/24", "dev", "eth0")
         for device in ("lo", "eth0"):
-            _ip("-n", self.namespace, "link", "set", device, "up")
+            ip("-n", self.namespace, "link", "set", device, "up")
 
     def cut(self) -> None:
         """Pull the cable."""
-        _ip("-n", self._switch, "link", "set", self._link, "down")
+        ip("-n", self._switch, "link", "set", self._link, "down")
 
     def heal(self) -> None:
         """Plug it in again."""
-        _ip("-n", self._switch, "link", "set", self._link, "up")
+        ip("-n", self._switch, "link", "set", self._link, "up")
 
     def inside(self, *argv: str) -> list[str]:
         """Return a command that runs in this namespace, under the same pid."""
@@ -52,9 +52,9 @@ class Network:
         self.prefix = f"vg{secrets.token_hex(3)}"
         self.switch = f"{self.prefix}-{SWITCH}"
         self._ports: list[Port] = []
-        _ip("netns", "add", self.switch)
-        _ip("-n", self.switch, "link", "add", "br0", "type", "bridge", "forward_delay", "0")
-        _ip("-n", self.switch, "link", "set", "br0", "up")
+        ip("netns", "add", self.switch)
+        ip("-n", self.switch, "link", "add", "br0", "type", "bridge", "forward_delay", "0")
+        ip("-n", self.switch, "link", "set", "br0", "up")
 
     def add(self, name: str) -> Port:
         """Join a namespace."""
@@ -66,8 +66,9 @@ class Network:
         """Remove the namespaces; what still runs in one keeps it alive without a name."""
         for path in sorted(Path("/run/netns").glob(f"{self.prefix}-*")):
             with contextlib.suppress(subprocess.CalledProcessError):
-                _ip("netns", "del", path.name)
+                ip("netns", "del", path.name)
 
 
-def _ip(*argv: str) -> None:
+def ip(*argv: str) -> None:
+    """Run `ip`. Raises CalledProcessError."""
     subprocess.run(["ip", *argv], check=True, capture_output=True, timeout=30)

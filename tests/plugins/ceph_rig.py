@@ -24,11 +24,11 @@ def open_pool(settings: CephSettings, instance: str = "gateway-1", name: str = "
     return volgate_backends()[0].open(settings, PoolContext(name, instance))
 
 
-def until(what: Callable[[], Any], seconds: float = 60.0) -> Any:
-    """Look until it is so."""
+def until(what: Callable[[], Any], seconds: float = 60.0, told: Callable[[], object] = lambda: "") -> Any:
+    """Look until it is so; `told` is what is known when it does not come."""
     deadline = time.monotonic() + seconds
     while not (found := what()):
-        assert time.monotonic() < deadline, "it does not come"
+        assert time.monotonic() < deadline, f"it does not come: {told()}"
         time.sleep(0.05)
     return found
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import uuid
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -15,9 +16,11 @@ import rbd
 
 from tests.labs.ceph import CephCluster
 from tests.plugins.ceph_rig import OURS
+from tests.plugins.ceph_trouble import TROUBLES, Trouble
 from tests.soaking import SOAK, draw
 from volgate.conformance.in_process import Opened
-from volgate.conformance.verbs import VERBS, Call, Verb
+from volgate.conformance.picture import PAGE
+from volgate.conformance.verbs import FOREIGN, VERBS, Call, Verb
 from volgate.errors import InDoubt, Unreachable, VolgateError
 from volgate.model import Health
 from volgate_plugins.ceph_rbd import volgate_backends
@@ -29,33 +32,6 @@ CONVERGE_SECONDS = 120.0
 MOST_DELAY = 0.06
 
 
-@dataclass(frozen=True)
-class Trouble:
-    """What happens to a daemon, and what ends it."""
-
-    name: str
-    daemon: str
-    begin: Callable[[CephCluster], None]
-    end: Callable[[CephCluster], None]
-
-    def __str__(self) -> str:
-        return self.name
-
-
-def _restart(cluster: CephCluster, daemon: str) -> None:
-    cluster.kill(daemon)
-    cluster.restart(daemon, wait=False)
-
-
-TROUBLES = [
-    Trouble(f"{daemon[:3]}-{name}", daemon, begin, end)
-    for daemon in ("osd.0", "mon.a")
-    for name, begin, end in (
-        ("frozen", lambda c, d=daemon: c.freeze(d), lambda c, d=daemon: c.thaw(d)),
-        ("killed", lambda c, d=daemon: c.kill(d), lambda c, d=daemon: c.restart(d, wait=False)),
-        ("restarted", lambda c, d=daemon: _restart(c, d), lambda _c: None),
-    )
-]
 TRIED = [verb for verb in VERBS if all(issubclass(CephRbd, need) if isinstance(need, type) else True for need in verb.needs)]
 TRIED = [verb for verb in TRIED if not verb.name.endswith("overlay") and verb.name != "collapse"]
 
@@ -86,7 +62,17 @@ def pool(cluster: CephCluster) -> Iterator[Opened]:
             time.sleep(0.2)
         return left
 
+    def foreign(size: int) -> str:
+        name = f"foreign-{uuid.uuid4().hex[:8]}"
+        with cluster.ioctx(namespace) as ioctx:
+            rbd.RBD().create(ioctx, name, size)
+            with rbd.Image(ioctx, name) as image:
+                for offset in (0, size - PAGE):
+                    image.write(bytes([FOREIGN]) * PAGE, offset)
+        return name
+
     opened = Opened(volgate_backends()[0], table, draw().randrange(1 << 30), litter)
+    opened.make_foreign = foreign
     yield opened
     opened.clear()
     opened.backend.close()
@@ -140,8 +126,55 @@ def test_a_call_in_trouble_answers_in_time_and_its_repeat_ends_it(cluster: CephC
     cluster.wait_ready()
     pool.reopen()
     call.check(pool)
+    _no_strays(cluster, pool)
+    _clear(pool)
+    _nothing_is_left(pool)
+
+
+def _nothing_is_left(pool: Opened) -> None:
+    """Wait until it is so: what was deleted while a dead call's client held it is purged in the background."""
+    deadline = time.monotonic() + CONVERGE_SECONDS
+    while time.monotonic() < deadline:
+        with contextlib.suppress(AssertionError):
+            return pool.nothing_is_left()
+        pool.backend.check()
+        time.sleep(0.5)
+    return pool.nothing_is_left()
+
+
+def _clear(pool: Opened) -> None:
+    """Take everything away: the client of a call that was cut off holds its image for half a minute, and nothing held is deleted."""
+    deadline = time.monotonic() + CONVERGE_SECONDS
     pool.clear()
-    pool.nothing_is_left()
+    while (left := pool.listed()) and time.monotonic() < deadline:
+        for volume in left:
+            with contextlib.suppress(VolgateError):
+                for cut in reversed(pool.snapshots(volume)):
+                    pool.backend.delete_snapshot(pool.id(volume), cut.uid)
+                pool.delete(volume)
+        time.sleep(0.5)
+
+
+def _no_strays(cluster: CephCluster, pool: Opened) -> None:
+    """Wait until there are none: what a half-made clone lay on goes when that is purged, in the background."""
+    deadline = time.monotonic() + CONVERGE_SECONDS
+    while (found := _strays(cluster, pool)) and time.monotonic() < deadline:
+        pool.backend.check()  # it wakes the purge
+        time.sleep(0.2)
+    assert found == []
+
+
+def _strays(cluster: CephCluster, pool: Opened) -> list[str]:
+    """Snapshots that images keep in a trash of their own although no clone needs them."""
+    found = []
+    with cluster.ioctx(str(pool.table["namespace"])) as ioctx:
+        for name in rbd.RBD().list(ioctx):
+            with rbd.Image(ioctx, name, read_only=True) as image:
+                for one in list(image.list_snaps()):
+                    if one["namespace"] == rbd.RBD_SNAP_NAMESPACE_TYPE_TRASH:
+                        image.set_snap_by_id(one["id"])
+                        found += [] if list(image.list_children2()) else [f"{name}: {one['name']} {one.get('trash')}"]
+    return found
 
 
 def _until_done(pool: Opened, call: Call) -> None:
@@ -177,3 +210,20 @@ def test_reads_and_checks_of_a_cluster_that_hangs_say_so_in_time_and_change_noth
         assert time.monotonic() < deadline
         time.sleep(0.2)
     assert pool.get(made) == made
+
+
+def test_a_snapshot_whose_removal_met_a_silent_monitor_is_gone_after_the_repeat(cluster: CephCluster, pool: Opened):
+    made = pool.filled({0: 1})
+    kept, gone = pool.snapshot(made), pool.snapshot(made)
+    cluster.freeze("mon.a")
+    try:
+        with pytest.raises((InDoubt, Unreachable)):
+            pool.backend.delete_snapshot(pool.id(made), gone.uid)
+    finally:
+        cluster.thaw("mon.a")
+    cluster.wait_ready()
+    for _ in range(2):
+        pool.backend.delete_snapshot(pool.id(made), gone.uid)
+    assert pool.snapshots(made) == [kept]
+    with cluster.ioctx(str(pool.table["namespace"])) as ioctx, rbd.Image(ioctx, made.object, read_only=True) as image:
+        assert len(list(image.list_snaps())) == 1, "nor does the image keep it in its trash"

@@ -49,8 +49,12 @@ def test_a_healthy_image_and_a_cluster_that_does_not_answer(ceph: CephCluster, b
     assert healthy[1].device.startswith(f"{POOL}/n") and int(healthy[1].facts["groups"]) in range(1, 9)
     assert "rbd_header." in healthy[2].facts["objects"] and "active+clean" in healthy[2].facts["objects"]
     with hanging(ceph, "mon.a"):
-        (monitor,) = backend.paths(VolumeId("v", UID))
-        assert monitor.state is PathState.FAILED and monitor.target == ceph.monitors[0] and monitor.last_error
+        monitor, pool = backend.paths(VolumeId("v", UID))
+        assert monitor.state is PathState.FAILED and monitor.target == ceph.monitors[0] and "no answer in time" in monitor.last_error
+        assert (pool.transport, pool.state) == ("pool", PathState.FAILED) and "no answer in time" in pool.last_error
+    with hanging(ceph, "osd.0"):
+        monitor, pool = backend.paths(VolumeId("v", UID))
+        assert monitor.state is PathState.ACTIVE and pool.state is PathState.FAILED, "the monitors answer, the storage does not"
 
 
 @contextlib.contextmanager

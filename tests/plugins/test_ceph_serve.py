@@ -6,10 +6,12 @@ import contextlib
 import os
 import subprocess
 import time
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import rbd
 
 from tests.edge.server import Server
 from tests.edge.wire import Wire, refused
@@ -22,6 +24,13 @@ from volgate_client.errors import VolgateError
 LIMITS = '[limits]\ncheck_seconds = 0.5\nscan_seconds = 3600\n[hosts.lab]\nuri = "test:///default"\n'
 RAW, QCOW2 = volume_pb2.VOLUME_FORMAT_RAW, volume_pb2.VOLUME_FORMAT_QCOW2
 VOLUME = "pools/rbd/volumes/a"
+
+
+@pytest.fixture(scope="module")
+def ceph() -> Iterator[CephCluster]:
+    """A cluster of this module, which keeps its data: an OSD that was stopped is started anew if it does not go on by itself."""
+    with CephCluster(store="bluestore") as running:
+        yield running
 
 
 @pytest.fixture
@@ -74,6 +83,26 @@ def test_images_come_in_and_go_out_in_each_format_by_stream_and_by_path(client: 
     assert not list((tmp_path / "state" / "spool").iterdir())
 
 
+def test_a_snapshot_is_of_what_is_there_and_not_of_what_the_index_knows(ceph: CephCluster, client: Client, server: Server):
+    made = client.create_volume("pools/rbd", "a", size_bytes=MIB)
+    cut = client.create_snapshot(VOLUME, "s", labels={"day": "monday"})
+    assert client.create_snapshot(VOLUME, "s", labels={"day": "monday"}) == cut, "the repeat is answered, the storage has it"
+    with pytest.raises(VolgateError) as refusal:
+        client.create_snapshot(VOLUME, "s", labels={"day": "tuesday"})
+    assert refusal.value.reason == "EXISTS_DIFFERENT" and "monday" in refusal.value.message
+    client.delete_snapshot(cut.name)
+    with ceph.ioctx(namespace_of(server)) as ioctx:
+        rbd.RBD().remove(ioctx, f"a.{made.uid[:8]}")
+    assert client.get_volume(VOLUME).uid == made.uid, "nobody has told the index"
+    with pytest.raises(VolgateError) as refusal:
+        client.create_snapshot(VOLUME, "again")
+    assert refusal.value.reason == "NOT_FOUND"
+
+
+def namespace_of(server: Server) -> str:
+    return str(tomllib.loads(server.config.read_text())["pools"]["rbd"]["namespace"])
+
+
 def test_a_hung_osd_is_told_by_the_deadline_and_the_repeat_joins(ceph: CephCluster, server: Server, client: Client):
     made = client.create_volume("pools/rbd", "a", size_bytes=MIB)
     ceph.freeze("osd.0")
@@ -90,8 +119,11 @@ def test_a_hung_osd_is_told_by_the_deadline_and_the_repeat_joins(ceph: CephClust
         assert client.get_volume(made.name).uid == made.uid, "the index answers"
     finally:
         ceph.thaw("osd.0")
-    ceph.wait_ready()
-    until(lambda: client.get_pool("pools/rbd").health == pool_pb2.POOL_HEALTH_OK)
+    try:
+        until(lambda: client.get_pool("pools/rbd").health == pool_pb2.POOL_HEALTH_OK, 40)
+    except AssertionError:  # seen once in many runs: the OSD keeps some of what is written for minutes
+        ceph.restart("osd.0")
+        until(lambda: client.get_pool("pools/rbd").health == pool_pb2.POOL_HEALTH_OK)
     assert until(lambda: _done(lambda: client.create_volume("pools/rbd", "b", size_bytes=MIB))).size_bytes == MIB
     assert until(lambda: _done(lambda: client.create_snapshot(made.name, "s"))).size_bytes == MIB
 

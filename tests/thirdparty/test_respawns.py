@@ -71,11 +71,12 @@ def test_nothing_grows_when_workers_die(tmp_path: Path, monkeypatch: pytest.Monk
                 time.sleep(0.002)
         call(workers)
         deadline = time.monotonic() + 10
-        while held()[1:] != before[1:] and time.monotonic() < deadline:  # the last one is being buried
+        # the last one is being buried
+        while any(now > then for now, then in zip(held()[1:], before[1:], strict=True)) and time.monotonic() < deadline:
             time.sleep(0.05)
         after = held()
     finally:
         workers.close()
     grown = [now - then for now, then in zip(after, before, strict=True)]
     print(f"{RESPAWNS} workers; grown by {grown[0]} bytes, {grown[1]} descriptors, {grown[2]} threads, {grown[3]} processes")
-    assert grown[0] <= GROWTH and grown[1:] == [0, 0, 0], grown
+    assert grown[0] <= GROWTH and max(grown[1:]) <= 0, grown  # what others in this process had may have gone

@@ -19,7 +19,7 @@ from tests.edge.wire import Wire, refusal, refused
 from tests.labs.third_party import installed
 from tests.plugins.directory_rig import mounted
 from tests.telemetry.observed import free_port
-from volgate.v1 import operation_pb2, pool_pb2, volume_pb2
+from volgate.v1 import operation_pb2, pool_pb2, snapshot_pb2, volume_pb2
 
 MIB = 1 << 20
 NATIVE_SECONDS = 4.0
@@ -144,6 +144,19 @@ def test_a_call_that_hangs_alone_is_ended_with_its_worker(lab):
     assert lab.metric("volgate_worker_losses") == 1
 
 
+def test_a_revert_that_moves_bytes_outlasts_every_limit_and_is_followed(lab):
+    lab.create("v")
+    cut = snapshot_pb2.CreateSnapshotRequest(volume="pools/unruly/volumes/v", snapshot_id="s")
+    lab.wire.snapshots.CreateSnapshot(cut, timeout=60)
+    lab.order("revert", f"sleep {NATIVE_SECONDS + 11}")
+    revert = volume_pb2.RevertVolumeRequest(name="pools/unruly/volumes/v", snapshot="s", request_id=uuid.uuid4().hex)
+    answer = lab.wire.volumes.RevertVolume(revert, timeout=60)
+    assert not answer.HasField("volume") and answer.operation.state == operation_pb2.OPERATION_STATE_RUNNING
+    lab.settled()
+    assert lab.wire.volumes.RevertVolume(revert, timeout=60).volume.name == "pools/unruly/volumes/v"
+    assert lab.metric("volgate_worker_losses") == 0
+
+
 def test_a_worker_that_returns_goes_on(lab):
     lab.order("created", "stop")
     with ThreadPoolExecutor(1) as threads:
@@ -200,7 +213,7 @@ def repeated(call: Callable, request):
         try:
             return call(request, timeout=60)
         except grpc.RpcError as error:
-            assert refusal(error).code == "UNAVAILABLE" and time.monotonic() < deadline, error
+            assert refusal(error).code in ("UNAVAILABLE", "ABORTED") and time.monotonic() < deadline, error
             time.sleep(0.2)
 
 

@@ -8,10 +8,11 @@ import os
 import resource
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from volgate.backend import BackendType, PoolContext, hookimpl
+from volgate.backend import BackendType, PoolContext, Traits, hookimpl
 from volgate_plugins.directory import Directory, DirectorySettings
 
 
@@ -24,6 +25,14 @@ class Unruly(Directory):
         return made
 
     orders: Path
+
+    @property
+    def traits(self) -> Traits:
+        return replace(super().traits, long_reverts=True)
+
+    def revert_volume(self, volume: Any, snapshot_uid: str, *, token: str) -> Any:
+        obey(self.orders / "revert")
+        return super().revert_volume(volume, snapshot_uid, token=token)
 
     def create_volume(self, spec: Any) -> Any:
         obey(self.orders / "create")

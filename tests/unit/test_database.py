@@ -135,3 +135,16 @@ def test_a_full_disk_is_a_clear_error_and_service_goes_on(tmp_path):
     with database.read() as connection:
         assert [r.volume.name for r in index.page_volumes(connection, "p", ("p", ""), 9)] == ["after"]
     database.close()
+
+
+def test_the_log_is_carried_over_beside_the_commits_and_stays_small(tmp_path):
+    database = Database(tmp_path / "volgate.db")
+    before = (tmp_path / "volgate.db").stat().st_size
+    log = tmp_path / "volgate.db-wal"
+    largest = 0
+    for n in range(2000):
+        database.write(lambda commit, n=n: index.put_volume(commit, "p", volume(f"v{n:05}"), 1.0))
+        largest = max(largest, log.stat().st_size)
+    assert largest < 12 << 20 and (tmp_path / "volgate.db").stat().st_size > before + 2000 * 64
+    database.close()
+    assert not log.exists()

@@ -41,7 +41,7 @@ def test_the_operator_blocks_a_plugin():
 
 
 def test_a_kind_that_nobody_can_offer_is_not_found():
-    with pytest.raises(NotFound, match="there are: ceph-rbd, directory, memory"):
+    with pytest.raises(NotFound, match="there are: ceph-rbd, directory, iscsi, lvm, memory"):
         Registry().backend_type("direktory")
 
 

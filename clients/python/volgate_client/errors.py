@@ -169,6 +169,7 @@ _REASONS = {
         "POOL_DIRECTORY_MISSING",
         "DISK_NOT_FOUND",
         "CEPH_POOL_MISSING",
+        "ISCSI_TARGET_MISSING",
     ),
     "ALREADY_EXISTS": (
         "EXISTS_DIFFERENT",
@@ -182,12 +183,15 @@ _REASONS = {
         "STATE_FULL",
         "QUOTA_EXCEEDED",
         "SNAPSHOT_LIMIT",
+        "LVM_POOL_FULL",
     ),
     "OUT_OF_RANGE": ("OUT_OF_RANGE",),
     "UNIMPLEMENTED": (
         "UNSUPPORTED",
         "FORMAT_DIFFERS",
         "RBD_UNSUPPORTED",
+        "LIBISCSI_UNSUPPORTED",
+        "NO_RESERVATIONS",
     ),
     "PERMISSION_DENIED": (
         "DENIED",
@@ -195,6 +199,7 @@ _REASONS = {
         "OUT_OF_SCOPE",
         "HOST_OF_ANOTHER",
         "CEPH_DENIED",
+        "ISCSI_DENIED",
     ),
     "UNAUTHENTICATED": ("BAD_CERTIFICATE",),
     "UNAVAILABLE": (
@@ -212,6 +217,7 @@ _REASONS = {
         "OUTPUT_TOO_LARGE",
         "IO_ERROR",
         "STALE_HANDLE",
+        "FENCE_UNPROVEN",
         "TOO_MANY_FILES",
         "QEMU_LOST",
         "WORKER_LOST",
@@ -224,6 +230,12 @@ _REASONS = {
         "HOST_UNSETTLED",
         "CEPH_UNREACHABLE",
         "SECRET_LOST",
+        "THAWED_EARLY",
+        "ISCSI_UNREACHABLE",
+        "TGT_DOWN",
+        "LUN_MISSING",
+        "MULTIPATH_REFUSED",
+        "TARGET_BUSY",
     ),
     "ABORTED": (
         "IN_DOUBT",

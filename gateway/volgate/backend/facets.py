@@ -31,11 +31,13 @@ __all__ = [
     "Groups",
     "Holder",
     "Holders",
+    "Initiator",
     "Measures",
     "Overlay",
     "Overlays",
     "PathsSeen",
     "PoolCheck",
+    "Publishes",
     "Relabels",
     "Resizes",
     "Reverts",
@@ -254,9 +256,10 @@ class Extracts(DataPath):
 
     @abstractmethod
     def extract_to_file(self, volume: VolumeId, snapshot_uid: str, path: str, progress: Callable[[float], None]) -> None:
-        """Write the content to `path`, a new sparse raw file, durably (fsync); idempotent (starts again).
+        """Write the content to `path`, a new sparse raw file of the volume's size, durably (fsync); idempotent (starts again).
 
-        `progress` is called with the done fraction, 0 to 1; it raises Cancelled when the operation is to stop.
+        `progress` is called with the done fraction, 0 to 1; it raises Cancelled when the operation is to stop. Ended in the middle, it
+        leaves nothing beside `path`. Raises NotFound.
         """
 
 
@@ -305,7 +308,7 @@ class Holders(Backend):
 
     @abstractmethod
     def holders(self, volume: VolumeId) -> Sequence[Holder]:
-        """Return who has the volume open now, without the backend itself. Raises NotFound."""
+        """Return each client that has the volume open for writing now, without the backend itself, dead or alive. Raises NotFound."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -362,9 +365,60 @@ class Fences(Backend):
         """Return those of the addresses that are fenced now."""
 
 
+@dataclass(frozen=True, slots=True)
+class Initiator:
+    """A host, and the names by which it logs in to storage; "" for what it has none of."""
+
+    host: str
+    iqn: str = ""
+    nqn: str = ""
+
+
+class Publishes(Backend):
+    """A volume is reached by the hosts alone that it is published to, before they connect and until they have let go."""
+
+    @abstractmethod
+    def publish(self, volume: VolumeId, initiator: Initiator) -> None:
+        """Let a host reach the volume by what `connection` says, durably; success if it may already.
+
+        Raises NotFound, Precondition (NOT_READY, INITIATOR_MISSING: the host has no name of the kind that is needed).
+        """
+
+    @abstractmethod
+    def unpublish(self, volume: VolumeId, host: str) -> None:
+        """Keep a host out again, whatever it still holds; success if it may not reach the volume, or no volume of that uid exists.
+
+        On return nothing that it sends is carried out any more. While a volume is published it is not deleted and not reverted: InUse.
+        """
+
+    @abstractmethod
+    def published(self, volume: VolumeId) -> Sequence[str]:
+        """Return the names of the hosts that the volume is published to; none if it does not exist."""
+
+
+class FencesHosts(Backend):
+    """The storage can keep a host out by the names that it logs in by, whatever it still tries. For backends that publish."""
+
+    @abstractmethod
+    def fence_host(self, initiator: Initiator) -> None:
+        """Keep a host out of every volume until `unfence_host`: none is published to it any more, and none can be (HOST_FENCED).
+
+        On return it is proven: nothing that it sends is carried out any more. Idempotent. Raises Unreachable: it is kept out of what is
+        published from now on, and of the rest nothing is known.
+        """
+
+    @abstractmethod
+    def unfence_host(self, host: str) -> None:
+        """Let volumes be published to a host again; success if it is not fenced. What was published to it before is not."""
+
+    @abstractmethod
+    def fenced_hosts(self) -> Sequence[str]:
+        """Return the names of the hosts that are fenced now."""
+
+
 _FACETS: tuple[type[Backend], ...] = (
     *(Resizes, Snapshots, Overlays, Reverts, Clones, Measures, DataPath, Extracts, Adopts, Relabels, PathsSeen),
-    *(Holders, Groups, ChangedBlocks, Fences),
+    *(Holders, Groups, ChangedBlocks, Fences, Publishes, FencesHosts),
 )
 
 FACET_NAMES: tuple[str, ...] = tuple(facet.__name__ for facet in _FACETS)

@@ -42,6 +42,7 @@ class BackendType:
     `settings` is a frozen dataclass (or msgspec struct) that `[pools.<name>]` is read into, strictly. `open(settings, context)`
     returns the backend, picking the class by the pool's mode; it raises Unreachable, Precondition or InvalidRequest.
     `width` calls run at once and `depth` wait. `in_threads`: threads of the gateway instead of a worker process (`directory` alone).
+    `machine_bound`: the storage is of the machine that serves it; of several controllers those of one machine alone serve such a pool.
     `written_for` names facets and hooks with the versions that the plugin was written for, such as `{"Clones": 2}`: a volgate that is
     too old or too new for it then says so. What is not named is found out from the methods.
     """
@@ -53,6 +54,7 @@ class BackendType:
     in_threads: bool = False
     width: int = 8
     depth: int = 256
+    machine_bound: bool = False
     written_for: Mapping[str, int] = field(default_factory=dict)
 
 

@@ -28,14 +28,15 @@ from volgate.backend.run import Limits, refuse_killed, run, run_checked
 from volgate.errors import Cancelled, InvalidRequest, OutOfRange, Precondition, VolgateError, translate
 from volgate.model import Format
 
-__all__ = ["MAXIMUM", "ImageInfo", "Stretch", "convert", "inspect", "stretches"]
+__all__ = ["MAXIMUM", "TOOL_MEMORY", "ImageInfo", "Sandbox", "Stretch", "convert", "described", "inspect", "stretches"]
 
 MAXIMUM = 1 << 46
 _INFO_TIMEOUT = 30.0
 _CHECK_TIMEOUT, _CHECK_SECONDS = 1800.0, 900
 _CHECK_FAILED = (1, 2)  # 3 means leaks alone, 63 a format without a check
 _CONVERT_TIMEOUT = 24 * 3600.0
-_MEMORY = 2 << 30
+TOOL_MEMORY = 2 << 30
+"""Bytes that a tool may take which reads a stranger's image."""
 _OUTPUTS = (Format.RAW, Format.QCOW2)
 _VMDK_MAGIC, _VMDK_HEADER = b"KDMV", struct.Struct("<4sIIQ")
 _WHOLE_VMDK = ("monolithicSparse", "streamOptimized")
@@ -70,7 +71,7 @@ def stretches(source: str, chain: Chain) -> tuple[int, list[Stretch]] | None:
     Everything between is zeroes. Raises Precondition (BAD_IMAGE), Unreachable (OUTPUT_TOO_LARGE: too scattered to tell).
     """
     with translate(f"map image {source}"):
-        command = ["qemu-img", "map", "--output=json", _described(source, Format.QCOW2, chain)]
+        command = ["qemu-img", "map", "--output=json", described(source, Format.QCOW2, chain)]
         said = json.loads(run_checked(command, doing="map the image", timeout=_CHECK_TIMEOUT))
         with opened(source, os.O_RDONLY) as descriptor:
             size = parse_header(os.pread(descriptor, _HEAD, 0)).size
@@ -89,7 +90,7 @@ def inspect(path: str, image_format: Format, *, maximum: int = MAXIMUM, staging:
     with translate(f"inspect image {path}"):
         if image_format is Format.RAW:
             return _checked(ImageInfo(Format.RAW, os.stat(path).st_size), maximum)
-        with _Sandbox(staging or os.path.dirname(path)) as box:
+        with Sandbox(staging or os.path.dirname(path)) as box:
             return box.look(path, image_format, maximum)[1]
 
 
@@ -119,7 +120,7 @@ def convert(
     if target_format not in _OUTPUTS:
         raise InvalidRequest(f"an image cannot be written as {target_format}; use raw or qcow2", field="format")
     told = progress or (lambda _: None)
-    with translate(f"convert image {source}"), _Sandbox(staging or os.path.dirname(target)) as box:
+    with translate(f"convert image {source}"), Sandbox(staging or os.path.dirname(target)) as box:
         made = box.path("out")
         options = _options(told, cancelled, made if durable else "")
         if source_format is Format.RAW is target_format:
@@ -145,10 +146,10 @@ def _options(progress: Progress, cancelled: Callable[[], bool] | None, synced: s
     return {"on_line": on_line, "cancelled": cancelled, "timeout": _CONVERT_TIMEOUT, "doing": "convert the image"}
 
 
-def _convert_inside(box: _Sandbox, source: tuple[str, Format], begun: list[str], maximum: int, options: dict[str, Any]) -> ImageInfo:
+def _convert_inside(box: Sandbox, source: tuple[str, Format], begun: list[str], maximum: int, options: dict[str, Any]) -> ImageInfo:
     path, source_format = source
     name, found = box.look(path, source_format, maximum)
-    limits = Limits(memory=_MEMORY, file_size=found.virtual_size + found.virtual_size // 64 + (64 << 20))
+    limits = Limits(memory=TOOL_MEMORY, file_size=found.virtual_size + found.virtual_size // 64 + (64 << 20))
     command = [*begun, "-f", str(source_format), f"file:{name}", "file:out"]
     run_checked(command, cwd=box.folder, user=box.user, limits=limits, **options)
     return found
@@ -157,11 +158,11 @@ def _convert_inside(box: _Sandbox, source: tuple[str, Format], begun: list[str],
 def _flatten(source: str, kind: Format, chain: Chain, made: str, begun: list[str], options: dict[str, Any]) -> ImageInfo:
     with opened(source, os.O_RDONLY) as descriptor:
         size = parse_header(os.pread(descriptor, _HEAD, 0)).size if kind is Format.QCOW2 else os.fstat(descriptor).st_size
-    run_checked([*begun, _described(source, kind, chain), made], **options)
+    run_checked([*begun, described(source, kind, chain), made], **options)
     return ImageInfo(kind, size)
 
 
-def _described(source: str, kind: Format, chain: Chain) -> str:
+def described(source: str, kind: Format, chain: Chain) -> str:
     """Name an image and exactly the layers below it, so that nothing follows what a header says."""
     node: dict[str, Any] | None = None
     for path, layer_format in reversed(((source, kind), *chain)):
@@ -199,10 +200,11 @@ def _take_over(made: str, target: str, *, durable: bool) -> None:
         sync_directory(os.path.dirname(target))
 
 
-class _Sandbox:
+class Sandbox:
     """A folder that belongs to the sandbox's user; the child starts in it and needs no right on what lies above."""
 
     def __init__(self, parent: str) -> None:
+        """Make it below `parent`; the end of the block takes it away with all that is in it. `user`: who the child is, None: as we are."""
         self.user = pwd.getpwnam("nobody").pw_uid if os.geteuid() == 0 else None
         self.folder = tempfile.mkdtemp(prefix=".image-", dir=parent)
         if self.user is not None:
@@ -215,6 +217,7 @@ class _Sandbox:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def path(self, name: str) -> str:
+        """Where a file of this name lies in it."""
         return f"{self.folder}/{name}"
 
     def look(self, path: str, image_format: Format, maximum: int) -> tuple[str, ImageInfo]:
@@ -284,9 +287,9 @@ def _problems_of_head(head: bytes, image_format: Format) -> Iterator[str]:
             yield "its header has no capacity, so that a descriptor would name other files (external extents)"
 
 
-def _ask(box: _Sandbox, name: str, image_format: Format, path: str) -> ImageInfo:
+def _ask(box: Sandbox, name: str, image_format: Format, path: str) -> ImageInfo:
     command = ["qemu-img", "info", "--output=json", "-f", str(image_format), f"file:{name}"]
-    done = run(command, timeout=_INFO_TIMEOUT, cwd=box.folder, user=box.user, limits=Limits(memory=_MEMORY, cpu=20, file_size=1))
+    done = run(command, timeout=_INFO_TIMEOUT, cwd=box.folder, user=box.user, limits=Limits(memory=TOOL_MEMORY, cpu=20, file_size=1))
     if not done.timed_out:
         refuse_killed(done, f"inspect image {path}: qemu-img")
     if done.timed_out or done.returncode < 0:
@@ -301,11 +304,11 @@ def _ask(box: _Sandbox, name: str, image_format: Format, path: str) -> ImageInfo
         return ImageInfo(image_format, int(said["virtual-size"]))
 
 
-def _require_whole(box: _Sandbox, name: str, image_format: Format, path: str) -> None:
+def _require_whole(box: Sandbox, name: str, image_format: Format, path: str) -> None:
     """Refuse an image that was cut off or is damaged: the tool would read zeroes where its bytes are missing. Leaks are harmless."""
     command = ["qemu-img", "check", "-q", "-f", str(image_format), f"file:{name}"]
     done = run(
-        command, timeout=_CHECK_TIMEOUT, cwd=box.folder, user=box.user, limits=Limits(memory=_MEMORY, cpu=_CHECK_SECONDS, file_size=1)
+        command, timeout=_CHECK_TIMEOUT, cwd=box.folder, user=box.user, limits=Limits(memory=TOOL_MEMORY, cpu=_CHECK_SECONDS, file_size=1)
     )
     if not done.timed_out:
         refuse_killed(done, f"check image {path}: qemu-img")

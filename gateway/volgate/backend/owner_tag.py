@@ -6,6 +6,7 @@ Canonical JSON (sorted keys, no spaces). A backend may put a `content` of its ow
 from __future__ import annotations
 
 import hashlib
+import threading
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -18,6 +19,7 @@ __all__ = ["OwnerTag", "TagSpec", "seal", "tag_of", "unseal", "volume_of"]
 
 SCHEMA = 1
 C = TypeVar("C")
+_reading = threading.Lock()
 
 
 class TagSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,6 +43,9 @@ class OwnerTag(msgspec.Struct, frozen=True, kw_only=True):
     generation: int = 1
     labels: Labels = {}
     created: float
+
+
+msgspec.json.Decoder(OwnerTag)  # while the module is imported: see `_known`
 
 
 def tag_of(spec: VolumeSpec, instance: str, now: float) -> OwnerTag:
@@ -71,9 +76,16 @@ def unseal(data: bytes, content: type[C]) -> tuple[OwnerTag, C]:
             raise DataLoss("the owner tag's checksum does not match its bytes", reason="TAG_DAMAGED")
         if fields.get("schema") != SCHEMA:
             raise DataLoss(f"the owner tag's schema {fields.get('schema')!r} is unknown; a newer gateway wrote it", reason="TAG_DAMAGED")
-        return msgspec.convert(fields, OwnerTag), msgspec.convert(fields["content"], content)
+        return msgspec.convert(fields, OwnerTag), msgspec.convert(fields["content"], _known(content))
     except (msgspec.MsgspecError, KeyError, UnicodeDecodeError) as error:
         raise DataLoss(f"the owner tag is unreadable: {error}", reason="TAG_DAMAGED") from error
+
+
+def _known(content: type[C]) -> type[C]:
+    """Let msgspec read a type: threads that bring it a new one at once would crash the process."""
+    with _reading:
+        msgspec.json.Decoder(content)
+    return content
 
 
 def _checksum(fields: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ from contextvars import ContextVar
 from pathlib import Path
 
 from volgate.errors import DeadlineExceeded, InUse, OutOfSpace, Precondition, Unreachable, VolgateError
-from volgate.spawner import Completed, Limits, Spawner
+from volgate.spawner import Child, Completed, Limits, Spawner
 
 __all__ = [
     "Completed",
@@ -25,6 +25,7 @@ __all__ = [
     "run",
     "run_checked",
     "spawner",
+    "start",
 ]
 
 _lock = threading.Lock()
@@ -116,6 +117,19 @@ def run_checked(
     if done.returncode:
         raise _failure(done, f"{doing}: {argv[0]} failed with {done.returncode}")
     return done.stdout
+
+
+def start(
+    argv: Sequence[str],
+    *,
+    descriptors: Sequence[int],
+    cwd: str | None = None,
+    env: Mapping[str, str] | None = None,
+    user: int | None = None,
+    limits: Limits | None = None,
+) -> Child:
+    """Start a command that runs beside the caller, who closes it in the end; see :meth:`volgate.spawner.Spawner.spawn`."""
+    return _started().spawn(argv, descriptors=(*descriptors, *_held()), cwd=cwd, env=env, user=user, limits=limits)
 
 
 def refuse_killed(done: Completed, what: str) -> None:

@@ -16,9 +16,11 @@ class Traits:
 
     `formats`: what it can create, its default first. `grain`: sizes round up to a multiple, bytes. `minimum` and `maximum`: sizes, bytes.
     `shared`: reachable from several hosts. `independent_clones`: children survive their parent's deletion.
-    `online_snapshots`: how a snapshot of an attached volume is cut: "native" (by the storage), "overlay" (a new top layer that
-    the host switches QEMU to) or "" (refused).
-    `max_depth`: layers below the writable one, at most. `carrier`: where the owner tag lives. `notes`: reasons for what is off.
+    `online_snapshots`: how a snapshot of an attached volume is cut: "native" (by the storage; nothing that is told of
+    the volume changes by it), "overlay" (a new top layer that the host switches QEMU to) or "" (refused).
+    `long_reverts`: one moves the bytes of a volume, and may take hours. `max_depth`: layers below the writable one, at most.
+    `whole`: a volume takes a unit of the storage (a LUN) and all of its space, from the start.
+    `carrier`: where the owner tag lives. `notes`: reasons for what is off.
     """
 
     formats: tuple[Format, ...]
@@ -28,7 +30,9 @@ class Traits:
     shared: bool = False
     independent_clones: bool = False
     online_snapshots: str = ""
+    long_reverts: bool = False
     max_depth: int = 0
+    whole: bool = False
     carrier: str = "file"
     notes: tuple[str, ...] = ()
 

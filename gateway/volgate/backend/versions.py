@@ -43,6 +43,8 @@ VERSIONS: Mapping[str, Version] = {
     "Groups": Version(),
     "ChangedBlocks": Version(),
     "Fences": Version(),
+    "Publishes": Version(),
+    "FencesHosts": Version(),
     "volgate_backends": Version(),
     "volgate_admit": Version(),
     "volgate_disk": Version(),

@@ -31,6 +31,7 @@ app.add_typer(pki.app, name="pki")
 app.add_typer(controllers.app, name="state")
 
 Config = Annotated[Optional[Path], typer.Option("--config", help="The configuration file.")]  # noqa: UP045  # typer reads this form
+Repair = Annotated[bool, typer.Option("--repair", help="Take away what this machine has connected and no attachment uses.")]
 State = Annotated[Optional[Path], typer.Option("--state-dir", help="The state directory.")]  # noqa: UP045  # typer reads this form
 
 
@@ -123,11 +124,11 @@ def plugins(config: Config = None) -> None:
 
 
 @app.command()
-def doctor(config: Config = None, state_dir: State = None) -> None:
+def doctor(config: Config = None, state_dir: State = None, *, repair: Repair = False) -> None:
     """Look at the server, libvirt, pools, attachments and orphans, and say what to do; exit 1 if anything is wrong."""
     from volgate.cli.doctor import examine
 
-    raise typer.Exit(examine(config, state_dir))
+    raise typer.Exit(examine(config, state_dir, repair=repair))
 
 
 @app.command()

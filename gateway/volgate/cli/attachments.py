@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated, Optional
 
 import typer
@@ -40,6 +41,7 @@ def _show(attachment: pb.Attachment) -> None:
             ("address", attachment.address),
             ("serial", options.serial),
             ("access", word(pb.AccessMode, options.access)),
+            ("passphrase", options.passphrase),
             ("persistent", "yes" if attachment.persistent else "no"),
             ("created", when(attachment, "created_at")),
             ("problem", attachment.problem),
@@ -62,6 +64,8 @@ def attach(
     uid: Uid = "",
     request_id: RequestId = "",
     *,
+    transport: Annotated[str, typer.Option("--transport", help="host, or qemu where it reaches the storage itself.")] = "",
+    passphrase: Annotated[str, typer.Option("--passphrase", help="Where the host finds the LUKS passphrase: file:/path.")] = "",
     read_only: Annotated[bool, typer.Option("--read-only", help="The guest cannot write.")] = False,
     shared: Annotated[bool, typer.Option("--shared", help="Several domains write; raw only.")] = False,
     no_discard: Annotated[bool, typer.Option("--no-discard", help="Keep the guest's discards from the storage.")] = False,
@@ -81,6 +85,8 @@ def attach(
         no_discard=no_discard,
         iothread=iothread,
         error_policy=enum(pb.ErrorPolicy, error_policy, "--error-policy"),
+        transport=enum(pb.DiskTransport, transport, "--transport"),
+        passphrase=passphrase,
     )
     request = pb.AttachVolumeRequest(
         volume=volume_name(volume),
@@ -146,16 +152,25 @@ def show_attachment(attachment: Name) -> None:
 
 
 @app.command()
-def paths(name: Annotated[str, typer.Argument(metavar="ATTACHMENT|VOLUME", help="An attachment's id, or a volume as POOL/NAME.")]) -> None:
+def paths(
+    name: Annotated[str, typer.Argument(metavar="ATTACHMENT|VOLUME", help="An attachment's id, or a volume as POOL/NAME.")],
+    *,
+    watch: Annotated[bool, typer.Option("--watch", help="Go on, and show them again at each change.")] = False,
+) -> None:
     """List every way that the I/O can travel, its state, and what they come to."""
     whole = volume_name(name) if "/" in name and not name.startswith("attachments/") else attachment_name(name)
-    columns = ("TRANSPORT", "FROM", "TO", "DEVICE", "STATE", ">ERRORS", "LAST ERROR")
     with SESSION.client() as client:
-        answer = client.list_paths(whole)
+        for answer in client.watch_paths(whole) if watch else (client.list_paths(whole),):
+            _show_paths(whole, answer)
+
+
+def _show_paths(whole: str, answer: pb.ListPathsResponse | pb.WatchPathsResponse) -> None:
     if SESSION.json:
         object_(plain(answer), "")
         return
+    columns = ("TRANSPORT", "FROM", "TO", "DEVICE", "STATE", ">ERRORS", "LAST ERROR")
     table(answer.paths, columns, lambda p: (
         p.transport, p.initiator, p.target, p.device, word(pb.PathState, p.state), str(p.errors or ""), p.last_error,
     ))  # fmt: skip
     object_({}, f"{whole} is {word(pb.Redundancy, answer.redundancy)}")
+    sys.stdout.flush()

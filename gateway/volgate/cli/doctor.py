@@ -42,15 +42,15 @@ class Finding:
     action: str = ""
 
 
-def examine(config: Path | None, state_dir: Path | None) -> int:
-    """Look at everything, show it, return the exit status: 0, or 1 if anything is wrong."""
+def examine(config: Path | None, state_dir: Path | None, *, repair: bool = False) -> int:
+    """Look at everything, show it, return the exit status: 0, or 1 if anything is wrong. With `repair` leftovers of this machine go."""
     found = list(_state(config, state_dir)) if config or state_dir else []
     found += _certificates(config, state_dir)
     found += _database(config, state_dir)
     found += _plugins(config)
     try:
         with SESSION.client() as client:
-            found += list(_server(client))
+            found += list(_server(client, repair=repair))
     except VolgateError as error:
         action = "start it with `volgate serve`, or name it with --server; the socket's group may use it"
         found.append(Finding(False, SESSION.address, error.message, action))  # ok
@@ -144,12 +144,16 @@ def _plugins(config: Path | None) -> Iterator[Finding]:
         registry.close()
 
 
-def _server(client: Client) -> Iterator[Finding]:
+def _server(client: Client, *, repair: bool) -> Iterator[Finding]:
+    from volgate.cli.leftovers import twins
+
     pools = list(client.list_pools())
     yield Finding(ok=True, subject=SESSION.address, seen="answers")
     yield from map(_pool, pools)
-    for host in client.list_hosts():
-        yield from _host(client.get_host(host.name) if host.connected else host)
+    hosts = list(client.list_hosts())
+    yield from twins(hosts)
+    for host in hosts:
+        yield from _host(client, client.get_host(host.name) if host.connected else host, repair=repair)
     for held in client.list_attachments():
         if held.problem:
             subject = f"{held.name} ({short(held.volume)} on {held.domain_name})"
@@ -172,7 +176,7 @@ def _pool(pool: pool_pb2.Pool) -> Finding:
     return Finding(ok=True, subject=pool.name, seen=f"{seen} ({notes})" if notes else seen)
 
 
-def _host(host: host_pb2.Host) -> Iterator[Finding]:
+def _host(client: Client, host: host_pb2.Host, *, repair: bool) -> Iterator[Finding]:
     if not host.connected:
         action = f"start libvirtd, and let the gateway's user connect to {host.uri}; or configure another [hosts] uri"
         yield Finding(ok=False, subject=host.name, seen=f"libvirt is not connected: {host.problem}", action=action)
@@ -187,7 +191,7 @@ def _host(host: host_pb2.Host) -> Iterator[Finding]:
     yield Finding(ok=not old, subject=host.name, seen=seen, action=action)
     yield from _lacks(host)
     if host.machine_id and host.machine_id == _machine_id():
-        yield from _orphans(host)
+        yield from _orphans(client, host, repair=repair)
 
 
 def _lacks(host: host_pb2.Host) -> Iterator[Finding]:
@@ -214,8 +218,9 @@ def _machine_id() -> str:
         return ""
 
 
-def _orphans(host: host_pb2.Host) -> Iterator[Finding]:
-    """Disks that QEMU has and libvirt does not list, on this machine; nothing is changed."""
+def _orphans(client: Client, host: host_pb2.Host, *, repair: bool) -> Iterator[Finding]:
+    """Disks that QEMU has and libvirt does not list, on this machine, and what it has connected without an attachment."""
+    from volgate.cli.leftovers import leftovers
     from volgate.cli.serve import logs_to_stderr
     from volgate.hosts.local import LocalHost
 
@@ -228,6 +233,7 @@ def _orphans(host: host_pb2.Host) -> Iterator[Finding]:
             for orphan in local.repair(domain.uuid, (), apply=False, timeout=10.0):
                 action = f"repeat the attach or detach of that volume on {domain.name}: it repairs this; or restart the domain"
                 yield Finding(ok=False, subject=f"{domain.name}: {orphan.alias}", seen=orphan.problem, action=action)
+        yield from leftovers(client, host.name, local, repair=repair)
     except ServerError as error:
         yield Finding(
             ok=False, subject=host.name, seen=f"orphans were not looked for: {error.message}", action="run doctor as the gateway's user"

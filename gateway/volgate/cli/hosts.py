@@ -96,7 +96,7 @@ def fence(
         if planned(client, client.hosts.FenceHost, request, dry_run=dry_run):
             return
         answer = client.call(client.hosts.FenceHost, request)
-    done = f"{host} is fenced in {', '.join(map(short, answer.host.fenced_pools))} ({', '.join(answer.addresses)})"
+    done = f"{host} is fenced in {', '.join(map(short, answer.host.fenced_pools))} ({', '.join([*answer.addresses, *answer.initiators])})"
     _tell(answer.unfenced_attachments, plain(answer), done, f"{done}; attachments that it still holds, in other pools")
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from volgate.cli import completion
-from volgate.cli.arguments import DryRun, Labels, OfVolume, Pool, RequestId, Uid, full, labels, snapshot_name, volume_name
+from volgate.cli.arguments import DryRun, Labels, OfVolume, OptionalPool, RequestId, Uid, labels, snapshot_name, volume_name
 from volgate.cli.mutate import planned
 from volgate.cli.output import human, object_, record, short, table, when
 from volgate.cli.session import SESSION
@@ -63,18 +63,22 @@ def create(
 
 @app.command()
 def group(
-    words: Annotated[list[str], typer.Argument(metavar="VOLUME=NAME...", help="A volume of the pool, and the name of its snapshot.")],
-    pool: Pool,
+    words: Annotated[list[str], typer.Argument(metavar="VOLUME=NAME...", help="A volume, and the name of its snapshot.")],
+    pool: OptionalPool = "",
     label: Labels = None,
     request_id: RequestId = "",
     *,
     dry_run: DryRun = False,
 ) -> None:
     """Cut snapshots of several volumes of a pool at one moment, all or none."""
-    members = labels(words)
-    if len(members) != len(words):
+    members = [(volume_name(volume, pool).split("/"), name) for volume, name in labels(words).items()]
+    names = {parts[-1]: name for parts, name in members}
+    pools = sorted({parts[1] for parts, _ in members})
+    if len(pools) > 1:
+        raise typer.BadParameter(f"the volumes are in the pools {', '.join(pools)}; a group is in one")
+    if len(names) != len(words):
         raise typer.BadParameter("a volume is named twice")
-    request = pb.CreateSnapshotGroupRequest(pool=full("pools", pool), snapshots=members, labels=labels(label), request_id=request_id)
+    request = pb.CreateSnapshotGroupRequest(pool=f"pools/{pools[0]}", snapshots=names, labels=labels(label), request_id=request_id)
     with SESSION.client() as client:
         if not planned(client, client.snapshots.CreateSnapshotGroup, request, dry_run=dry_run):
             _list(client.call(client.snapshots.CreateSnapshotGroup, request).snapshots)

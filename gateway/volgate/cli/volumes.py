@@ -63,8 +63,8 @@ def _show(volume: pb.Volume) -> None:
 def _split(name: str, pool: str) -> tuple[str, str]:
     """The pool and the id of a new volume."""
     whole = volume_name(name, pool)
-    parent, _, identifier = whole.partition("/volumes/")
-    return parent, identifier
+    parent, _, identifier = whole.rpartition("/")
+    return parent.removesuffix("/volumes"), identifier
 
 
 @app.command()
@@ -191,8 +191,13 @@ def revert(
     with SESSION.client() as client:
         if dry_run:
             request.request_id = request_id or "dry-run"
-        if not planned(client, client.volumes.RevertVolume, request, dry_run=dry_run):
-            _show(client.call(client.volumes.RevertVolume, request).volume)
+        if planned(client, client.volumes.RevertVolume, request, dry_run=dry_run):
+            return
+        answer = client.call(client.volumes.RevertVolume, request)
+        if not answer.HasField("volume"):
+            with fraction(f"revert {short(name)}") as progress:
+                client.wait(answer.operation, progress=progress)
+        _show(answer.volume if answer.HasField("volume") else client.get_volume(name))
 
 
 @app.command("changes")

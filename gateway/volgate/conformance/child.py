@@ -27,7 +27,7 @@ class Child:
 
     def __init__(self, plugin: str, kind: str, table: Mapping[str, Any], secret: Callable[[str], Secret] | None = None) -> None:
         """Start it and open the pool. Raises what the plugin raises, Lost."""
-        self._link = Link(Start(plugin, "warning", secret=secret or resolve))
+        self._link = Link(Start(plugin, "warning", silent=_SECONDS, secret=secret or resolve))
         pool = PoolOf(kind, dict(table), f"pools.{POOL}", POOL, INSTANCE)
         arguments = {name: msgspec.Raw(msgspec.msgpack.encode(value)) for name, value in msgspec.structs.asdict(pool).items()}
         try:

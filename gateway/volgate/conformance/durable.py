@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 
-from volgate.conformance.in_process import HOST, Opened
+from volgate.conformance.in_process import Opened
 from volgate.conformance.tracing import Line
 from volgate.conformance.verbs import Call
 from volgate.connection import LocalFile
@@ -29,16 +29,14 @@ _REMOVALS = ("unlink", "unlinkat", "rmdir")
 
 
 def forgotten(lines: Sequence[Line], pool: Opened, call: Call) -> list[str]:
-    """The volume's files, and the folders above them in the pool's root, that are still to be synced; none where it has no files."""
-    files = _files(pool, call)
-    if not files:
-        return []
-    root, paths = files
+    """The volume's files, the folders above them in the pool's root, and what the call writes beside, that are still to be synced."""
     dirty = set[str]()
     for line in lines:
         _follow(line.text, dirty)
-    wanted = set(paths)
+    wanted = {*call.files, *map(os.path.dirname, call.files)}
+    root, paths = _files(pool, call) or ("", [])
     for path in paths:
+        wanted.add(path)
         folder = os.path.dirname(path)
         while folder.startswith(root):
             wanted.add(folder)
@@ -55,11 +53,11 @@ def _files(pool: Opened, call: Call) -> tuple[str, list[str]] | None:
             return None
     except VolgateError:
         found = pool.create()
-        connection = pool.backend.connection(pool.id(found), host=HOST)
+        connection = pool.there(found)
         if not isinstance(connection, LocalFile):
             return None
         return connection.root, [os.path.dirname(os.path.dirname(connection.path)) + "/."]
-    connection = pool.backend.connection(pool.id(found), host=HOST)
+    connection = pool.there(found)
     if not isinstance(connection, LocalFile):
         return None
     return connection.root, [connection.path, connection.tag, *(path for path, _ in connection.chain)]
@@ -88,8 +86,8 @@ def _follow(text: str, dirty: set[str]) -> None:
 
 
 def _moved(name: str, paths: list[str], dirty: set[str]) -> None:
-    """Names came or changed."""
-    dirty |= {os.path.dirname(path) for path in paths}
+    """Names came or changed; the folder of what a link is made of stays as it is."""
+    dirty |= {os.path.dirname(path) for path in (paths if name.startswith("rename") else paths[-1:])}
     if name.startswith("rename") and len(paths) > 1:
         old, new = paths[:2]
         below = {path for path in dirty if path == old or path.startswith(f"{old}/")}

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
-from volgate.backend import DataPath
+from volgate.backend import DataPath, Extracts, Holders, Resizes
 from volgate.conformance.cases import Level, proves
 from volgate.conformance.child import Child, Lost
 from volgate.conformance.durable import forgotten
@@ -40,6 +41,7 @@ class Victims:
         self.hangs = 1 if points else _HANGS
         self.pool = pool
         self._children: list[Child] = []
+        self._warm: tuple[Verb, Child] | None = None
 
     def child(self) -> Child:
         """One more worker with the pool open."""
@@ -49,10 +51,17 @@ class Victims:
 
     def warm(self, verb: Verb) -> Child:
         """A worker that has made the call before: what is imported or started once is no part of what follows."""
+        kept, self._warm = self._warm, None
+        if kept is not None and kept[0] is verb:
+            return kept[1]
         child = self.child()
         call = verb.prepare(self.pool)
         _make(child, call)
         return child
+
+    def keep(self, verb: Verb, child: Child) -> None:
+        """It made the call, and is the next one that is warm: to start a process costs most."""
+        self._warm = (verb, child)
 
     def points(self, verb: Verb, calls: str, most: int = 0, *, alone: bool = False) -> list[Point]:
         """Which system calls of a mutation are tried: some drawn by the seed, or all. Seen in a run without any fault.
@@ -62,7 +71,7 @@ class Victims:
         child, call = self.warm(verb), verb.prepare(self.pool)
         with Trace(child.pid, calls, alone=alone) as trace:
             _make(child, call)
-        child.end()
+        self.keep(verb, child)
         every = trace.points(of_files=alone and calls == FILES)
         assert every or alone, f"{verb} makes no system call that changes anything"
         most = most or self._points or len(every)
@@ -100,7 +109,7 @@ class Faults:
             _looked_at(victims.pool)
             again = victims.child()
             _make(again, call)
-            again.end()
+            victims.keep(verb, again)
             victims.pool.reopen()
             call.check(victims.pool)
             victims.pool.clear()
@@ -158,7 +167,7 @@ class Faults:
             _looked_at(victims.pool)
             again = victims.child()
             _make(again, call)
-            again.end()
+            victims.keep(verb, again)
             victims.pool.reopen()
             call.check(victims.pool)
             victims.pool.clear()
@@ -174,6 +183,36 @@ class Faults:
         victims.pool.reopen()
         call.check(victims.pool)
         assert not (unsynced := forgotten(trace.lines, victims.pool, call)), f"written and not synced: {unsynced}"
+
+    @proves(Level.FAULTS, Extracts, wire=False)
+    def test_a_killed_extract_leaves_nothing_beside_its_file(self, victims: Victims) -> None:
+        """An extract that died leaves its file at the most: nothing beside it, nothing on the storage, and the volume can be deleted."""
+        (verb,) = (verb for verb in VERBS if verb.name == "extract")
+        for point in victims.points(verb, MUTATING):
+            child, call = victims.warm(verb), verb.prepare(victims.pool)
+            with Trace(child.pid, MUTATING, kill(point)), contextlib.suppress(Lost, VolgateError):
+                _make(child, call)
+            child.end()
+            for path in map(Path, call.files):
+                assert {*path.parent.iterdir()} <= {path}
+            victims.pool.reopen()
+            victims.pool.delete(victims.pool.get(call.volume))
+            victims.pool.clear()
+            victims.pool.nothing_is_left()
+
+    @proves(Level.FAULTS, Holders, Resizes, wire=False)
+    def test_a_call_that_died_holds_no_volume(self, victims: Victims) -> None:
+        """The backend itself is told as a holder by nobody, also not what is left of it: a process of it that died in a change."""
+        (verb,) = (verb for verb in VERBS if verb.name == "expand")
+        for point in victims.points(verb, MUTATING):
+            child, call = victims.warm(verb), verb.prepare(victims.pool)
+            with Trace(child.pid, MUTATING, kill(point)), contextlib.suppress(Lost, VolgateError):
+                _make(child, call)
+            child.end()
+            victims.pool.reopen()
+            made = victims.pool.get(call.volume)
+            assert [*victims.pool.facet(Holders).holders(victims.pool.id(made))] == []
+            victims.pool.clear()
 
     @proves(Level.FAULTS, wire=False)
     def test_a_slow_change_holds_nobody_up(self, victims: Victims, own_ways: None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from volgate.backend import Adopts, Backend, BackendType, DataPath, Measures, Po
 from volgate.conformance import picture
 from volgate.conformance.picture import PAGE, Picture
 from volgate.conformance.subject import Subject
+from volgate.connection import Connection, IscsiLun
 from volgate.model import Format, Snapshot, Volume
 from volgate.settings import convert_strictly
 from volgate.worker import loading
@@ -52,15 +54,18 @@ class Opened(Subject):
     def __init__(self, offer: BackendType, table: Mapping[str, Any], seed: int, litter: Callable[[], Iterable[str]] = tuple) -> None:
         """Open the pool that `table` describes, as `[pools.<name>]` would. Raises what the plugin raises.
 
-        `litter` names what lies on the storage, so that what no volume accounts for is found.
+        `litter` names what lies on the storage, so that what no volume accounts for is found. `make_foreign`, set if there is a way to
+        make one, makes an object of so many bytes that is not ours, and returns its locator.
         """
         super().__init__(seed, "c-")
         self.offer = offer
         self.table = table
         self.backend = self.open()
+        self.make_foreign: Callable[[int], str] | None = None
         self._litter = litter
         self._before = self._there()
         self._images: list[str] = []
+        self._folders: list[str] = []
 
     def open(self, instance: str = INSTANCE) -> Backend:
         """Open the pool once more, perhaps for another gateway."""
@@ -84,14 +89,19 @@ class Opened(Subject):
 
     def write(self, volume: Volume, pages: Mapping[int, int]) -> None:
         """Write through the connection."""
-        picture.write(self.backend.connection(self.id(volume), host=HOST), pages)
+        picture.write(self.there(volume), pages)
+
+    def there(self, volume: Volume) -> Connection:
+        """Where this process has the bytes of a volume: as a host, or, where hosts have them by a target, as the backend."""
+        told = self.backend.connection(self.id(volume), host=HOST)
+        return self.facet(DataPath).image(self.id(volume)) if isinstance(told, IscsiLun) else told
 
     def content(self, volume: Volume, snapshot: Snapshot | None = None) -> Picture:
         """Read through the connection; a snapshot through the data path, or a clone of it."""
         if snapshot is not None and not isinstance(self.backend, DataPath):
             volume, snapshot = self.clone(volume, snapshot), None
         if snapshot is None:
-            return picture.read(self.backend.connection(self.id(volume), host=HOST))
+            return picture.read(self.there(volume))
         return picture.read(self.facet(DataPath).image(self.id(volume), snapshot.uid))
 
     def filled(self, pages: Mapping[int, int], *, size: int = 0, form: Format | None = None) -> Volume:
@@ -115,9 +125,16 @@ class Opened(Subject):
             os.close(descriptor)
         return path
 
+    def folder(self) -> str:
+        """Make an empty folder, which lies in no pool, and return its path; it goes with what the test made."""
+        self._folders.append(tempfile.mkdtemp(prefix="volgate-conform-"))
+        return self._folders[-1]
+
     def clear(self) -> None:
-        """Take away the images too."""
+        """Take away the images and folders too."""
         super().clear()
+        while self._folders:
+            shutil.rmtree(self._folders.pop())
         while self._images:
             Path(self._images.pop()).unlink(missing_ok=True)
 

@@ -110,7 +110,8 @@ class _Run:
             return f"the backend has no {missing[0]}"
         if case.level > self.options.level:
             return f"level {int(case.level)} was not asked for"
-        return str(kind.lacks(item.fixturenames))  # type: ignore[attr-defined]  # as above
+        wanted = (*item.fixturenames, *(("make_foreign",) if verb and verb.foreign else ()))  # type: ignore[attr-defined]  # as above
+        return str(kind.lacks(wanted))
 
     def _note(self, case: Case, item: pytest.Item, outcome: str, seconds: float = 0.0, detail: str = "") -> None:
         from volgate.conformance.report import Outcome

@@ -9,7 +9,7 @@ from typing import Any
 from volgate.backend.secrets import resolve
 from volgate.connection import RbdImage
 
-__all__ = ["read", "write"]
+__all__ = ["opened", "read", "write"]
 
 _CHUNK = 4 << 20
 _SECONDS = "30"
@@ -17,24 +17,24 @@ _SECONDS = "30"
 
 def read(image: RbdImage) -> Iterator[tuple[int, bytes]]:
     """The data of an image, or of a snapshot of it (`image@snapshot`, `image@id:7`), piece by piece."""
-    with _opened(image, read_only=True) as opened:
-        size, found = opened.size(), list[tuple[int, int]]()
-        opened.diff_iterate(0, size, None, lambda offset, length, exists: found.append((offset, length)) if exists else None)
+    with opened(image, read_only=True) as client:
+        size, found = client.size(), list[tuple[int, int]]()
+        client.diff_iterate(0, size, None, lambda offset, length, exists: found.append((offset, length)) if exists else None)
         for offset, length in found:
             for at in range(offset, offset + length, _CHUNK):
-                yield at, opened.read(at, min(_CHUNK, offset + length - at))
+                yield at, client.read(at, min(_CHUNK, offset + length - at))
 
 
 def write(image: RbdImage, pieces: Mapping[int, bytes]) -> None:
     """Write pieces, durably."""
-    with _opened(image, read_only=False) as opened:
+    with opened(image, read_only=False) as client:
         for offset, data in pieces.items():
-            opened.write(data, offset)
-        opened.flush()
+            client.write(data, offset)
+        client.flush()
 
 
 @contextmanager
-def _opened(image: RbdImage, *, read_only: bool) -> Iterator[Any]:
+def opened(image: RbdImage, *, read_only: bool) -> Iterator[Any]:
     """A client of its own: what the backend has open says nothing."""
     import rados
     import rbd
@@ -51,10 +51,10 @@ def _opened(image: RbdImage, *, read_only: bool) -> Iterator[Any]:
             ioctx.set_namespace(image.namespace)
             name, _, snapshot = image.image.partition("@")
             by_id = snapshot.startswith("id:")
-            with rbd.Image(ioctx, name, snapshot=None if by_id else snapshot or None, read_only=read_only) as opened:
+            with rbd.Image(ioctx, name, snapshot=None if by_id else snapshot or None, read_only=read_only) as handle:
                 if by_id:
-                    opened.set_snap_by_id(int(snapshot.removeprefix("id:")))
-                assert opened.id() == image.image_id
-                yield opened
+                    handle.set_snap_by_id(int(snapshot.removeprefix("id:")))
+                assert handle.id() == image.image_id
+                yield handle
     finally:
         client.shutdown()

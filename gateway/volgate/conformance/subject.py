@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from volgate.backend import Backend, Clones, Snapshots, SnapshotSpec, Traits, VolumeId
+from volgate.backend import Backend, Clones, FencesHosts, Publishes, Snapshots, SnapshotSpec, Traits, VolumeId
 from volgate.conformance.picture import PAGE, Picture
 from volgate.errors import NotFound, VolgateError
 from volgate.model import Format, Provisioning, Snapshot, Source, SourceKind, Volume, VolumeSpec
@@ -158,11 +158,15 @@ class Subject(ABC):
     # -- the end
 
     def clear(self) -> None:
-        """Take away what the test made, clones before their sources; what a broken backend does not let go is left."""
+        """Take away what the test made, clones before their sources, and let fenced hosts in; what a broken backend holds is left."""
         left = [name for name in dict.fromkeys(reversed(self._made)) if self._is_there(name)]
         for _ in range(len(left) + 1):
             left = [name for name in left if not self._taken_away(name)]
         self._made.clear()
+        if isinstance(self.backend, FencesHosts):
+            with contextlib.suppress(VolgateError):
+                for host in self.backend.fenced_hosts():
+                    self.backend.unfence_host(host)
 
     def _is_there(self, name: str) -> bool:
         with contextlib.suppress(VolgateError):
@@ -177,6 +181,9 @@ class Subject(ABC):
                 for snapshot in reversed(self.snapshots(volume)):
                     with contextlib.suppress(VolgateError):
                         self.backend.delete_snapshot(self.id(volume), snapshot.uid)
+            if isinstance(self.backend, Publishes):
+                for host in self.backend.published(self.id(volume)):
+                    self.backend.unpublish(self.id(volume), host)
             self.delete(volume)
         except NotFound:
             return True

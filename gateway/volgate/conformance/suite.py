@@ -10,9 +10,11 @@ from typing import Any, ClassVar
 import pytest
 
 from volgate.backend import Backend
+from volgate.conformance.contract_extracts import ExtractContract
 from volgate.conformance.contract_fences import FenceContract
 from volgate.conformance.contract_groups import GroupContract
 from volgate.conformance.contract_images import ImageContract, MakeForeign
+from volgate.conformance.contract_publishes import PublishContract
 from volgate.conformance.contract_snapshots import SnapshotContract
 from volgate.conformance.contract_volumes import VolumeContract
 from volgate.conformance.data import DataIntegrity
@@ -29,7 +31,18 @@ Table = Mapping[str, Any]
 
 
 class Conformance(
-    VolumeContract, SnapshotContract, GroupContract, FenceContract, ImageContract, DataIntegrity, Model, Races, Faults, Leaks
+    VolumeContract,
+    SnapshotContract,
+    GroupContract,
+    FenceContract,
+    PublishContract,
+    ImageContract,
+    ExtractContract,
+    DataIntegrity,
+    Model,
+    Races,
+    Faults,
+    Leaks,
 ):
     """Inherit it under a name that begins with Test, name the backend, and say where it may make volumes.
 
@@ -51,6 +64,8 @@ class Conformance(
     """Which of the plugin's kinds; "": its only one."""
     one_connection: ClassVar[bool] = False
     """Whether a library carries all calls over one connection, so that a system call that stands still holds them all."""
+    lives: ClassVar[int] = 6
+    """How often everything is made and taken away, to see that nothing leaks; fewer where each call takes seconds."""
     over_the_wire: ClassVar[bool] = False
 
     @classmethod
@@ -98,6 +113,8 @@ class Conformance(
         _, offer = find_offer(self.backend_class, self.plugin, self.kind)
         opened = Opened(offer, table, conformance_options.seed, lambda: self.litter(table))
         assert isinstance(opened.backend, self.backend_class), f"open returned a {type(opened.backend).__name__}"
+        if not self.lacks(["make_foreign"]):
+            opened.make_foreign = lambda size: self.foreign(table, size)
         yield opened
         opened.clear()
         opened.backend.close()
@@ -119,6 +136,10 @@ class Conformance(
     def secret_table(self, table: Table) -> Callable[[str], Table]:
         """Puts a secret into the table."""
         return lambda reference: self.with_secret(table, reference)
+
+    @pytest.fixture(name="lives")
+    def _lives(self) -> int:
+        return type(self).lives
 
     @pytest.fixture
     def own_ways(self) -> None:

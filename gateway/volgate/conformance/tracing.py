@@ -33,7 +33,7 @@ CHANGING = ",".join(name for name in MUTATING.split(",") if name not in ("openat
 _LINE = re.compile(r"^(\d+) +(.*)$")
 _NAME = re.compile(r"^(\w+)\(")
 _NO_FILE = re.compile(r"^\w+\(\d+<(anon_inode|pipe|socket|UNIX|TCP)")
-_SECONDS = 20.0
+_SECONDS = 60.0
 _LEAVE_SECONDS = 0.5
 _LOOKS = 10
 

@@ -5,18 +5,40 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
-from volgate.backend import Clones, DataPath, GroupMember, Groups, Overlays, Relabels, Resizes, Reverts, Snapshots, VolumeId
+from volgate.backend import (
+    Adopts,
+    Clones,
+    DataPath,
+    Extracts,
+    FencesHosts,
+    GroupMember,
+    Groups,
+    Initiator,
+    Overlays,
+    Publishes,
+    Relabels,
+    Resizes,
+    Reverts,
+    Snapshots,
+    VolumeId,
+)
+from volgate.conformance import picture
 from volgate.conformance.cases import READABLE, Need
+from volgate.conformance.contract_publishes import HOSTS
 from volgate.conformance.in_process import Opened
 from volgate.conformance.picture import PAGE, Picture
 from volgate.errors import NotFound
 from volgate.model import Format, Snapshot, Volume, VolumeSpec, VolumeState
 
-__all__ = ["VERBS", "Call", "Verb"]
+__all__ = ["FOREIGN", "VERBS", "Call", "Verb"]
 
 PAGES = {0: 1, 3 * PAGE: 2}
+FOREIGN = 0xAD
+"""What the first and the last page of an object of others hold."""
+_LOST = Initiator("conformance-lost", "iqn.2026-01.org.volgate:lost", "nqn.2026-01.org.volgate:lost")
 
 
 @dataclass(slots=True)
@@ -28,21 +50,32 @@ class Call:
     check: Callable[[Opened], None]
     keywords: dict[str, Any] = field(default_factory=dict)
     undo: VolumeId | None = None
+    files: tuple[str, ...] = ()
+    """What it writes beside the volume: paths."""
+    about: str = ""
+    """The name of the volume that it is about, where no argument tells."""
 
     @property
     def volume(self) -> str:
         """The name of the volume that it is about, of several the first."""
+        if self.about:
+            return self.about
         first = next(argument for argument in self.arguments if not isinstance(argument, str))
         return str(first[0].volume.name if isinstance(first, list) else first.name)
 
 
 @dataclass(frozen=True, slots=True)
 class Verb:
-    """A mutation: the facets that it needs, and how one call of it is prepared."""
+    """A mutation: the facets that it needs, and how one call of it is prepared; `foreign`: of an object that is not ours."""
 
     name: str
     needs: tuple[Need, ...]
     prepare: Callable[[Opened], Call]
+    foreign: bool = False
+
+    def applies(self, pool: Opened) -> bool:
+        """Whether a call of it can be prepared."""
+        return all(isinstance(pool.backend, need) for need in self.needs) and (pool.make_foreign is not None or not self.foreign)
 
     def __str__(self) -> str:
         return self.name
@@ -175,6 +208,27 @@ def _fill(pool: Opened) -> Call:
     return Call("fill_from_file", (pool.id(made), path, Format.RAW, lambda _done: None), check, undo=pool.id(made))
 
 
+def _extract(pool: Opened) -> Call:
+    made, path = pool.filled(PAGES), f"{pool.folder()}/extract"
+
+    def check(now: Opened) -> None:
+        assert picture.of_file(path) == now.content(made) == PAGES
+        assert Path(path).stat().st_size == made.size
+
+    return Call("extract_to_file", (pool.id(made), "", path, lambda _done: None), check, files=(path,))
+
+
+def _adopt(pool: Opened) -> Call:
+    assert pool.make_foreign is not None
+    locator, spec = pool.make_foreign(pool.size()), pool.spec(labels={"a": "b"}, format=Format.RAW)
+
+    def check(now: Opened) -> None:
+        _is(now, spec, {0: FOREIGN, spec.size - PAGE: FOREIGN})
+        assert locator not in {foreign.locator for foreign in now.facet(Adopts).list_foreign()}
+
+    return Call("adopt_volume", (locator, spec), check)
+
+
 def _complete(pool: Opened) -> Call:
     made = pool.create(incomplete=True)
 
@@ -224,6 +278,44 @@ def _finish(pool: Opened) -> Call:
     return replace(call, method="finish_overlay", check=check)
 
 
+def _publish(pool: Opened) -> Call:
+    made = pool.filled(PAGES)
+
+    def check(now: Opened) -> None:
+        assert [*now.facet(Publishes).published(now.id(made))] == [HOSTS[0].host]
+        assert now.content(made) == PAGES
+        now.facet(Publishes).unpublish(now.id(made), HOSTS[0].host)
+
+    return Call("publish", (pool.id(made), HOSTS[0]), check)
+
+
+def _unpublish(pool: Opened) -> Call:
+    made = pool.filled(PAGES)
+    pool.facet(Publishes).publish(pool.id(made), HOSTS[0])
+
+    def check(now: Opened) -> None:
+        assert [*now.facet(Publishes).published(now.id(made))] == []
+        assert now.content(made) == PAGES
+
+    return Call("unpublish", (pool.id(made), HOSTS[0].host), check)
+
+
+def _fence_published(pool: Opened) -> Call:
+    made, fences = pool.filled(PAGES), pool.facet(FencesHosts)
+    fences.unfence_host(_LOST.host)  # a call before may have fenced it
+    for initiator in (HOSTS[1], _LOST):
+        pool.facet(Publishes).publish(pool.id(made), initiator)
+
+    def check(now: Opened) -> None:
+        assert [*now.facet(Publishes).published(now.id(made))] == [HOSTS[1].host]
+        assert [*now.facet(FencesHosts).fenced_hosts()] == [_LOST.host]
+        assert now.content(made) == PAGES
+        now.facet(FencesHosts).unfence_host(_LOST.host)
+        now.facet(Publishes).unpublish(now.id(made), HOSTS[1].host)
+
+    return Call("fence_host", (_LOST,), check, about=made.name)
+
+
 VERBS = (
     Verb("create", (), _create),
     Verb("delete", (), _delete),
@@ -236,8 +328,13 @@ VERBS = (
     Verb("clone-volume", (Clones,), _clone_volume),
     Verb("clone-snapshot", (Clones,), _clone_snapshot),
     Verb("fill", (DataPath,), _fill),
+    Verb("extract", (Extracts,), _extract),
     Verb("complete", (DataPath,), _complete),
+    Verb("adopt", (Adopts,), _adopt, foreign=True),
     Verb("prepare-overlay", (Overlays,), _overlay),
     Verb("finish-overlay", (Overlays,), _finish),
     Verb("collapse", (Overlays,), _collapse),
+    Verb("publish", (Publishes,), _publish),
+    Verb("unpublish", (Publishes,), _unpublish),
+    Verb("fence-published", (FencesHosts, Publishes), _fence_published),
 )

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import cast
 
 from volgate.edge import convert, validate
 from volgate.edge.hosts import host_name
+from volgate.edge.path_watches import PathWatches
 from volgate.edge.types import Context
 from volgate.edge.wait import Calls, scope
 from volgate.errors import InvalidRequest
@@ -25,6 +28,7 @@ class AttachmentServicer(attachment_pb2_grpc.AttachmentServiceServicer):
     def __init__(self, calls: Calls) -> None:
         """Take what all servicers share."""
         self._calls = calls
+        self._watches = PathWatches(calls)
 
     async def AttachVolume(  # noqa: N802  # the contract's name
         self, request: attachment_pb2.AttachVolumeRequest, context: Context
@@ -88,11 +92,23 @@ class AttachmentServicer(attachment_pb2_grpc.AttachmentServiceServicer):
         self, request: attachment_pb2.ListPathsRequest, _: Context
     ) -> attachment_pb2.ListPathsResponse:
         """Every way that the I/O can travel."""
-        if request.name.startswith("attachments/"):
-            attachment = AttachmentName.parse(request.name)
-            name, pool = str(attachment), (await self._calls.read(self._calls.gateway.get_attachment, attachment.id, scope())).pool
-        else:
-            volume = VolumeName.parse(request.name)
-            name, pool = str(volume), volume.pool
+        name, pool = await self._named(request.name)
         paths, redundancy = await self._calls.ask(f"pools/{pool}", self._calls.gateway.list_paths, name)
         return attachment_pb2.ListPathsResponse(paths=[convert.path(p) for p in paths], redundancy=convert.redundancy(redundancy))
+
+    async def WatchPaths(  # noqa: N802  # the contract's name
+        self, request: attachment_pb2.WatchPathsRequest, _: Context
+    ) -> AsyncIterator[attachment_pb2.WatchPathsResponse]:
+        """The same, now and at each change."""
+        name, _pool = await self._named(request.name)
+        async with aclosing(self._watches.follow(name)) as seen:
+            async for paths, redundancy in seen:
+                yield attachment_pb2.WatchPathsResponse(paths=[convert.path(p) for p in paths], redundancy=convert.redundancy(redundancy))
+
+    async def _named(self, told: str) -> tuple[str, str]:
+        """The full name of an attachment that the caller may see, or of a volume; and its pool."""
+        if told.startswith("attachments/"):
+            attachment = AttachmentName.parse(told)
+            return str(attachment), (await self._calls.read(self._calls.gateway.get_attachment, attachment.id, scope())).pool
+        volume = VolumeName.parse(told)
+        return str(volume), volume.pool

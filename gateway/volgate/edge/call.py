@@ -36,7 +36,11 @@ _log = structlog.get_logger()
 _seconds = metrics.get_meter("volgate").create_histogram("rpc.server.duration", unit="s", description="Time of one call")
 _QUIET = ("/grpc.",)  # health checks and reflection are not worth a line each
 _HEARTBEAT = "/volgate.v1.HostService/HeartbeatHost"  # as often as health checks, for each host
-_ENDLESS = ("/volgate.v1.OperationService/WatchOperation", "/volgate.v1.AgentService/Listen")
+_ENDLESS = (
+    "/volgate.v1.OperationService/WatchOperation",
+    "/volgate.v1.AttachmentService/WatchPaths",
+    "/volgate.v1.AgentService/Listen",
+)
 _WATCHES = ("/grpc.", *_ENDLESS)  # streams that end when the server stops, not when they are done
 _MARGIN = 0.1  # less than what a mutation keeps for its own answer, which names the operation
 _ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")

@@ -26,6 +26,7 @@ from volgate.model import (
     Provisioning,
     Qos,
     Redundancy,
+    Transport,
     VolumeState,
 )
 from volgate.names import SnapshotName, VolumeName
@@ -104,6 +105,9 @@ _CACHE: dict[Any, Any] = {_A.CACHE_MODE_UNSPECIFIED: CacheMode.NONE} | {
     _A.CacheMode.Value(f"CACHE_MODE_{mode.name}"): mode for mode in CacheMode
 }
 _IO: dict[Any, Any] = {_A.IoMode.Value(f"IO_MODE_{mode.name}"): mode for mode in IoMode}
+_TRANSPORT: dict[Any, Any] = {_A.DISK_TRANSPORT_UNSPECIFIED: Transport.HOST} | {
+    _A.DiskTransport.Value(f"DISK_TRANSPORT_{transport.name}"): transport for transport in Transport
+}
 _POLICY: dict[Any, Any] = {_A.ERROR_POLICY_UNSPECIFIED: ErrorPolicy.STOP} | {
     _A.ErrorPolicy.Value(f"ERROR_POLICY_{p.name}"): p for p in ErrorPolicy
 }
@@ -280,6 +284,8 @@ def _options_out(options: DiskOptions, qos: Qos) -> attachment_pb2.DiskOptions:
         no_discard=not options.discard,
         iothread=options.iothread,
         error_policy=_out(_POLICY, options.error_policy),
+        transport=_out(_TRANSPORT, options.transport),
+        passphrase=options.passphrase,
     )
 
 
@@ -305,6 +311,8 @@ def disk_options(message: attachment_pb2.DiskOptions, field: str = "options") ->
         discard=not message.no_discard,
         iothread=iothread,
         error_policy=validate.choice(message.error_policy, _POLICY, f"{field}.error_policy"),
+        transport=validate.choice(message.transport, _TRANSPORT, f"{field}.transport"),
+        passphrase=validate.reference(message.passphrase, f"{field}.passphrase"),
     )
 
 

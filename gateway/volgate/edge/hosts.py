@@ -107,6 +107,7 @@ class HostServicer(host_pb2_grpc.HostServiceServicer):
         return host_pb2.FenceHostResponse(
             host=convert.host(await self._calls.read(self._calls.gateway.hosts.described, typed.host)),
             addresses=done.addresses,
+            initiators=done.initiators,
             unfenced_attachments=[f"attachments/{one}" for one in done.unfenced],
             operation=convert.operation(ticket.record()),
         )

@@ -59,6 +59,7 @@ POLICY: dict[str, Rule] = {
     f"{_V1}AttachmentService/GetAttachment": Rule(_READ, ("name",)),
     f"{_V1}AttachmentService/ListAttachments": Rule(_READ, ("volume", "host")),
     f"{_V1}AttachmentService/ListPaths": Rule(_READ, ("name",)),
+    f"{_V1}AttachmentService/WatchPaths": Rule(_READ, ("name",)),
     f"{_V1}HostService/ListHosts": Rule(_READ),
     f"{_V1}HostService/GetHost": Rule(_READ, ("name",)),
     f"{_V1}HostService/RegisterHost": Rule(_HOST, ("name",)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import grp
 import os
 import socket
@@ -117,6 +118,8 @@ class EdgeServer:
         self._path.chmod(self._mode)
         for name in ("", *_services()):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        gc.collect()
+        gc.freeze()  # what is there now stays: to look through all of it again would hold up some call for 60 ms
         _log.info("listening", socket=str(self._path), listen=bound)
 
     async def stop(self, grace: float) -> None:

@@ -14,7 +14,7 @@ from volgate.edge.types import Context
 from volgate.edge.wait import Calls
 from volgate.errors import InvalidRequest
 from volgate.model import Format
-from volgate.names import PoolName, SnapshotName, VolumeName, check_identifier
+from volgate.names import PoolName, SnapshotName, VolumeName, check_identifier, parse_content
 from volgate.operations import requests
 from volgate.operations.imports import remove_spool
 from volgate.operations.ticket import Ticket
@@ -90,8 +90,7 @@ class Transfers:
         self, request: volume_pb2.ExportVolumeRequest, context: Context
     ) -> AsyncIterator[volume_pb2.ExportVolumeResponse]:
         """Send the content, gaps left out; or write it to the allowed path and tell how that goes on."""
-        is_snapshot = "/snapshots/" in request.name
-        name: VolumeName | SnapshotName = SnapshotName.parse(request.name) if is_snapshot else VolumeName.parse(request.name)
+        name = parse_content(request.name)
         wanted = validate.choice(request.format, convert.FORMATS_OPTIONAL, "format") or Format.RAW
         path, identifier = validate.path(request.path, "path"), validate.request_id(request.request_id)
         pieces = self._write(name, wanted, path, identifier, context) if path else self._send(name, wanted)

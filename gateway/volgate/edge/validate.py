@@ -32,6 +32,7 @@ T = TypeVar("T")
 _PRINTABLE = re.compile(r"[^\x00-\x1f\x7f-\x9f]*")
 _UID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,127}")
+_REFERENCE = re.compile(r"[a-z][a-z0-9+-]*:[A-Za-z0-9_.:@/+-]{1,240}")
 _SERIAL = re.compile(r"[A-Za-z0-9_.+-]{0,20}")
 _LONGEST = 128
 _COMPONENT_MOST = 255
@@ -99,6 +100,14 @@ def serial(value: str, field: str) -> str:
     """A disk's serial that every bus shows whole."""
     if not _SERIAL.fullmatch(value):
         raise InvalidRequest(f"{field}: {value[:64]!r} is not a serial; at most 20 of A-Z a-z 0-9 _ . + -", field=field)
+    return value
+
+
+def reference(value: str, field: str) -> str:
+    """Empty, or what names a secret: `scheme:rest`, of characters that libvirt's XML and a log show as they are."""
+    if value and (not _REFERENCE.fullmatch(value) or "/../" in value):
+        told = "is no reference to a secret; write file:/path, or what a plugin's scheme needs, at most 256 of A-Z a-z 0-9 _ . : @ / + -"
+        raise InvalidRequest(f"{field}: {value[:64]!r} {told}", field=field)
     return value
 
 

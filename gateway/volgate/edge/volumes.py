@@ -11,7 +11,7 @@ from volgate.edge.transfer import Transfers
 from volgate.edge.types import Context
 from volgate.edge.wait import Calls, scope
 from volgate.errors import InvalidRequest
-from volgate.names import PoolName, SnapshotName, VolumeName, check_identifier
+from volgate.names import PoolName, VolumeName, check_identifier, parse_content
 from volgate.operations import requests
 from volgate.store.records import IndexedVolume
 from volgate.v1 import volume_pb2, volume_pb2_grpc
@@ -129,9 +129,9 @@ class VolumeServicer(Transfers, ChangedBlocks, volume_pb2_grpc.VolumeServiceServ
         identifier = validate.request_id(request.request_id, needed=not request.validate_only)
         if request.validate_only:
             return volume_pb2.RevertVolumeResponse(plan=convert.plan(await self._calls.plan(typed)))
-        ticket, _ = await self._calls.run(typed, identifier, context)
-        row = cast("IndexedVolume", ticket.future.result())
-        return volume_pb2.RevertVolumeResponse(volume=convert.volume(row), operation=convert.operation(ticket.record()))
+        ticket, ended = await self._calls.run(typed, identifier, context)
+        row = convert.volume(cast("IndexedVolume", ticket.future.result())) if ended else None
+        return volume_pb2.RevertVolumeResponse(volume=row, operation=convert.operation(ticket.record()))
 
     async def AdoptVolume(  # noqa: N802  # the contract's name
         self, request: volume_pb2.AdoptVolumeRequest, context: Context
@@ -158,6 +158,4 @@ class VolumeServicer(Transfers, ChangedBlocks, volume_pb2_grpc.VolumeServiceServ
 
 def _source(text: str) -> str:
     """A full snapshot or volume name, or nothing."""
-    if not text:
-        return ""
-    return str(SnapshotName.parse(text, "source") if "/snapshots/" in text else VolumeName.parse(text, "source"))
+    return str(parse_content(text, "source")) if text else ""

@@ -14,7 +14,7 @@ from volgate.edge.types import Context
 from volgate.errors import DeadlineExceeded
 from volgate.lanes import Lane
 from volgate.operations.gateway import Gateway
-from volgate.operations.requests import Caller, Plan, Request
+from volgate.operations.requests import Caller, DetachVolume, Plan, Request
 from volgate.operations.scope import Scope
 from volgate.operations.ticket import Ticket
 from volgate.store.records import OperationRecord
@@ -24,6 +24,7 @@ __all__ = ["Calls", "caller", "scope"]
 P = ParamSpec("P")
 T = TypeVar("T")
 _SPOOL = "spool"
+_PLACES = ("pools", "hosts", "registrations", "paths", _SPOOL)
 _LONG_SECONDS = 10.0
 _LOOK_SECONDS = 0.25
 _MARGIN = 0.25  # so that the rich answer arrives also on a busy machine
@@ -41,7 +42,7 @@ class Calls:
         self.gateway = gateway
         self._index = Lane("reads", 16, 4096)
         self._native: dict[str, Lane] = {}
-        for place in ("pools", "hosts", "registrations", _SPOOL):
+        for place in _PLACES:
             self._native[place] = _lane(place)
 
     @property
@@ -92,7 +93,9 @@ class Calls:
 
     async def submit(self, request: Request, request_id: str) -> Ticket:
         """Begin or join a mutation."""
-        return await self.read(self.gateway.submit, request, caller(request_id))
+        if isinstance(request, DetachVolume):  # what it is about is read from the database first
+            return await self.read(self.gateway.submit, request, caller(request_id))
+        return self.gateway.submit(request, caller(request_id))  # waits for nothing, and a hand-over costs more
 
     async def run(self, request: Request, request_id: str, context: Context) -> tuple[Ticket, bool]:
         """Submit a mutation and wait for its end; False if it still runs and the answer is the running operation.

@@ -12,7 +12,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from volgate.connection import Connection
-from volgate.model import DiskOptions, Feature, Path, Qos
+from volgate.model import DiskOptions, Feature, Leftover, Path, Qos
 
 __all__ = [
     "AttachPlan",
@@ -214,12 +214,42 @@ class Host(Protocol):
         """
         ...
 
+    def release(self, source: str, *, timeout: float) -> None:
+        """Leave nothing on the host of a volume that was connected there under that name: no map, no device, no session of ours.
+
+        Success if there is nothing, and for what needs no connecting. Its disk is gone from every domain before, and QEMU has closed it.
+        InUse: somebody else on the host has it open.
+        """
+        ...
+
+    def grow(self, source: str, size: int, *, timeout: float) -> None:
+        """Have the host's devices of a volume, each path and the map, learn its size in bytes; success if they have it, or there are none.
+
+        Unreachable: the message says which layer is short, and why.
+        """
+        ...
+
+    def held(self, *, timeout: float) -> Sequence[str]:
+        """List what the host has connected and not let go of, as libvirt names it."""
+        ...
+
+    def leftovers(self, accounted: Sequence[str], *, apply: bool, timeout: float) -> Sequence[Leftover]:
+        """List what the host has of ours that nothing accounts for: LUNs, maps, disks, sessions, records of open-iscsi.
+
+        `accounted` is what the attachments of the host, and the operations on it, have there, as libvirt names it. With `apply` what was
+        so in a look half a minute before, too, is taken away; what is in use stays, and so does what others made.
+        """
+        ...
+
     def presence(self, domain: str, alias: str, source: str, *, timeout: float) -> Presence:
         """Look where the disk is, deciding nothing."""
         ...
 
     def resize(self, domain: str, alias: str, size: int, *, timeout: float) -> int:
-        """Grow the attached disk to `size` bytes, never shrink; return the size that QEMU has then."""
+        """Grow the attached disk to a volume of `size` bytes, never shrink; return the size that QEMU has then.
+
+        What LUKS keeps for its header is of `size`, and counts as QEMU's.
+        """
         ...
 
     def limit(self, domain: str, alias: str, qos: Qos, *, timeout: float) -> None:
@@ -231,6 +261,17 @@ class Host(Protocol):
 
         Unreachable with reason OVERLAY_TORN: the domain is on `top` for good, but `base` is no snapshot.
         """
+        ...
+
+    def freeze(self, domain: str, *, timeout: float) -> None:
+        """Freeze the file systems of a guest through its agent; after ten seconds they thaw by themselves.
+
+        Raises Precondition (NO_AGENT), and InDoubt: it may be frozen, for no longer than that.
+        """
+        ...
+
+    def thaw(self, domain: str, *, timeout: float) -> bool:
+        """Thaw them; say whether they were frozen until now. A guest that was not frozen is left as it is."""
         ...
 
     def our_disks(self, *, timeout: float) -> Sequence[FoundDisk]:
@@ -250,6 +291,10 @@ class Host(Protocol):
 
         Raises InvalidRequest (the reference, or what it names, is no key), Unreachable.
         """
+        ...
+
+    def renew_passphrase(self, reference: str, *, timeout: float) -> None:
+        """Let libvirt have the passphrase of now, by which a domain opens LUKS at its next start. Raises InvalidRequest, Unreachable."""
         ...
 
     def repair(self, domain: str, sources: Sequence[str], *, apply: bool, timeout: float) -> Sequence[Finding]:

@@ -33,6 +33,7 @@ class JournalledHost:
         self._steps = steps
         self._lock = threading.Lock()
         self._turns: dict[str, tuple[threading.Lock, int]] = {}
+        self._frozen: dict[str, int] = {}
 
     def attach(self, plan: AttachPlan, *, timeout: float) -> AttachedDisk:
         """Attach; a repeat is answered by what libvirt has, never by the record alone."""
@@ -53,6 +54,16 @@ class JournalledHost:
             with self._ended(number):
                 return self._host.detach(domain, alias, source, timeout=_left(began, timeout))
 
+    def release(self, source: str, *, timeout: float) -> None:
+        """Let go of a volume."""
+        with self._turn(source, timeout), self._ended(self._steps.begin("release", "", "", source)):
+            self._host.release(source, timeout=timeout)
+
+    def grow(self, source: str, size: int, *, timeout: float) -> None:
+        """Have devices learn a size: a look at them, which needs no record."""
+        with self._turn(source, timeout):
+            self._host.grow(source, size, timeout=timeout)
+
     def resize(self, domain: str, alias: str, size: int, *, timeout: float) -> int:
         """Grow the disk."""
         with self._step("resize", domain, alias, "", timeout) as left:
@@ -68,9 +79,30 @@ class JournalledHost:
         with self._step("switch_overlay", domain, alias, top.source, timeout) as left:
             return self._host.switch_overlay(domain, alias, top, base, quiesce=quiesce, timeout=left)
 
+    def freeze(self, domain: str, *, timeout: float) -> None:
+        """Freeze a guest; the step stays open until its thaw, so that no guest stays frozen when this process dies."""
+        number = self._steps.begin("freeze", "", domain, "")
+        try:
+            self._host.freeze(domain, timeout=timeout)
+        except InDoubt:
+            raise
+        except VolgateError as error:
+            self._steps.end(number, error.reason)
+            raise
+        self._frozen[domain] = number
+
+    def thaw(self, domain: str, *, timeout: float) -> bool:
+        """Thaw it."""
+        held = self._host.thaw(domain, timeout=timeout)
+        if (number := self._frozen.pop(domain, None)) is not None:
+            self._steps.end(number, "done" if held else "thawed before")
+        return held
+
     def recover(self) -> bool:
         """Mend what interrupted steps left in the domains; False if libvirt does not answer, and it is to be tried again."""
         left = self._steps.unfinished()
+        self._close([step for step in left if step.kind == "release"], "interrupted, its controller repeats it")
+        left = [step for step in left if step.kind != "release"]
         for domain in sorted({step.domain for step in left}):
             steps = [step for step in left if step.domain == domain]
             try:
@@ -89,7 +121,11 @@ class JournalledHost:
 
     def _mend(self, domain: str, steps: list[Step]) -> None:
         """Rid the domain of orphans and note where each disk is; what the step was to do is its controller's to repeat."""
+        frozen = [step for step in steps if step.kind == "freeze"]
         try:
+            if frozen:
+                self._host.thaw(domain, timeout=_REPAIR_SECONDS)
+                self._close(frozen, "interrupted, thawed")
             sources = sorted({step.source for step in steps} - {""})
             for finding in self._host.repair(domain, sources, apply=True, timeout=_REPAIR_SECONDS):
                 _log.warning("orphan", domain=domain, device=finding.alias, repaired=finding.repaired)
@@ -98,7 +134,7 @@ class JournalledHost:
             return
         except Precondition as error:  # it does not run: QEMU has nothing
             _log.info("a domain needs no repair", domain=domain, error=error.message)
-        for step in steps:
+        for step in (step for step in steps if step not in frozen):
             seen = self._host.presence(domain, step.alias, step.source, timeout=_REPAIR_SECONDS)
             there = seen.live or seen.config or seen.qemu
             self._close([step], "interrupted, the disk is there" if there else "interrupted, the disk is nowhere")

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import structlog
 
-from volgate.connection import Connection, RbdImage
+from volgate.connection import Connection, LibiscsiLun, RbdImage
 from volgate.errors import Unreachable
 from volgate.hypervisor import secrets
 from volgate.hypervisor.calls import Libvirt
@@ -43,11 +43,18 @@ class Keys:
 
     def of(self, connection: Connection) -> Key | None:
         """The key of now, None for what needs none; files are read. Raises InvalidRequest."""
+        if isinstance(connection, LibiscsiLun) and connection.chap:
+            chap = connection.chap
+            return Key(secrets.chap_usage_of(connection.portal.target, chap.user), self._resolve(chap.secret))
         if not isinstance(connection, RbdImage):
             return None
         found = self._resolve(connection.key)
         secrets.decoded(found, f"key: {connection.key}")
         return Key(secrets.usage_of(connection.fsid, connection.user), found)
+
+    def passphrase(self, reference: str) -> Key:
+        """The passphrase of now; a file is read. Raises InvalidRequest."""
+        return Key(secrets.passphrase_usage_of(reference), self._resolve(reference))
 
     def renew(self, libvirt: Libvirt, key: Key) -> None:
         """Give libvirt the key of now."""
@@ -91,4 +98,4 @@ class Keys:
             kept = {usage for usage, count in self._attaching.items() if count} | self._promised
         for usage in secrets.sweep(libvirt, kept):
             self._given.pop(usage, None)
-            _log.info("the secret of a Ceph user is removed: no domain needs it", secret=usage)
+            _log.info("a secret is removed from libvirt: no domain needs it", secret=usage)

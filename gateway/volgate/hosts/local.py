@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import TypeVar
 
 import structlog
 
 from volgate.backend import secrets as references
-from volgate.connect import rbd
-from volgate.connect.health import file_paths
-from volgate.connect.local import connect, unwritten
-from volgate.connection import Connection, DiskSource, RbdImage, as_file
+from volgate.connect.local import unwritten
+from volgate.connection import Connection, as_file
 from volgate.errors import NotFound, Precondition, VolgateError
+from volgate.hosts.connectors import Connectors
+from volgate.hosts.freezing import Freezes
 from volgate.hosts.identity import boot_id, identify, program_version
 from volgate.hosts.interface import (
     AttachedDisk,
@@ -37,20 +36,18 @@ from volgate.hypervisor import block_jobs, domains, halts, limits, ours, overlay
 from volgate.hypervisor.attach import Request, attach
 from volgate.hypervisor.attach import plan as plan_disk
 from volgate.hypervisor.calls import Calls, Libvirt
+from volgate.hypervisor.devices import Device
 from volgate.hypervisor.disk_xml import layers
 from volgate.hypervisor.domains import Seen
 from volgate.hypervisor.events import Event, Events
 from volgate.hypervisor.facts import describe_domain, describe_link
 from volgate.hypervisor.features import probe
 from volgate.hypervisor.link import Link
-from volgate.lanes import Lane
-from volgate.model import Feature, PathState, Qos
+from volgate.model import Feature, Leftover, PathState, Qos
 from volgate.model import Path as IoPath
 from volgate.secret import Secret
 
 __all__ = ["LocalHost"]
-
-T = TypeVar("T")
 
 _log = structlog.get_logger()
 _GONE = Presence(domain_exists=False, active=False, live=False, config=False, qemu=False)
@@ -78,10 +75,10 @@ class LocalHost:
         self._features: dict[tuple[str, str], tuple[Feature, ...]] = {}
         self._link = Link(uri, self._connected)
         self._calls = Calls(self._link)
-        self._files = Lane("files", 8, 256)
+        self._freezes = Freezes(self._calls)
         self._hook = disk_hook or (lambda xml, _plan: xml)
         self._keys = Keys(resolve)
-        self._logins = rbd.Logins()
+        self._connectors = Connectors(name, resolve, self._known_features)
 
     def info(self) -> HostInfo:
         """Describe the host; a libvirt that is down is a fact, not an error."""
@@ -125,7 +122,7 @@ class LocalHost:
     def prepare(self, plan: AttachPlan, *, timeout: float) -> str:
         """Prove the volume and render its disk for a domain that somebody else starts."""
         deadline = time.monotonic() + timeout
-        wanted, key = self._request(plan, deadline), self._proven_key(plan.connection, deadline)
+        wanted, key = self._request(plan, deadline)
 
         def work(connection: Libvirt) -> str:
             self._keys.promise(connection, key)
@@ -136,30 +133,19 @@ class LocalHost:
     def attach(self, plan: AttachPlan, *, timeout: float) -> AttachedDisk:
         """Prove, attach, prove again."""
         deadline = time.monotonic() + timeout
-        wanted, key = self._request(plan, deadline), self._proven_key(plan.connection, deadline)
+        wanted, key = self._request(plan, deadline)
 
         def work(connection: Libvirt) -> AttachedDisk:
             domain = domains.lookup(connection, plan.domain)
             device, seen = self._keys.attach(connection, key, lambda: attach(domain, wanted, deadline=deadline))
-            return AttachedDisk(
-                domain=plan.domain,
-                domain_name=domain.name(),
-                alias=plan.alias,
-                target=device.target,
-                address=device.place,
-                source=device.source,
-                live=seen.live is not None,
-                config=seen.config is not None,
-                xml=device.xml,
-                boot_id=boot_id(),
-            )
+            return _disk(plan.domain, domain.name(), device, live=seen.live is not None, config=seen.config is not None)
 
         return self._calls.change(self._key(plan.domain, deadline), "attach", deadline, work)
 
     def detach(self, domain: str, alias: str, source: str, *, timeout: float) -> DetachOutcome:
-        """Take the disk away; with the last one of a Ceph user, its secret too."""
+        """Take the disk away; with the last one that needs a secret, that too."""
         outcome = self._detach(domain, alias, source, timeout=timeout)
-        if outcome is DetachOutcome.GONE and (not source or source.startswith("rbd:")):
+        if outcome is DetachOutcome.GONE and (not source or source.startswith(("rbd:", "iscsi:", "/dev/"))):
             try:
                 self._calls.ask("secrets", time.monotonic() + _ASK_SECONDS, self._keys.sweep)
             except VolgateError as error:  # the disk is gone; the next detach looks again
@@ -207,6 +193,22 @@ class LocalHost:
 
     def _see(self, domain: str, alias: str, source: str, deadline: float) -> Seen:
         return self._calls.look(domain, "look", deadline, lambda c: domains.observe(domains.lookup(c, domain), alias, source, config=None))
+
+    def release(self, source: str, *, timeout: float) -> None:
+        """Take its devices and sessions away."""
+        self._connectors.release(source, time.monotonic() + timeout)
+
+    def grow(self, source: str, size: int, *, timeout: float) -> None:
+        """Have its devices learn the size."""
+        self._connectors.grow(source, size, time.monotonic() + timeout)
+
+    def held(self, *, timeout: float) -> Sequence[str]:
+        """What is connected here."""
+        return self._connectors.held(time.monotonic() + timeout)
+
+    def leftovers(self, accounted: Sequence[str], *, apply: bool, timeout: float) -> Sequence[Leftover]:
+        """What is connected here that nothing accounts for."""
+        return self._connectors.leftovers(accounted, time.monotonic() + timeout, apply=apply)
 
     def presence(self, domain: str, alias: str, source: str, *, timeout: float) -> Presence:
         """Look where the disk is."""
@@ -273,14 +275,8 @@ class LocalHost:
     def switch_overlay(self, domain: str, alias: str, top: Connection, base: str, *, quiesce: bool, timeout: float) -> bool:
         """Put a layer on top, of a running guest through QEMU, of a stopped one in its configuration."""
         deadline = time.monotonic() + timeout
-        source = self._files.call_within(timeout, connect, as_file(top))
+        source = self._connectors.file(as_file(top), deadline)
         key = self._key(domain, deadline)
-
-        def rescue() -> None:
-            try:
-                self._calls.look(key, "thaw", _soon(deadline), lambda c: block_jobs.thaw(domains.lookup(c, key)))
-            except VolgateError as error:
-                _log.warning("the guest may still be frozen", domain=key, error=error.message)
 
         def work(connection: Libvirt) -> bool:
             found = domains.lookup(connection, domain)
@@ -289,7 +285,7 @@ class LocalHost:
             seen = domains.observe(found, alias, "")
             if seen.active:
                 on_top = seen.live is not None and seen.live.source == source.path
-                with block_jobs.frozen(found, rescue) if quiesce and not on_top else nullcontext():
+                with block_jobs.frozen(found, partial(self._freezes.rescue, key)) if quiesce and not on_top else nullcontext():
                     overlay.switch(found, alias, source, base, unwritten=lambda: unwritten(as_file(top)), deadline=deadline)
             elif quiesce:
                 raise Precondition(f"quiesce: {found.name()} does not run, there is no guest to freeze", reason="NO_AGENT")
@@ -297,6 +293,16 @@ class LocalHost:
             return quiesce
 
         return self._calls.change(key, "snapshot", deadline, work)
+
+    def freeze(self, domain: str, *, timeout: float) -> None:
+        """Freeze the guest's file systems."""
+        deadline = time.monotonic() + timeout
+        self._freezes.freeze(self._key(domain, deadline), deadline)
+
+    def thaw(self, domain: str, *, timeout: float) -> bool:
+        """Thaw them."""
+        deadline = time.monotonic() + timeout
+        return self._freezes.thaw(self._key(domain, deadline), deadline)
 
     def paths(self, domain: str, alias: str, *, timeout: float) -> Sequence[IoPath]:
         """The disk as the domain has it; a domain that cannot be asked is a failed path."""
@@ -320,16 +326,19 @@ class LocalHost:
 
     def file_paths(self, connection: Connection, *, timeout: float) -> Sequence[IoPath]:
         """The host's part of the way."""
-        if isinstance(connection, RbdImage):
-            until = time.monotonic() + timeout
-            return self._files.call_within(timeout, partial(rbd.monitor_paths, connection, self.name, deadline=until))
-        return self._files.call_within(timeout, file_paths, connection, self.name)
+        return self._connectors.paths(connection, time.monotonic() + timeout)
 
     def renew_key(self, connection: Connection, *, timeout: float) -> None:
         """Let libvirt have the key of now."""
         deadline = time.monotonic() + timeout
-        if (key := self._secret(connection, deadline)) is not None:
+        if (key := self._connectors.key(connection, self._keys, deadline, proven=False)) is not None:
             self._calls.ask("renew the key", deadline, lambda c: self._keys.renew(c, key))
+
+    def renew_passphrase(self, reference: str, *, timeout: float) -> None:
+        """Let libvirt have the passphrase of now."""
+        deadline = time.monotonic() + timeout
+        key = self._connectors.passphrase(reference, self._keys, deadline)
+        self._calls.ask("renew the passphrase", deadline, lambda c: self._keys.renew(c, key))
 
     def repair(self, domain: str, sources: Sequence[str], *, apply: bool, timeout: float) -> Sequence[Finding]:
         """Find orphans, and remove them if asked."""
@@ -374,8 +383,9 @@ class LocalHost:
 
     def close(self) -> None:
         """Let go of libvirt."""
+        self._freezes.close()
         self._calls.close()
-        self._files.close()
+        self._connectors.close()
         self._link.close()
         self._events.close()
 
@@ -386,31 +396,14 @@ class LocalHost:
         self._keys.forget()
         self._events.register(connection)
 
-    def _request(self, plan: AttachPlan, deadline: float) -> Request:
-        source = self._connect(plan.connection, deadline)
-        return Request(source, plan.options, plan.alias, lambda xml: self._hook(xml, plan), plan.beside, self._clean)
+    def _request(self, plan: AttachPlan, deadline: float) -> tuple[Request, Key | None]:
+        source, key = self._connectors.ready(plan, self._keys, deadline)
+        return Request(source, plan.options, plan.alias, lambda xml: self._hook(xml, plan), plan.beside, self._clean), key
 
-    def _connect(self, connection: Connection, deadline: float) -> DiskSource:
-        """Prove a volume in a lane of its own: a hung file system, or monitors that say nothing, starve no domain."""
-        if isinstance(connection, RbdImage):
-            known = next(iter(self._features.values()), None)
-            features = known or self._calls.probe("features", deadline, lambda c: self._probe(describe_link(c), c))
-            return self._proved(deadline, partial(rbd.connect, connection, features, deadline=deadline))
-        return self._proved(deadline, partial(connect, connection))
-
-    def _secret(self, connection: Connection, deadline: float) -> Key | None:
-        """The key of now; its file may be on a file system that hangs."""
-        return self._proved(deadline, partial(self._keys.of, connection))
-
-    def _proven_key(self, connection: Connection, deadline: float) -> Key | None:
-        """The key of now, and that it opens the volume."""
-        key = self._secret(connection, deadline)
-        if key is not None and isinstance(connection, RbdImage):
-            self._proved(deadline, partial(self._logins.require, connection, key.secret, deadline=deadline))
-        return key
-
-    def _proved(self, deadline: float, work: Callable[[], T]) -> T:
-        return self._files.call_within(max(0.0, deadline - time.monotonic()), work)
+    def _known_features(self, deadline: float) -> Collection[Feature]:
+        """What QEMU here can; asked for once."""
+        known = next(iter(self._features.values()), None)
+        return known or self._calls.probe("features", deadline, lambda c: self._probe(describe_link(c), c))
 
     def _key(self, domain: str, deadline: float, *, missing: str = "") -> str:
         """The uuid of a domain, by which its lanes are known. Raises NotFound unless `missing` says what to take then."""
@@ -427,20 +420,22 @@ class LocalHost:
 
 
 def _found_disk(domain: str, name: str, seen: ours.Found) -> FoundDisk:
-    device = seen.device
-    disk = AttachedDisk(
+    return FoundDisk(_disk(domain, name, seen.device, live=seen.live, config=seen.config), ours.read_options(seen.device.xml))
+
+
+def _disk(domain: str, name: str, device: Device, *, live: bool, config: bool) -> AttachedDisk:
+    return AttachedDisk(
         domain=domain,
         domain_name=name,
         alias=device.alias,
         target=device.target,
         address=device.place,
         source=device.source,
-        live=seen.live,
-        config=seen.config,
+        live=live,
+        config=config,
         xml=device.xml,
         boot_id=boot_id(),
     )
-    return FoundDisk(disk, ours.read_options(device.xml))
 
 
 def _soon(deadline: float) -> float:

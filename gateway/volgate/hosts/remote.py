@@ -11,7 +11,7 @@ import grpc
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from volgate.connection import Connection
-from volgate.errors import InDoubt, Precondition, Unreachable, VolgateError
+from volgate.errors import InDoubt, InvalidRequest, Precondition, Unreachable, VolgateError
 from volgate.hosts.interface import (
     AttachedDisk,
     AttachPlan,
@@ -28,7 +28,7 @@ from volgate.hosts.remote_channel import Channels, answered, reach
 from volgate.hosts.remote_events import Events
 from volgate.hosts.standing import Standing
 from volgate.hosts.wire import CHANGES, METHODS, PROTOCOL, unpack_failure
-from volgate.model import Path, Qos
+from volgate.model import Leftover, Path, Qos
 from volgate.tracing import span
 from volgate.v1 import agent_pb2, agent_pb2_grpc
 
@@ -93,6 +93,25 @@ class RemoteHost:
         outcome: DetachOutcome = self._call("detach", timeout, domain=domain, alias=alias, source=source)
         return outcome
 
+    def release(self, source: str, *, timeout: float) -> None:
+        """Let go of a volume; a host that was released does that itself when it returns."""
+        if not self._standing().info.released:
+            self._call("release", timeout, source=source)
+
+    def grow(self, source: str, size: int, *, timeout: float) -> None:
+        """Have the host's devices learn a volume's size."""
+        self._call("grow", timeout, source=source, size=size)
+
+    def held(self, *, timeout: float) -> Sequence[str]:
+        """What the host has connected."""
+        found: list[str] = self._call("held", timeout)
+        return found
+
+    def leftovers(self, accounted: Sequence[str], *, apply: bool, timeout: float) -> Sequence[Leftover]:
+        """What the host has that nothing accounts for."""
+        found: list[Leftover] = self._call("leftovers", timeout, accounted=list(accounted), apply=apply)
+        return found
+
     def presence(self, domain: str, alias: str, source: str, *, timeout: float) -> Presence:
         """Look where the disk is; on a host that was released it is nowhere."""
         if self._standing().info.released:
@@ -114,6 +133,15 @@ class RemoteHost:
         frozen: bool = self._call("switch_overlay", timeout, domain=domain, alias=alias, top=top, base=base, quiesce=quiesce)
         return frozen
 
+    def freeze(self, domain: str, *, timeout: float) -> None:
+        """Freeze the guest's file systems."""
+        self._call("freeze", timeout, domain=domain)
+
+    def thaw(self, domain: str, *, timeout: float) -> bool:
+        """Thaw them."""
+        held: bool = self._call("thaw", timeout, domain=domain)
+        return held
+
     def our_disks(self, *, timeout: float) -> Sequence[FoundDisk]:
         """List the disks whose alias is ours."""
         found: list[FoundDisk] = self._call("our_disks", timeout)
@@ -132,6 +160,10 @@ class RemoteHost:
     def renew_key(self, connection: Connection, *, timeout: float) -> None:
         """Let libvirt there have the key of now."""
         self._call("renew_key", timeout, connection=connection)
+
+    def renew_passphrase(self, reference: str, *, timeout: float) -> None:
+        """Let libvirt there have the passphrase of now."""
+        self._call("renew_passphrase", timeout, reference=reference)
 
     def repair(self, domain: str, sources: Sequence[str], *, apply: bool, timeout: float) -> Sequence[Finding]:
         """Find orphans, and remove them if asked."""
@@ -180,18 +212,24 @@ class RemoteHost:
                 raise self._lost(method, error) from error
             self._answered = time.monotonic()
         if answer.WhichOneof("outcome") == "failure":
-            raise unpack_failure(answer.failure)
+            failure = unpack_failure(answer.failure)
+            raise self._unknown(method) if isinstance(failure, InvalidRequest) and failure.field == "method" else failure
         return call.unpack_answer(answer.value)
+
+    def _unknown(self, method: str) -> Precondition:
+        return Precondition(f"hosts/{self.name} does not know {method}; run the same volgate on both", reason="HOST_PROTOCOL")
 
     def _lost(self, method: str, error: grpc.RpcError) -> VolgateError:
         """What became of a call that has no answer."""
         told = answered(error)
+        if isinstance(told, InvalidRequest) and told.field == "method":
+            return self._unknown(method)
         if told is not None and told.reason != _GOES_ON:
             if told.reason == "HOST_STALE":  # refused by the host, so nothing was done; the next call has the new session
                 return Unreachable(told.message, reason="HOST_DOWN", retry_after=1.0)
             return told
         if error.code() is grpc.StatusCode.UNIMPLEMENTED:
-            return Precondition(f"hosts/{self.name} does not know {method}; run the same volgate on both", reason="HOST_PROTOCOL")
+            return self._unknown(method)
         text = f"{method} on hosts/{self.name}: no answer ({error.code().name}: {told.message if told else error.details()})"
         if method in CHANGES:
             return InDoubt(f"{text}; what came of it is looked at next")

@@ -79,15 +79,17 @@ def answered(error: grpc.RpcError) -> VolgateError | None:
     """The error of ours that a status carries; None if the other end said nothing."""
     status = rpc_status.from_call(error) if isinstance(error, grpc.Call) else None
     info, retry, after = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo(), None
-    found = False
+    found, wrong = False, error_details_pb2.BadRequest()
     details: list[any_pb2.Any] = list(status.details) if status else []
     for detail in details:
         found |= detail.Unpack(info)
+        detail.Unpack(wrong)
         if detail.Unpack(retry):
             after = retry.retry_delay.seconds + retry.retry_delay.nanos / 1e9
     if not found:
         return None
     kind = _BY_STATUS.get(error.code().name, VolgateError)
     made = kind.__new__(kind)
-    VolgateError.__init__(made, error.details() or "", reason=info.reason, retry_after=after, metadata=dict(info.metadata))
+    field = wrong.field_violations[0].field if wrong.field_violations else ""
+    VolgateError.__init__(made, error.details() or "", reason=info.reason, field=field, retry_after=after, metadata=dict(info.metadata))
     return made

@@ -14,12 +14,13 @@ from volgate import connection
 from volgate.connection import Connection
 from volgate.hosts.interface import AttachPlan, Host, HostEvent
 from volgate.worker.frames import Failure
+from volgate.worker.learning import learn
 
 __all__ = ["CHANGES", "METHODS", "PROTOCOL", "HostCall", "pack_event", "pack_failure", "unpack_event", "unpack_failure"]
 
 PROTOCOL = 1
 """The version of what travels. It changes when a value or a method does that the other side cannot do without."""
-CHANGES = frozenset({"attach", "detach", "resize", "limit", "switch_overlay", "resume", "repair"})
+CHANGES = frozenset({"attach", "detach", "release", "resize", "limit", "switch_overlay", "freeze", "grow", "thaw", "resume", "repair"})
 """Calls whose outcome is in doubt when their answer is lost; all others only look."""
 
 _UNSENT = frozenset({"info", "subscribe", "close"})
@@ -114,3 +115,7 @@ METHODS: dict[str, HostCall] = {
     name: _describe(name) for name, _ in inspect.getmembers(Host, inspect.isfunction) if not name.startswith("_") and name not in _UNSENT
 }
 """Every method that travels, by name."""
+
+_KINDS = [kind for call in METHODS.values() for kind in (*call.parameters.values(), call.answer)]
+learn(_LOCATIONS.values())
+learn(kind for kind in (*_KINDS, *get_type_hints(AttachPlan).values(), HostEvent, Failure) if kind not in (Connection, AttachPlan))

@@ -40,6 +40,11 @@ class Device:
         return ET.tostring(self.element, encoding="unicode")
 
     @property
+    def encrypted(self) -> bool:
+        """Whether QEMU opens a LUKS layer of it."""
+        return self.element.find("source/encryption") is not None
+
+    @property
     def place(self) -> str:
         """The guest's bus address, readable."""
         kind = self.address.get("type", "")
@@ -154,7 +159,10 @@ def _device(disk: ET.Element) -> Device:
         return (found.get(name) or "") if found is not None else ""
 
     def network(name: str) -> str:
-        if not name or attribute("source", "protocol") != "rbd":
+        protocol = attribute("source", "protocol")
+        if name and protocol == "iscsi":
+            return f"iscsi:{name}"
+        if not name or protocol != "rbd":
             return name
         return rbd_source(cluster_of(attribute("source/auth/secret", "usage")), name)
 

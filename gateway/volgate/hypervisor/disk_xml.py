@@ -5,13 +5,15 @@ from __future__ import annotations
 import re
 from xml.etree import ElementTree as ET
 
-from volgate.connection import DiskSource, FileSource, RbdSource
+from volgate.connection import BlockSource, DiskSource, FileSource, LibiscsiSource, RbdSource
 from volgate.errors import InvalidRequest, Precondition
-from volgate.hypervisor.secrets import usage_of
+from volgate.hypervisor.secrets import chap_usage_of, passphrase_usage_of, usage_of
 from volgate.model import Access, Bus, CacheMode, DiskOptions, ErrorPolicy, Format, IoMode, Qos
 
 __all__ = ["layers", "render", "with_layers_of", "with_source", "without_slot"]
 
+_KINDS = {FileSource: "file", BlockSource: "block", RbdSource: "network", LibiscsiSource: "network"}
+_BY_QEMU = (RbdSource, LibiscsiSource)
 _SERIAL = re.compile(r"[A-Za-z0-9_.+ -]*")
 _SERIAL_MOST = 20  # virtio-blk cuts longer ones silently
 
@@ -22,9 +24,9 @@ def render(source: DiskSource, options: DiskOptions, *, alias: str, target: str,
     Raises InvalidRequest (io, iothread, serial, qos), Precondition (a shared qcow2).
     """
     _check(source, options)
-    disk = ET.Element("disk", type="file" if isinstance(source, FileSource) else "network", device="disk", snapshot="external")
+    disk = ET.Element("disk", type=_KINDS[type(source)], device="disk", snapshot="external")
     driver = ET.SubElement(disk, "driver", name="qemu", type=source.format.value, cache=options.cache.value)
-    if isinstance(source, FileSource):
+    if not isinstance(source, _BY_QEMU):
         driver.set("io", options.io.value)
     resume = options.error_policy is ErrorPolicy.RESUME
     driver.set("error_policy", ErrorPolicy.STOP if resume else options.error_policy)
@@ -35,7 +37,10 @@ def render(source: DiskSource, options: DiskOptions, *, alias: str, target: str,
         driver.set("detect_zeroes", "unmap")
     if options.iothread:
         driver.set("iothread", str(options.iothread))
-    disk.append(_source(source))
+    disk.append(place := _source(source))
+    if options.passphrase:
+        layer = ET.SubElement(place, "encryption", format="luks")
+        ET.SubElement(layer, "secret", type="passphrase", usage=passphrase_usage_of(options.passphrase))
     disk.append(_chain(source))
     ET.SubElement(disk, "target", dev=target, bus="virtio" if options.bus is Bus.VIRTIO_BLK else "scsi")
     _iotune(disk, options.qos)
@@ -92,9 +97,9 @@ def without_slot(xml: str) -> str:
 
 
 def _check(source: DiskSource, options: DiskOptions) -> None:
-    if isinstance(source, RbdSource) and options.io is IoMode.IO_URING:
-        raise InvalidRequest("options.io: io_uring is for files; librbd has threads of its own, leave it out", field="options.io")
-    if isinstance(source, FileSource) and options.io is IoMode.NATIVE and options.cache not in (CacheMode.NONE, CacheMode.DIRECTSYNC):
+    if isinstance(source, _BY_QEMU) and options.io is IoMode.IO_URING:
+        raise InvalidRequest("options.io: io_uring is for what the host opens; QEMU reaches this itself, leave it out", field="options.io")
+    if not isinstance(source, _BY_QEMU) and options.io is IoMode.NATIVE and options.cache not in (CacheMode.NONE, CacheMode.DIRECTSYNC):
         raise InvalidRequest(f"options.io: native needs cache none or directsync, not {options.cache}", field="options.io")
     if options.iothread and options.bus is Bus.VIRTIO_SCSI:
         raise InvalidRequest(
@@ -116,12 +121,27 @@ def _source(source: DiskSource) -> ET.Element:
     """Where the bytes are. Every monitor is named, and no configuration file: nothing else decides which cluster it is."""
     if isinstance(source, FileSource):
         return ET.Element("source", file=source.path)
+    if isinstance(source, BlockSource):
+        return ET.Element("source", dev=source.path)
+    if isinstance(source, LibiscsiSource):
+        return _libiscsi(source)
     element = ET.Element("source", protocol="rbd", name=source.path)
     for monitor in source.monitors:
         host, _, port = monitor.rpartition(":")
         ET.SubElement(element, "host", name=host.strip("[]"), port=port)
     auth = ET.SubElement(element, "auth", username=source.user)
     ET.SubElement(auth, "secret", type="ceph", usage=usage_of(source.fsid, source.user))
+    return element
+
+
+def _libiscsi(source: LibiscsiSource) -> ET.Element:
+    """One portal, and the initiator that the target lets in; without a name QEMU makes one up."""
+    element = ET.Element("source", protocol="iscsi", name=f"{source.portal.target}/{source.lun}")
+    ET.SubElement(element, "host", name=source.portal.address, port=str(source.portal.port))
+    ET.SubElement(ET.SubElement(element, "initiator"), "iqn", name=source.initiator)
+    if source.user:
+        auth = ET.SubElement(element, "auth", username=source.user)
+        ET.SubElement(auth, "secret", type="iscsi", usage=chap_usage_of(source.portal.target, source.user))
     return element
 
 

@@ -14,7 +14,7 @@ from volgate.hypervisor.disk_xml import render
 from volgate.hypervisor.faults import translated
 from volgate.model import Bus, DiskOptions, Feature, Format, IoMode
 
-__all__ = ["Offered", "drives_rbd", "probe", "read_capabilities", "read_domain_capabilities", "uring_allowed"]
+__all__ = ["Offered", "drives", "probe", "read_capabilities", "read_domain_capabilities", "uring_allowed"]
 
 _URING_SWITCH = Path("/proc/sys/kernel/io_uring_disabled")  # since Linux 6.6
 _REFUSALS = (libvirt.VIR_ERR_CONFIG_UNSUPPORTED, libvirt.VIR_ERR_XML_ERROR)
@@ -34,7 +34,8 @@ _NAMESPACED = (
     "<host name='127.0.0.1' port='6789'/></source><target dev='vda' bus='virtio'/></disk>"
 )
 _MODULES = ("usr/lib*/qemu", "usr/lib/*/qemu", "usr/lib*/qemu-kvm", "usr/lib*/*/qemu-kvm")
-_RBD_MODULE = "block-rbd.so"
+_DRIVERS = {Feature.RBD: ("block-rbd.so", b"librbd.so"), Feature.LIBISCSI: ("block-iscsi.so", b"libiscsi.so")}
+"""What a driver of QEMU is in: a module, or QEMU itself, which then names the library."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +65,9 @@ def probe(connection: libvirt.virConnect) -> tuple[Feature, ...]:
     with translated("ask for the capabilities"):
         found = offered.features | read_capabilities(connection.getCapabilities(), offered.arch)
     found |= {feature for feature in _TRIALS if _takes(connection, offered, feature)}
-    if drives_rbd(offered.emulator):
-        found |= {Feature.RBD} | ({Feature.RBD_NAMESPACES} if _names_namespaces(connection, offered) else set())
+    found |= {feature for feature in _DRIVERS if drives(feature, offered.emulator)}
+    if Feature.RBD in found and _names_namespaces(connection, offered):
+        found |= {Feature.RBD_NAMESPACES}
     return tuple(sorted(found if uring_allowed() else found - {Feature.IO_URING}))
 
 
@@ -75,6 +77,7 @@ def read_domain_capabilities(xml: str) -> Offered:
     marks = {
         Feature.IOTHREADS: "./iothreads",
         Feature.BLOCKDEV: "./features/backingStoreInput",  # libvirt heeds <backingStore>, as it can only with -blockdev
+        Feature.LUKS: "./features/backingStoreInput",  # QEMU's driver is older, and no trial goes without a passphrase in libvirt
         Feature.INCREMENTAL_BACKUP: "./features/backup",
     }
     return Offered(
@@ -96,12 +99,13 @@ def read_capabilities(xml: str, arch: str) -> frozenset[Feature]:
     return frozenset()
 
 
-def drives_rbd(emulator: str, root: Path = Path("/")) -> bool:
-    """Whether a QEMU has the driver of RBD, built in or as a module; QEMU itself lists it without the module too."""
-    if any(folder.joinpath(_RBD_MODULE).exists() for pattern in _MODULES for folder in root.glob(pattern)):
+def drives(feature: Feature, emulator: str, root: Path = Path("/")) -> bool:
+    """Whether a QEMU has the driver (RBD, LIBISCSI), built in or as a module; QEMU itself lists it without the module too."""
+    module, library = _DRIVERS[feature]
+    if any(folder.joinpath(module).exists() for pattern in _MODULES for folder in root.glob(pattern)):
         return True
     try:
-        return b"librbd.so" in Path(emulator).read_bytes()
+        return library in Path(emulator).read_bytes()
     except OSError:
         return False
 

@@ -11,7 +11,8 @@ import libvirt
 from volgate.hypervisor.devices import Device, layout
 from volgate.hypervisor.faults import translated
 from volgate.hypervisor.repair import PREFIX
-from volgate.model import Access, Bus, CacheMode, DiskOptions, ErrorPolicy, IoMode, Qos
+from volgate.hypervisor.secrets import passphrase_of
+from volgate.model import Access, Bus, CacheMode, DiskOptions, ErrorPolicy, IoMode, Qos, Transport
 
 __all__ = ["Found", "our_disks", "read_options"]
 
@@ -41,6 +42,7 @@ def read_options(xml: str) -> DiskOptions:
     said = driver.attrib if driver is not None else {}
     tuned = {element.tag: int(element.text or 0) for element in disk.iterfind("iotune/*")}
     access = Access.READ_ONLY if disk.find("readonly") is not None else Access.READ_WRITE
+    secret = disk.find("source/encryption/secret")
     target, cache = disk.find("target"), CacheMode(said.get("cache", CacheMode.NONE))
     return DiskOptions(
         bus=Bus.VIRTIO_SCSI if target is not None and target.get("bus") == "scsi" else Bus.VIRTIO_BLK,
@@ -52,6 +54,8 @@ def read_options(xml: str) -> DiskOptions:
         discard=said.get("discard") == "unmap",
         iothread=int(said.get("iothread", 0)),
         error_policy=_policy(said),
+        transport=Transport.QEMU if disk.find("source[@protocol='iscsi']") is not None else Transport.HOST,
+        passphrase=passphrase_of(secret.get("usage", "")) if secret is not None else "",
     )
 
 

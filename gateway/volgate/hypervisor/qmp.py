@@ -10,13 +10,14 @@ from typing import Any
 import libvirt
 import libvirt_qemu
 
-from volgate.errors import Precondition
+from volgate.connection import libiscsi_source
+from volgate.errors import Precondition, Unreachable
 from volgate.hypervisor.faults import translated
 
-__all__ = ["Drive", "Node", "command", "drives", "io_errors", "nodes", "opened", "secrets"]
+__all__ = ["Drive", "Node", "command", "drives", "io_errors", "luks_header", "nodes", "opened", "secrets"]
 
 
-_KEY_OBJECT = "-storage-auth-secret0"
+_KEY_OBJECTS = ("-storage-auth-secret0", "-format-encryption-secret0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +85,19 @@ def nodes(domain: libvirt.virDomain) -> list[Node]:
     return found
 
 
+def luks_header(domain: libvirt.virDomain, index: str) -> int:
+    """What LUKS keeps for itself of the layer that libvirt numbered so, bytes. Raises Unreachable (QEMU_LOST)."""
+    for node in command(domain, "query-named-block-nodes"):
+        told = (node.get("image") or {}).get("format-specific") or {}
+        if node.get("node-name") == f"libvirt-{index}-format" and told.get("type") == "luks":
+            return int(told["data"]["payload-offset"])
+    raise Unreachable(f"QEMU of {domain.name()} does not show the LUKS of layer {index}", reason="QEMU_LOST")
+
+
 def secrets(domain: libvirt.virDomain) -> list[tuple[str, str]]:
     """Objects that hold the key of a layer, each with libvirt's number of it."""
     names = [str(found["name"]) for found in command(domain, "qom-list", path="/objects")]
-    return [(_index(name), name) for name in names if _index(name) and name.endswith(_KEY_OBJECT)]
+    return [(_index(name), name) for name in names if _index(name) and name.endswith(_KEY_OBJECTS)]
 
 
 def io_errors(domain: libvirt.virDomain, alias: str) -> int:
@@ -119,7 +129,7 @@ def _layers(image: dict[str, Any]) -> Iterator[str]:
 
 
 def opened(name: str) -> str:
-    """What is behind QEMU's name of it: a path, `librbd:POOL/IMAGE`, or a `json:` description that nests one."""
+    """What is behind QEMU's name of it: a path, `librbd:POOL/IMAGE`, `iscsi:IQN/LUN`, or a `json:` description that nests one."""
     if not name.startswith("json:"):
         return name
     try:
@@ -129,6 +139,8 @@ def opened(name: str) -> str:
     while isinstance(described, dict):
         if described.get("driver") == "rbd":
             return "librbd:" + "/".join(str(described[part]) for part in ("pool", "namespace", "image") if described.get(part))
+        if described.get("driver") == "iscsi":
+            return libiscsi_source(str(described.get("target")), int(described.get("lun") or 0))
         if isinstance(path := described.get("filename"), str):
             return opened(path)
         described = described.get("file")

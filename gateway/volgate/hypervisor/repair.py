@@ -20,6 +20,7 @@ from volgate.hypervisor.faults import translated
 __all__ = ["PREFIX", "Orphans", "look", "orphans", "repair"]
 
 PREFIX = "ua-vg-"
+_SECRETIVE = ("rbd:", "librbd:", "/dev/")  # a device may hold LUKS
 _BETWEEN = 0.05  # seconds from the first look to the one that confirms it
 _ASK_AGAIN = 6.0  # QEMU refuses to repeat an unplug request for 5 seconds
 _SETTLE = 0.1  # libvirt handles a device's end late: a new device of the same alias would be struck from its XML
@@ -57,7 +58,7 @@ class Orphans:
 def look(domain: libvirt.virDomain, sources: Collection[str]) -> Orphans:
     """Compare once. QEMU is read first: what it had before the XML was read and is not in the XML is no attach that just ended."""
     drives, nodes = qmp.drives(domain), qmp.nodes(domain)
-    keys = qmp.secrets(domain) if any(source.startswith(("rbd:", "librbd:")) for source in sources) else []
+    keys = qmp.secrets(domain) if any(source.startswith(_SECRETIVE) for source in sources) else []
     with translated("read the domain's XML"):
         known = layout(domain.XMLDesc())
     aliases = {device.alias for device in known.disks}

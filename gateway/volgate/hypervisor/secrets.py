@@ -1,4 +1,6 @@
-"""Libvirt secrets that hold the keys of Ceph users: one for each cluster and user, private and in memory alone.
+"""Libvirt secrets: the keys of Ceph users, one for each cluster and user, CHAP's secrets, one for each target and user, passphrases.
+
+They are private, and in memory alone.
 
 Their names carry the cluster, so that a disk's XML tells which one its image is of. Who may read a domain's XML learns a name.
 """
@@ -18,12 +20,16 @@ from volgate.errors import InvalidRequest
 from volgate.hypervisor.faults import translated
 from volgate.secret import Secret
 
-__all__ = ["cluster_of", "decoded", "put", "sweep", "usage_of", "used"]
+__all__ = ["chap_usage_of", "cluster_of", "decoded", "passphrase_of", "passphrase_usage_of", "put", "sweep", "usage_of", "used"]
 
 _PREFIX = "volgate"
 _SPACE = uuid.UUID("5b0c1a52-7d0e-4f43-9a53-2f1d6f0c8b1e")
 _USER = re.compile(r"[A-Za-z0-9_.@+-]+")
-_TYPE = libvirt.VIR_SECRET_USAGE_TYPE_CEPH
+_TYPE, _CHAP_TYPE = libvirt.VIR_SECRET_USAGE_TYPE_CEPH, libvirt.VIR_SECRET_USAGE_TYPE_ISCSI
+_CHAP, _CHAP_USER = "chap:", re.compile(r"[A-Za-z0-9_.:@+-]+")
+_LUKS = "luks:"
+_NAMES = {_TYPE: ("ceph", "name"), _CHAP_TYPE: ("iscsi", "target"), libvirt.VIR_SECRET_USAGE_TYPE_VOLUME: ("volume", "volume")}
+"""How libvirt writes a secret's type, and its name."""
 
 
 def usage_of(fsid: str, user: str) -> str:
@@ -32,6 +38,25 @@ def usage_of(fsid: str, user: str) -> str:
         told = f"user: the Ceph user {user!r} cannot be named to libvirt; use one of letters, digits and _ . @ + -, without client."
         raise InvalidRequest(told, field="user")
     return f"{_PREFIX} {fsid} {user}"
+
+
+def chap_usage_of(target: str, user: str) -> str:
+    """The name of the secret by which a user of CHAP proves itself to a target. Raises InvalidRequest for what libvirt could not name."""
+    if not _CHAP_USER.fullmatch(user):
+        told = f"user: CHAP's user {user!r} cannot be named to libvirt; use one of letters, digits and _ . : @ + -"
+        raise InvalidRequest(told, field="user")
+    return f"{_PREFIX} {_CHAP}{target} {user}"
+
+
+def passphrase_usage_of(reference: str) -> str:
+    """The name of the secret that holds the passphrase which a reference names."""
+    return f"{_PREFIX} {_LUKS}{reference}"
+
+
+def passphrase_of(usage: str) -> str:
+    """The reference to the passphrase that a secret of ours holds, "" of any other."""
+    mark = passphrase_usage_of("")
+    return usage.removeprefix(mark) if usage.startswith(mark) else ""
 
 
 def cluster_of(usage: str) -> str:
@@ -50,7 +75,7 @@ def decoded(key: Secret, of: str) -> bytes:
 
 def put(connection: libvirt.virConnect, usage: str, key: Secret) -> None:
     """Define the secret if it is not there, and give it the key. Raises InvalidRequest, Unreachable."""
-    raw = decoded(key, usage)
+    raw = decoded(key, usage) if _kind(usage) == _TYPE else key.reveal().encode()
     with translated(f"keep the key of {usage}"):
         (_find(connection, usage) or connection.secretDefineXML(_described(usage))).setValue(raw)
 
@@ -81,7 +106,8 @@ def used(connection: libvirt.virConnect) -> set[str]:
             continue  # it ended meanwhile
         for text in texts:
             tree = ET.fromstring(text)  # noqa: S314  # libvirt's own answer
-            found.update(secret.get("usage", "") for secret in tree.iterfind("./devices/disk/source/auth/secret"))
+            for place in ("auth", "encryption"):
+                found.update(secret.get("usage", "") for secret in tree.iterfind(f"./devices/disk/source/{place}/secret"))
     return found
 
 
@@ -96,15 +122,23 @@ def _every(connection: libvirt.virConnect) -> list[libvirt.virSecret]:
 
 def _find(connection: libvirt.virConnect, usage: str) -> libvirt.virSecret | None:
     try:
-        return connection.secretLookupByUsage(_TYPE, usage)
+        return connection.secretLookupByUsage(_kind(usage), usage)
     except libvirt.libvirtError as error:
         if error.get_error_code() != libvirt.VIR_ERR_NO_SECRET:
             raise
         return None
 
 
+def _kind(usage: str) -> int:
+    """Libvirt's type of the secret."""
+    if passphrase_of(usage):
+        return int(libvirt.VIR_SECRET_USAGE_TYPE_VOLUME)
+    return int(_CHAP_TYPE if usage.startswith(f"{_PREFIX} {_CHAP}") else _TYPE)
+
+
 def _described(usage: str) -> str:
     root = ET.Element("secret", ephemeral="yes", private="yes")
     ET.SubElement(root, "uuid").text = str(uuid.uuid5(_SPACE, usage))
-    ET.SubElement(ET.SubElement(root, "usage", type="ceph"), "name").text = usage
+    kind, name = _NAMES[_kind(usage)]
+    ET.SubElement(ET.SubElement(root, "usage", type=kind), name).text = usage
     return ET.tostring(root, encoding="unicode")

@@ -7,12 +7,14 @@ from dataclasses import dataclass, replace
 
 import structlog
 
+from volgate.connection import is_connected
 from volgate.errors import AlreadyExists, Cancelled, InDoubt, InUse, Precondition
 from volgate.hosts.interface import AttachPlan, DetachOutcome, Domain, Host
 from volgate.model import Access, DiskOptions, Format, Volume
 from volgate.names import attachment_id
-from volgate.operations import holders, lookups, requests
+from volgate.operations import encryption, holders, lookups, publishing, requests, transports
 from volgate.operations.context import Context, Parked
+from volgate.operations.disconnect import disconnect, is_disconnected
 from volgate.operations.fleet import refuse_fenced, refuse_released
 from volgate.operations.requests import Plan
 from volgate.operations.world import World
@@ -45,8 +47,15 @@ def attach_volume(ctx: Context, request: requests.AttachVolume) -> Attached:
     domain = host.find_domain(request.domain, timeout=timeout)
     identifier = attachment_id(volume.uid, host_name, domain.uuid)
     alias = f"ua-vg-{identifier[:8]}-{ctx.nonce}"
-    ctx.undo_earlier("attach", lambda: _take_back(host, domain.uuid, alias, "", timeout))
-    options = _options(request.options, volume)
+
+    def take_back(source: str) -> None:
+        """Undo an attach, also one that an earlier attempt began."""
+        _take_back(host, domain.uuid, alias, source, timeout)
+        disconnect(ctx.world, host_name, str(ctx.facts.get("source", "")), identifier)
+
+    publishing.undo_opening(ctx, pool, lookups.identity(volume), host_name, identifier)
+    ctx.undo_earlier("attach", lambda: take_back(""))
+    options = _options(ctx.world, request.options, volume)
     mine, others, died = _known(ctx, pool, volume, identifier)
     if mine is not None and (standing := _standing(mine, host, options, prepared=request.prepare_only, timeout=timeout)):
         return standing
@@ -54,21 +63,26 @@ def attach_volume(ctx: Context, request: requests.AttachVolume) -> Attached:
     _refuse_second_writer(volume, options, others)
     ctx.uid = volume.uid
     ctx.commit(lambda commit: refuse_released(commit, host_name))
-    with ctx.step("connection"):
-        connection = pool.call(pool.backend().connection, lookups.identity(volume), host=host_name)
     identity = lookups.identity(volume)
+    publishing.open_to(ctx, pool, identity, host_name, host, identifier)
+    with ctx.step("connection"):
+        found = pool.call(pool.backend().connection, identity, host=host_name)
+        connection = transports.by(found, options.transport)
+    encryption.require(ctx.world, host_name, connection, options)
+    if is_connected(connection.source):
+        ctx.note(source=connection.source)  # what an attempt that dies on the way has connected is found again by it
     before, seen = holders.openers(others), holders.clients(pool, identity)
     again = ctx.resumed and seen and host.presence(domain.uuid, alias, connection.source, timeout=timeout).qemu
     holders.refuse_strangers(ctx, seen, volume.name, before + bool(again), died=died)
     plan = AttachPlan(identifier, alias, domain.uuid, connection, options, str(request.volume))
     record = _record(plan, pool, volume, host_name, domain)
     if request.prepare_only:
-        with ctx.step("prepare"):
+        with ctx.step("prepare", undo=lambda: take_back("")):
             xml = host.prepare(replace(plan, beside=_prepared_beside(ctx, record)), timeout=timeout)
         record = replace(record, state=AttachmentState.PREPARED, xml=xml)
         ctx.commit(lambda commit: attachments.put(commit, record))
         return Attached(record, xml)
-    with ctx.step("attach", undo=lambda: _take_back(host, domain.uuid, alias, connection.source, timeout)):
+    with ctx.step("attach", undo=lambda: take_back(connection.source)):
         disk = host.attach(plan, timeout=timeout)
         if disk.live:
             holders.require_opened(pool, identity, before)
@@ -105,8 +119,9 @@ def _prepared_beside(ctx: Context, record: AttachmentRecord) -> tuple[str, ...]:
     return tuple(one.xml for one in records if one.state is AttachmentState.PREPARED and one.id != record.id)
 
 
-def _options(options: DiskOptions, volume: Volume) -> DiskOptions:
-    """Complete the options: a serial from the uid that every bus shows whole. Raises Precondition for a shared qcow2."""
+def _options(world: World, options: DiskOptions, volume: Volume) -> DiskOptions:
+    """Complete the options: a serial from the uid that every bus shows whole. Raises Precondition for a shared qcow2, Denied."""
+    encryption.refuse_unlisted(world, options)
     if options.access is Access.SHARED and volume.format is not Format.RAW:
         raise Precondition(f"access: {volume.name} is {volume.format}; only a raw volume can be shared by writers", field="options.access")
     return options if options.serial else replace(options, serial=f"vg-{volume.uid.replace('-', '')[:17]}")
@@ -181,6 +196,11 @@ def detach_volume(ctx: Context, request: requests.DetachVolume) -> None:
             held = replace(record, state=AttachmentState.ATTACHED)
             ctx.write(lambda commit: attachments.put(commit, held))
             raise
+    else:
+        with ctx.step("disconnect"):
+            disconnect(ctx.world, record.host, record.source, record.id)
+    with ctx.step("unpublish"):
+        publishing.close(ctx.world, record)
     ctx.commit(lambda commit: attachments.forget(commit, record.id))
 
 
@@ -199,10 +219,13 @@ def _release(ctx: Context, host: Host, record: AttachmentRecord, wait: float) ->
 
 
 def _let_go(ctx: Context, record: AttachmentRecord) -> bool:
-    """Whether the storage, too, says that the guest has let go; who still has the volume open after a while is somebody else."""
+    """Whether the storage, too, says that the guest has let go; who still has the volume open after a while is somebody else.
+
+    Then the host lets go as well: of its devices last.
+    """
     who = holders.left_open(ctx.world, record)
     if not who:
-        return True
+        return is_disconnected(ctx.world, record.host, record.source, record.id)
     gone = float(ctx.facts.get("gone", 0.0))
     if not gone:
         ctx.note(gone=time.time())
@@ -210,7 +233,7 @@ def _let_go(ctx: Context, record: AttachmentRecord) -> bool:
     if time.time() - gone < holders.LINGER_SECONDS:
         return False
     _log.warning("the guest has let go of a volume that others have open", attachment=record.id, volume=record.volume, holders=who)
-    return True
+    return is_disconnected(ctx.world, record.host, record.source, record.id)
 
 
 def plan_attach(world: World, request: requests.AttachVolume) -> Plan:
@@ -220,7 +243,7 @@ def plan_attach(world: World, request: requests.AttachVolume) -> Plan:
     volume = lookups.require_volume(pool, request.volume, request.volume_uid)
     host_name, host = world.host(request.host)
     domain = host.find_domain(request.domain, timeout=timeout)
-    _options(request.options, volume)
+    _options(world, request.options, volume)
     identifier = attachment_id(volume.uid, host_name, domain.uuid)
     records = lookups.attachments_of(world, pool.name, volume)
     if any(record.id == identifier for record in records):

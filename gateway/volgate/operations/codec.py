@@ -46,7 +46,7 @@ def encode(value: object) -> bytes:
 
 def decode_request(method: str, data: bytes) -> Request:
     """Read a request back."""
-    found: Request = msgspec.json.decode(data, type=_KINDS[method])
+    found: Request = _requests[method].decode(data)
     return found
 
 
@@ -60,6 +60,10 @@ class _Failure(msgspec.Struct, frozen=True):
     metadata: dict[str, str] = {}
 
 
+_requests = {name: msgspec.json.Decoder(kind) for name, kind in _KINDS.items()}
+_failures = msgspec.json.Decoder(_Failure)
+
+
 def encode_failure(error: VolgateError) -> bytes:
     """What the journal keeps of an error beside its reason and message: a caller who joined elsewhere gets the same one."""
     told = {key: redacted(value) for key, value in error.metadata.items()}
@@ -69,7 +73,7 @@ def encode_failure(error: VolgateError) -> bytes:
 
 def decode_failure(record: OperationRecord) -> VolgateError:
     """The error of an operation that failed."""
-    kept = msgspec.json.decode(record.result, type=_Failure) if record.result else _Failure()
+    kept = _failures.decode(record.result) if record.result else _Failure()
     kind = getattr(errors, kept.kind, VolgateError)
     failure: VolgateError = kind(record.error_message, reason=record.error_reason)
     failure.retry_after = kept.retry_after

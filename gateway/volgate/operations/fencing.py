@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 
-from volgate.backend import Fences, Holders, VolumeId
+from volgate.backend import Fences, FencesHosts, Holders, Initiator, Publishes, VolumeId
 from volgate.errors import Denied, Holder, InUse, InvalidRequest, NotFound, Precondition, Unreachable, Unsupported
 from volgate.operations import requests
 from volgate.operations.context import Context, Parked
@@ -34,10 +34,11 @@ _LOOK_SECONDS = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Fenced:
-    """What a fence came to: the addresses, and the attachments (ids) of the host that are in no fenced pool."""
+    """What a fence came to: the addresses, the names of initiators, and the attachments (ids) of the host that are in no fenced pool."""
 
     addresses: tuple[str, ...]
     unfenced: tuple[str, ...]
+    initiators: tuple[str, ...] = ()
 
 
 def fence_host(ctx: Context, request: requests.FenceHost) -> Fenced:
@@ -49,21 +50,24 @@ def fence_host(ctx: Context, request: requests.FenceHost) -> Fenced:
     for pool in pools:
         with ctx.step(f"fence {pool.name}"):
             known = _known(world, name, pool.name)
-            whole = tuple(sorted({*(known.addresses if known else ()), *addresses}))
+            whole = tuple(sorted({*(known.addresses if known else ()), *_clients(world, name, pool, addresses)}))
             begun = Fence(name, pool.name, whole, proven=known is not None and known.proven, at=time.time())
             ctx.write(partial(_begin, begun=begun))
             try:
-                pool.call(pool.facet(Fences).fence, whole, _volumes(held, pool))
+                _keep_out(world, name, pool, whole, _volumes(held, pool))
             except (Denied, InvalidRequest, Precondition):  # refused before anything was done
                 ctx.write(partial(fences.put, found=known) if known else partial(fences.forget, host=name, pool=pool.name))
                 raise
             ctx.write(partial(fences.put, found=Fence(name, pool.name, whole, proven=True, at=time.time())))
-    return Fenced(addresses, tuple(record.id for record in held if record.pool not in {pool.name for pool in pools}))
+    unfenced = tuple(record.id for record in held if record.pool not in {pool.name for pool in pools})
+    names = {one for pool in pools for one in _clients(world, name, pool, ())}
+    return Fenced(addresses, unfenced, tuple(sorted(names)))
 
 
 def unfence_host(ctx: Context, request: requests.UnfenceHost) -> None:
     """Let a host in again, once its domains have no disk of a volume that is elsewhere, and run with none that was fenced."""
     world, name = ctx.world, request.host
+    world.host(name)
     with world.database.read() as connection:
         known = fences.of_host(connection, name)
     if known:
@@ -77,7 +81,7 @@ def unfence_host(ctx: Context, request: requests.UnfenceHost) -> None:
     for found in known:
         pool = _pool_of(world, found)
         with ctx.step(f"unfence {pool.name}"):
-            pool.call(pool.facet(Fences).unfence, _only(world, found))
+            _let_in(world, name, pool, _only(world, found))
             ctx.write(partial(fences.forget, host=name, pool=pool.name))
 
 
@@ -111,7 +115,7 @@ def plan_fence(world: World, request: requests.FenceHost) -> Plan:
     """What a fence would do."""
     pools = _pools(world, request.host)
     addresses = _addresses(world, request, pools, _attachments(world, request.host))
-    return Plan(tuple(f"fence {', '.join(addresses)} in {pool.name}" for pool in pools))
+    return Plan(tuple(f"fence {', '.join(_clients(world, request.host, pool, addresses))} in {pool.name}" for pool in pools))
 
 
 def plan_unfence(world: World, request: requests.UnfenceHost) -> Plan:
@@ -140,7 +144,7 @@ def _pools(world: World, name: str) -> list[Pool]:
     for pool in world.pools:
         try:
             pool.require_served()
-            if isinstance(pool.backend(), Fences):
+            if isinstance(pool.backend(), Fences | FencesHosts):
                 found.append(pool)
         except (Unreachable, Precondition):  # it is down, or in quarantine: what it can do is not known, or not to be done
             if pool.name in attached:
@@ -171,8 +175,9 @@ def _known(world: World, host: str, pool: str) -> Fence | None:
 
 
 def _addresses(world: World, request: requests.FenceHost, pools: list[Pool], held: list[AttachmentRecord]) -> tuple[str, ...]:
-    """Where the host's clients are. Raises InvalidRequest if nobody knows."""
-    if request.addresses:
+    """Where the host's clients are, for the pools that ask that. Raises InvalidRequest if nobody knows."""
+    pools = [pool for pool in pools if isinstance(pool.backend(), Fences)]
+    if request.addresses or not pools:
         return tuple(sorted(set(request.addresses)))
     found = {address for pool in pools for address in _seen(world, pool, request.host, held)}
     elsewhere = {_host_part(record.address) for record in world.hosts.records() if record.name != request.host}
@@ -182,6 +187,39 @@ def _addresses(world: World, request: requests.FenceHost, pools: list[Pool], hel
         told = f"addresses: nobody knows where the clients of hosts/{request.host} are; name their IP addresses in the storage's network"
         raise InvalidRequest(told, field="addresses")
     return tuple(sorted(found))
+
+
+def _clients(world: World, name: str, pool: Pool, addresses: tuple[str, ...]) -> tuple[str, ...]:
+    """What a pool knows the host by: addresses, or the name by which it logs in; its own name where it has none."""
+    backend, initiator = pool.backend(), _initiator(world, name)
+    return (addresses if isinstance(backend, Fences) else ()) + ((initiator.iqn or name,) if isinstance(backend, FencesHosts) else ())
+
+
+def _initiator(world: World, name: str) -> Initiator:
+    identity = world.host(name)[1].info().identity
+    return Initiator(name, identity.iqn, identity.nqn)
+
+
+def _keep_out(world: World, name: str, pool: Pool, clients: tuple[str, ...], volumes: list[VolumeId]) -> None:
+    """Have it proven that the pool takes nothing of a host any more."""
+    backend = pool.backend()
+    if isinstance(backend, Fences):
+        pool.call(backend.fence, clients, volumes)
+    if isinstance(backend, FencesHosts):
+        pool.call(backend.fence_host, _initiator(world, name))
+
+
+def _let_in(world: World, name: str, pool: Pool, clients: tuple[str, ...]) -> None:
+    """Let a host in again; where volumes are published, those that it still has are."""
+    backend = pool.backend()
+    if isinstance(backend, Fences):
+        pool.call(backend.unfence, clients)
+    if isinstance(backend, FencesHosts):
+        pool.call(backend.unfence_host, name)
+    if isinstance(backend, FencesHosts) and isinstance(backend, Publishes):
+        for volume in _volumes(_attachments(world, name), pool):
+            with contextlib.suppress(NotFound, Precondition):  # it is gone, or the host has lost its name: an attach says so
+                pool.call(backend.publish, volume, _initiator(world, name))
 
 
 def _seen(world: World, pool: Pool, name: str, held: list[AttachmentRecord]) -> set[str]:
@@ -215,7 +253,6 @@ def _refuse_running(world: World, name: str, known: list[Fence]) -> None:
     """Raise InUse naming the domains that still have disks of these pools; Unreachable if the host cannot be asked."""
     pools = {found.pool for found in known}
     if not pools:
-        world.host(name)
         return
     _, host = world.host(name)
     try:

@@ -17,12 +17,13 @@ from volgate.backend import Adopts, Foreign, PathsSeen
 from volgate.errors import NotFound, Unreachable, VolgateError
 from volgate.hosts.interface import EventKind, HostEvent
 from volgate.lanes import Lane
-from volgate.model import Format, PathState, Redundancy, Volume
+from volgate.model import Format, PathState, Redundancy, Transport, Volume
 from volgate.model import Path as IoPath
 from volgate.names import AttachmentName, SnapshotName, VolumeName
-from volgate.operations import changes, lookups, paths, requests, transfer, ways
+from volgate.operations import changes, lookups, paths, requests, transfer, transports, ways
 from volgate.operations.admission import admit
 from volgate.operations.handlers import HANDLERS
+from volgate.operations.homes import Homes
 from volgate.operations.hosts import Hosts
 from volgate.operations.keys import Keys
 from volgate.operations.ledger import Ledger
@@ -74,7 +75,8 @@ class Gateway:
         self.pool_states = PoolStates(world, self.runner)
         self.peers = _peers(world, self.runner, self._learn) if world.database.shared else None
         self._ledger = Ledger(world, self.runner)
-        self._reload = Reload(world, self.runner, self.peers)
+        self._homes = Homes(world, self.peers.here if self.peers else None)
+        self._reload = Reload(world, self.runner, self._homes, self.peers)
         self._changes: SimpleQueue[tuple[Settings, Future[None]]] = SimpleQueue()
         self._stop = threading.Event()
         self._wake = threading.Event()
@@ -86,7 +88,8 @@ class Gateway:
         world.settings.spool_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
         if self.peers:
             self.peers.start()
-            self.peers.serve(pool.name for pool in world.pools)
+            self._homes.claim_all()
+            self.peers.serve(pool.name for pool in world.pools if not pool.elsewhere)
         self.pool_states.load()
         world.pools.check()
         self.hosts.load()
@@ -155,7 +158,7 @@ class Gateway:
     # -- mutations
 
     def submit(self, request: Request, caller: Caller) -> Ticket:
-        """Join or begin an operation; returns at once."""
+        """Join or begin an operation; returns at once, that of a detach once the database was asked."""
         return self.runner.submit(self._completed(request, caller.scope), caller)
 
     def plan(self, request: Request, caller: Caller) -> Plan:
@@ -276,14 +279,15 @@ class Gateway:
         if found is None:
             raise NotFound(f"attachments/{identifier} does not exist")
         _require_attachment(found, scope)
-        return found
+        return lookups.with_fences(self.world, [found])[0]
 
     def list_attachments(self, volume: str, host: str, after: str, limit: int, scope: Scope = EVERYTHING) -> list[AttachmentRecord]:
         """A page of attachments by id; `volume` is a full name or ""."""
         name = VolumeName.parse(volume) if volume else VolumeName("", "")
         within = (scope.pools, scope.hosts)
         with self.world.database.read() as connection:
-            return attachments.page(connection, pool=name.pool, volume=name.volume, host=host, after=after, limit=limit, within=within)
+            found = attachments.page(connection, pool=name.pool, volume=name.volume, host=host, after=after, limit=limit, within=within)
+        return lookups.with_fences(self.world, found)
 
     def list_paths(self, name: str) -> tuple[list[IoPath], Redundancy]:
         """Every way and station of an attachment or a volume, and what they come to."""
@@ -296,19 +300,19 @@ class Gateway:
         found: list[IoPath] = []
         try:
             volume = lookups.require_volume(pool, of, record.volume_uid if record else "", ready=False)
-            found += self._ways(pool, volume, host_name, timeout)
+            found += self._ways(pool, volume, host_name, record.options.transport if record else Transport.HOST, timeout)
         except Unreachable as error:  # that the storage does not answer is what is asked about
             found.append(IoPath("pool", "gateway", of.pool, str(of), PathState.FAILED, last_error=error.message))
         if record:
             found += host.paths(record.domain, record.alias, timeout=timeout)
         return found, ways.redundancy(found)
 
-    def _ways(self, pool: Pool, volume: Volume, host: str, timeout: float) -> list[IoPath]:
+    def _ways(self, pool: Pool, volume: Volume, host: str, transport: Transport, timeout: float) -> list[IoPath]:
         """The stations that the storage and the host know, up to the guest."""
         backend = pool.backend()
         found = list(pool.call(backend.paths, lookups.identity(volume))) if isinstance(backend, PathsSeen) else []
         try:
-            connection = pool.call(backend.connection, lookups.identity(volume), host=host)
+            connection = transports.by(pool.call(backend.connection, lookups.identity(volume), host=host), transport)
             return [*found, *self.world.hosts[host].file_paths(connection, timeout=timeout)]
         except VolgateError as error:
             name = str(VolumeName(pool.name, volume.name))
@@ -412,7 +416,7 @@ class Gateway:
 
         After `seconds` it goes on without the pools that have not answered: they end by themselves.
         """
-        changed = self._scans.run([pool for pool in self.world.pools if not pool.quarantine], self._scan, seconds)
+        changed = self._scans.run([pool for pool in self.world.pools if not pool.left_alone], self._scan, seconds)
         self._rebuild.run(again=True)
         return {name: rows for name, rows in changed.items() if rows is not None}
 

@@ -11,6 +11,7 @@ from volgate.operations.context import Context
 from volgate.operations.requests import Plan
 from volgate.operations.world import World
 from volgate.store.records import IndexedSnapshot, IndexedVolume
+from volgate.worker.learning import learn
 
 __all__ = ["HANDLERS", "Handler", "lock_keys"]
 
@@ -41,7 +42,7 @@ HANDLERS: dict[str, Handler] = {
     "DeleteVolume": Handler(volumes.delete_volume, volumes.plan_delete, type(None)),
     "ExpandVolume": Handler(volumes.expand_volume, volumes.plan_expand, IndexedVolume),
     "UpdateVolume": Handler(volumes.update_volume, plans.plan_update, IndexedVolume),
-    "RevertVolume": Handler(volumes.revert_volume, plans.plan_revert, IndexedVolume, joins=False),
+    "RevertVolume": Handler(volumes.revert_volume, plans.plan_revert, IndexedVolume, joins=False, long=True),
     "AdoptVolume": Handler(volumes.adopt_volume, plans.plan_adopt, IndexedVolume),
     "ImportVolume": Handler(imports.import_volume, volumes.plan_simple, IndexedVolume, long=True),
     "ExportVolume": Handler(exports.export_volume, volumes.plan_simple, int, long=True),
@@ -54,3 +55,4 @@ HANDLERS: dict[str, Handler] = {
     "FenceHost": Handler(fencing.fence_host, fencing.plan_fence, fencing.Fenced),
     "UnfenceHost": Handler(fencing.unfence_host, fencing.plan_unfence, type(None)),
 }
+learn(handler.answer for handler in HANDLERS.values())

@@ -11,11 +11,11 @@ from typing import Any
 import structlog
 
 from volgate.backend import FinishedRecord
-from volgate.errors import AlreadyExists, Denied, Holder, InUse, InvalidRequest, NotFound, Precondition
+from volgate.errors import AlreadyExists, Denied, Holder, InUse, InvalidRequest, NotFound, Precondition, VolgateError
 from volgate.hosts.identity import identify
 from volgate.hosts.interface import Domain, HostInfo
 from volgate.hosts.wire import PROTOCOL
-from volgate.operations import codec, requests
+from volgate.operations import codec, publishing, requests
 from volgate.operations.audit import tell_ended
 from volgate.operations.requests import Caller
 from volgate.operations.runner import Runner
@@ -231,9 +231,22 @@ class Hosts:
             fleet.put(record)
         for held in gone:
             _log.warning("attachment let go", host=name, attachment=held.id, volume=held.volume, domain=held.domain_name)
+        self._shut_out(gone)
         self._runner.rouse()
         self._tell("ReleaseHost", name, caller, began)
         return self.described(name), gone
+
+    def _shut_out(self, gone: list[AttachmentRecord]) -> None:
+        """Take a host that was released its ways to volumes. One that cannot be taken now is when the next host is let in."""
+        silent: set[str] = set()
+        for held in gone:
+            if held.pool in silent:
+                continue
+            try:
+                publishing.close(self._world, held)
+            except VolgateError as error:
+                silent.add(held.pool)
+                _log.warning("a released host is not shut out yet", host=held.host, pool=held.pool, error=error.message)
 
     def _kept_out(self, name: str) -> bool:
         """Whether a host is fenced in every pool that it has attachments in: it needs nobody's word that it writes no more."""

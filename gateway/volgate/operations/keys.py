@@ -10,6 +10,7 @@ import structlog
 
 from volgate.backend import VolumeId
 from volgate.errors import VolgateError
+from volgate.operations import transports
 from volgate.operations.fleet import Station
 from volgate.operations.sweep import Sweep
 from volgate.operations.world import World
@@ -50,10 +51,10 @@ class Keys:
         if not stations:
             return
         with self._world.database.read() as connection:
-            records = [one for one in attachments.page(connection, limit=_MOST_RECORDS) if one.source.startswith("rbd:")]
+            records = [one for one in attachments.page(connection, limit=_MOST_RECORDS) if _secret_of(one)]
         wanted: dict[str, dict[str, AttachmentRecord]] = defaultdict(dict)
         for record in records:
-            wanted[record.host].setdefault(record.pool, record)  # all volumes of a pool have one key
+            wanted[record.host].setdefault(_secret_of(record), record)
         ended = self._sweep.run(
             [station for station in stations if station.name in wanted],
             lambda station: self._give(station, list(wanted[station.name].values())),
@@ -71,11 +72,24 @@ class Keys:
         timeout, given = min(_LOOK_SECONDS, self._world.settings.limits.libvirt_timeout), True
         for record in records:
             try:
+                if record.options.passphrase:
+                    station.host.renew_passphrase(record.options.passphrase, timeout=timeout)
+                    continue
                 pool = self._world.pools.get(record.pool)
                 pool.require_served()
-                connection = pool.call(pool.backend().connection, VolumeId(record.volume, record.volume_uid), host=record.host)
+                found = pool.call(pool.backend().connection, VolumeId(record.volume, record.volume_uid), host=record.host)
+                connection = transports.by(found, record.options.transport)
                 station.host.renew_key(connection, timeout=timeout)
             except VolgateError as error:
                 _log.warning("a key is not renewed", host=station.name, pool=record.pool, error=error.message)
                 given = False
         return given
+
+
+def _secret_of(record: AttachmentRecord) -> str:
+    """What two volumes have in common that are opened by one secret: the pool, and for CHAP the target; "" for what needs none."""
+    if record.options.passphrase:
+        return f"passphrase {record.options.passphrase}"
+    if not record.source.startswith(("rbd:", "iscsi:")):
+        return ""
+    return f"{record.pool} {record.source.rpartition('/')[0] if record.source.startswith('iscsi:') else ''}"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 
 from volgate.backend import Clones, DataPath, Snapshots, VolumeId
 from volgate.connection import LocalFile, as_file
@@ -10,6 +12,7 @@ from volgate.errors import Holder, InUse, NotFound, Precondition, Unreachable, V
 from volgate.model import Snapshot, Volume, VolumeState
 from volgate.names import SnapshotName, VolumeName
 from volgate.operations.context import Context
+from volgate.operations.disconnect import is_disconnected
 from volgate.operations.world import World
 from volgate.pools import Pool
 from volgate.store import attachments, fences, index, pool_notes
@@ -33,6 +36,7 @@ __all__ = [
     "snapshot_uid",
     "snapshots_of",
     "source_of",
+    "with_fences",
 ]
 
 _SHOWN = 20
@@ -121,10 +125,31 @@ def released(ctx: Context, record: AttachmentRecord) -> bool:
         seen = ctx.world.host(record.host)[1].presence(record.domain, record.alias, record.source, timeout=timeout)
     except VolgateError:
         return False
-    if seen.live or seen.config or seen.qemu:
+    if seen.live or seen.config or seen.qemu or not is_disconnected(ctx.world, record.host, record.source, record.id):
         return False
     ctx.commit(lambda commit: attachments.forget(commit, record.id))
     return True
+
+
+def with_fences(world: World, records: Sequence[AttachmentRecord]) -> list[AttachmentRecord]:
+    """The same, each whose host is kept out of its pool with that as its problem: nothing else shows at a disk that is still there."""
+    with world.database.read() as connection:
+        known = [one for host in {record.host for record in records} for one in fences.of_host(connection, host)]
+    problems = {(one.host, one.pool): _kept_out(one) for one in known}
+    shown = []
+    for record in records:
+        told = [text for text in (problems.get((record.host, record.pool), ""), record.problem) if text]
+        shown.append(replace(record, problem="; ".join(told)))
+    return shown
+
+
+def _kept_out(found: fences.Fence) -> str:
+    if not found.proven:
+        return f"hosts/{found.host} is being fenced from pool {found.pool}, or let in again: repeat FenceHost, or UnfenceHost"
+    return (
+        f"hosts/{found.host} is fenced: its guest cannot reach pool {found.pool}, and the volume may be attached elsewhere; stop the domain"
+        " and let the host in again (UnfenceHost), or attach the volume elsewhere"
+    )
 
 
 def _forget_kept_out(commit: Commit, record: AttachmentRecord) -> None:

@@ -21,7 +21,7 @@ from volgate.operations.requests import AttachVolume
 from volgate.operations.runner import Runner
 from volgate.operations.world import World
 from volgate.store import attachments, controllers, journal, turns
-from volgate.store.controllers import ControllerRecord
+from volgate.store.controllers import ControllerRecord, Identity
 from volgate.store.database import Commit
 from volgate.store.postgres import Postgres
 from volgate.store.records import OperationRecord
@@ -74,6 +74,11 @@ class Peers:
         """End; the lease runs until the process does."""
         self._stop.set()
         self._place.abandon()
+
+    @property
+    def here(self) -> Identity:
+        """Who this controller is."""
+        return self._here
 
     def serve(self, pools: Iterable[str]) -> None:
         """Tell which pools this controller serves. Raises VolgateError."""
@@ -203,7 +208,7 @@ class Peers:
     def _is_free(self, record: OperationRecord, everybody: dict[str, ControllerRecord]) -> bool:
         """Whether an operation can be gone on with here: its pool is served, and nothing of its controller works on that."""
         pool = record.target.split("/")[1]
-        if record.method not in HANDLERS or (record.target.startswith("pools/") and pool not in self._world.pools):
+        if record.method not in HANDLERS or (record.target.startswith("pools/") and not self._serves(pool)):
             return False
         if not self._hosts_of(record) <= self._world.hosts.keys():
             return False
@@ -216,6 +221,9 @@ class Peers:
             self._waiting_for.add(record.id)
             _log.warning("an operation waits for processes of its dead controller", operation=record.id, controller=owner.identity.name)
         return False
+
+    def _serves(self, pool: str) -> bool:
+        return pool in self._world.pools and not self._world.pools.get(pool).elsewhere
 
     def _hosts_of(self, record: OperationRecord) -> set[str]:
         """The hosts that an operation may have to change: that of an attach, and those where its volume is attached."""

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 
+import msgspec
 import structlog
 
 from volgate.connection import LocalFile
@@ -13,8 +14,10 @@ from volgate.errors import VolgateError
 from volgate.hosts.interface import DetachOutcome, FoundDisk
 from volgate.model import Access, Volume, VolumeState
 from volgate.names import VolumeName, attachment_id
-from volgate.operations import codec, lookups, requests
+from volgate.operations import codec, lookups, requests, transports
+from volgate.operations.disconnect import disconnect_leftovers, is_disconnected
 from volgate.operations.fleet import Station
+from volgate.operations.leftovers import Leftovers
 from volgate.operations.runner import Runner
 from volgate.operations.sweep import Sweep
 from volgate.operations.world import World
@@ -42,6 +45,7 @@ def repair_host(world: World, name: str) -> bool:
     if (host := world.hosts.get(name)) is None:
         return True  # it was removed
     try:
+        disconnect_leftovers(host, name, _sources(world, name), timeout=timeout)
         running = [domain for domain in host.list_domains(timeout=timeout) if domain.active]
         sources = _sources(world, name) if running else []
         for domain in running:
@@ -74,6 +78,7 @@ def _sources(world: World, host: str) -> list[str]:
         left = journal.unfinished(connection)
     for record in left:
         request = _request(record)
+        found.add(str(msgspec.json.decode(record.facts).get("source", "")))  # noted before it was connected: its pool may be down by now
         if isinstance(request, _DISKS) and request.target.startswith("pools/"):
             found |= _files(world, VolumeName.parse(request.target), host)
     return sorted(found - {""})
@@ -88,7 +93,7 @@ def _files(world: World, name: VolumeName, host: str) -> set[str]:
     except VolgateError:  # nothing can be attached of a volume that cannot be reached
         return set()
     layers = connection.chain if isinstance(connection, LocalFile) else ()
-    return {connection.source, *(path for path, _ in layers)}
+    return {*transports.sources(connection), *(path for path, _ in layers)}
 
 
 class Repairs:
@@ -99,6 +104,7 @@ class Repairs:
         self._world = world
         self._left: set[str] = set()
         self._sweep: Sweep[Station, bool] = Sweep("repair", _HOSTS_AT_ONCE)
+        self._leftovers = Leftovers(world, partial(_sources, world))
 
     def add(self, name: str) -> None:
         """Look at a host in the next round."""
@@ -109,10 +115,12 @@ class Repairs:
         wanted = [station for station in self._world.hosts.stations() if station.name in self._left]
         ended = self._sweep.run(wanted, lambda station: repair_host(self._world, station.name), _POOL_SECONDS)
         self._left.difference_update(name for name, repaired in ended.items() if repaired)
+        self._leftovers.run()
 
     def close(self) -> None:
         """Begin nothing more."""
         self._sweep.close()
+        self._leftovers.close()
 
 
 class Rebuild:
@@ -136,7 +144,7 @@ class Rebuild:
     def done(self) -> bool:
         """Whether the record of every pool is trusted, and every host settled."""
         known = self._world.attachments_known
-        served = (pool.name for pool in self._world.pools if not pool.quarantine)
+        served = (pool.name for pool in self._world.pools if not pool.left_alone)
         return all(name in known for name in served) and not self._world.hosts.unsettled()
 
     def run(self, *, again: bool = False) -> None:
@@ -154,7 +162,7 @@ class Rebuild:
         answers = self._looks.run(stations, partial(_disks, world), _HOST_SECONDS)
         disks = {station.name: answers.get(station.name) for station in stations}
         unknown = {name: [disk for disk in found or () if disk.disk.alias not in known] for name, found in disks.items()}
-        served = [pool for pool in world.pools if not pool.quarantine]
+        served = [pool for pool in world.pools if not pool.left_alone]
         answered = None not in disks.values() and world.hosts.known_long
         wanted = [pool for pool in served if any(unknown.values()) or pool.name not in world.attachments_known]
         ended = self._sweep.run(wanted, partial(self._settle, unknown=unknown, answered=answered), _POOL_SECONDS)
@@ -228,6 +236,8 @@ class Rebuild:
         """Take a disk from a domain whose volume was given to another meanwhile; False while the guest keeps it."""
         disk, there = found.disk, f"domain {elsewhere.domain_name} of hosts/{elsewhere.host}"
         outcome = self._world.hosts[host].detach(disk.domain, disk.alias, disk.source, timeout=_POOL_SECONDS)
+        if outcome is DetachOutcome.GONE and not is_disconnected(self._world, host, disk.source, ""):
+            outcome = DetachOutcome.PENDING
         text = f"{volume.name} was taken from domain {disk.domain_name}: it is attached to {there} now"
         _log.error("a disk that is attached elsewhere", host=host, domain=disk.domain_name, alias=disk.alias, volume=volume.name,
                    elsewhere=there, outcome=outcome)  # fmt: skip

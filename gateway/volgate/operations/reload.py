@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from volgate.errors import VolgateError
+from volgate.operations.homes import Homes
 from volgate.operations.runner import Runner
 from volgate.operations.world import World
 from volgate.store import attachments, index, pool_notes
@@ -28,10 +29,10 @@ _log = structlog.get_logger()
 class Reload:
     """Brings the served pools to what is wanted: at once what can be, the rest when nothing holds it any more."""
 
-    def __init__(self, world: World, runner: Runner, peers: Peers | None = None) -> None:
+    def __init__(self, world: World, runner: Runner, homes: Homes, peers: Peers | None = None) -> None:
         """What is served now is wanted."""
         self._world = world
-        self._peers = peers
+        self._homes, self._peers = homes, peers
         self._runner = runner
         self._lock = threading.Lock()
         self._told: set[str] | None = None
@@ -63,7 +64,8 @@ class Reload:
                 if name not in self._world.pools:
                     self._come(name, table)
             self._tidy()
-            if self._peers and (now := {pool.name for pool in self._world.pools}) != self._told:
+            self._homes.claim_all()
+            if self._peers and (now := {pool.name for pool in self._world.pools if not pool.elsewhere}) != self._told:
                 self._peers.serve(now)
                 self._told = now
 
@@ -104,6 +106,7 @@ class Reload:
         with self._world.database.read() as connection:
             pool.draining = name in pool_notes.draining(connection)
             pool.quarantine = pool_notes.quarantines(connection).get(name, "")
+        self._homes.claim(pool)
         pool.check()
         _log.info("pool is served", pool=name, health=str(pool.health), problem=pool.problem)
 

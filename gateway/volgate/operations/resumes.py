@@ -12,7 +12,7 @@ from volgate.errors import VolgateError
 from volgate.hosts.interface import Halt
 from volgate.lanes import Lane
 from volgate.model import ErrorPolicy
-from volgate.operations import ways
+from volgate.operations import transports, ways
 from volgate.operations.fleet import Station
 from volgate.operations.sweep import Sweep
 from volgate.operations.world import World
@@ -109,7 +109,7 @@ class Resumes:
         pool = self._world.pools.get(record.pool)
         pool.require_served()
         of, timeout = VolumeId(record.volume, record.volume_uid), self._world.settings.limits.libvirt_timeout
-        connection = pool.call(pool.backend().connection, of, host=record.host)
+        connection = transports.by(pool.call(pool.backend().connection, of, host=record.host), record.options.transport)
         paths = self._world.host(record.host)[1].file_paths(connection, timeout=timeout)
         return ways.blocked(paths)
 

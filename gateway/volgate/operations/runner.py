@@ -44,6 +44,7 @@ __all__ = ["Runner"]
 _log = structlog.get_logger()
 _seconds = metrics.get_meter("volgate").create_histogram("volgate.operation.duration", unit="s", description="Time of one operation")
 _TRIES = (0.2, 1.0, 3.0)
+_PATIENT_SECONDS = 20.0  # what took so long is told as it is: its caller has a deadline, and may repeat the call
 _DOUBT_SECONDS = 5.0
 
 
@@ -245,6 +246,7 @@ class Runner:
 
     def _attempt(self, job: Job) -> None:
         """Run the use case until it ends, or its outcome stays unknown."""
+        began = time.monotonic()
         for delay in (*_TRIES, None):
             if waits(self._world, job.request):
                 self._park(job, WAIT_SECONDS)
@@ -255,7 +257,7 @@ class Runner:
                     value = HANDLERS[job.request.method].body(context, job.request)
                 self._finish(job, context, value)
             except InDoubt as error:
-                if delay is None:
+                if delay is None or time.monotonic() - began > _PATIENT_SECONDS:
                     self._doubt(job, error)
                     return
                 time.sleep(delay)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from volgate.backend import Adopts, Clones, Measures, Relabels, Resizes, Reverts
 from volgate.backend.facets import VolumeId
-from volgate.errors import AlreadyExists, InvalidRequest, NotFound, OutOfRange, OutOfSpace
+from volgate.connection import is_connected
+from volgate.errors import AlreadyExists, Cancelled, InDoubt, InvalidRequest, NotFound, OutOfRange, OutOfSpace, Unreachable, VolgateError
 from volgate.model import Format, Provisioning, Source, SourceKind, Volume, VolumeSpec
-from volgate.names import SnapshotName, VolumeName
-from volgate.operations import limits, lookups, requests
+from volgate.names import SnapshotName, VolumeName, parse_content
+from volgate.operations import limits, lookups, publishing, requests
 from volgate.operations.context import Context
 from volgate.operations.requests import Plan
 from volgate.operations.world import World
@@ -33,10 +34,17 @@ def create_volume(ctx: Context, request: requests.CreateVolume) -> IndexedVolume
     """Make a volume, or return the one that an equal request made."""
     pool = ctx.world.pools.get(request.pool)
     ctx.undo_earlier("create", lambda: pool.call(pool.backend().delete_volume, VolumeId(request.volume, ctx.drawn_uid)))
-    existing = lookups.find_volume(pool, request.volume)
-    if existing is not None and existing.uid != ctx.drawn_uid:
+    try:
+        return _make(ctx, pool, request)
+    except VolgateError as error:  # whatever refuses a repeat, the volume that is there answers it
+        existing = None if isinstance(error, Unreachable | InDoubt | Cancelled) else lookups.find_volume(pool, request.volume)
+        if existing is None or existing.uid == ctx.drawn_uid:
+            raise
         _refuse_different(request, existing)
         return lookups.put(ctx, pool, existing)
+
+
+def _make(ctx: Context, pool: Pool, request: requests.CreateVolume) -> IndexedVolume:
     lookups.require_accepting(ctx.world, pool)
     spec = specify(ctx.world, pool, request, ctx.drawn_uid)
     if spec.source is not None and spec.source.kind is SourceKind.VOLUME:
@@ -44,8 +52,8 @@ def create_volume(ctx: Context, request: requests.CreateVolume) -> IndexedVolume
         lookups.refuse_attached(ctx, pool, lookups.require_volume(pool, source, spec.source.volume_uid), f"clone {source}")
     backend = pool.backend()
     with ctx.step("create", undo=lambda: pool.call(backend.delete_volume, VolumeId(spec.name, spec.uid))):
-        volume = (pool.call if spec.source is None else pool.call_long)(backend.create_volume, spec)
-    if spec.source is not None and (origin := lookups.find_volume(pool, spec.source.volume)):
+        volume = (pool.call_long if _copied(pool, spec) else pool.call)(backend.create_volume, spec)
+    if spec.source is not None and not backend.traits.independent_clones and (origin := lookups.find_volume(pool, spec.source.volume)):
         lookups.put(ctx, pool, origin)  # a clone may freeze what its source wrote to
     return lookups.put(ctx, pool, volume, fresh=True)
 
@@ -72,6 +80,11 @@ def specify(world: World, pool: Pool, request: requests.CreateVolume, uid: str) 
     )
 
 
+def _copied(pool: Pool, spec: VolumeSpec) -> int:
+    """How many bytes its making moves."""
+    return pool.call(pool.facet(Clones).bytes_to_copy, spec) if spec.source is not None else 0
+
+
 def _check_size(world: World, pool: Pool, size: int) -> None:
     traits = pool.backend().traits
     most = min(traits.maximum, world.settings.limits.maximum_volume_bytes)
@@ -85,18 +98,18 @@ def _source(pool: Pool, request: requests.CreateVolume) -> tuple[Source | None, 
     """The source of a clone with its size and format; (None, 0, None) for an empty volume."""
     if not request.source:
         return None, 0, None
-    snapshot_name = SnapshotName.parse(request.source, "source") if "/snapshots/" in request.source else None
-    name = snapshot_name.of if snapshot_name else VolumeName.parse(request.source, "source")
+    wanted = parse_content(request.source, "source")
+    name = wanted.of if isinstance(wanted, SnapshotName) else wanted
     if name.pool != request.pool:
         raise InvalidRequest(f"source: {name} is in another pool; a source must be in {request.pool}", field="source")
     pool.facet(Clones)
     volume = lookups.require_volume(pool, name, "")
-    if snapshot_name is None:
+    if not isinstance(wanted, SnapshotName):
         return Source(SourceKind.VOLUME, volume.name, volume.uid), volume.size, volume.format
     for snapshot in lookups.snapshots_of(pool, volume):
-        if snapshot.name == snapshot_name.snapshot:
+        if snapshot.name == wanted.snapshot:
             return Source(SourceKind.SNAPSHOT, volume.name, volume.uid, snapshot.name, snapshot.uid), snapshot.size, volume.format
-    raise NotFound(f"source: {snapshot_name} does not exist", field="source")
+    raise NotFound(f"source: {wanted} does not exist", field="source")
 
 
 def _refuse_different(request: requests.CreateVolume, existing: Volume) -> None:
@@ -120,12 +133,10 @@ def _refuse_different(request: requests.CreateVolume, existing: Volume) -> None:
 def delete_volume(ctx: Context, request: requests.DeleteVolume) -> None:
     """Delete a volume; nothing to do if it is gone."""
     pool = ctx.world.pools.get(request.name.pool)
-    backend = pool.backend()
     ctx.commit(lambda commit: index.forget_volume(commit, request.name.pool, request.name.volume))
     if dying := str(ctx.facts.get("deleting", "")):
         ctx.uid = dying
-        with ctx.step("delete"):
-            pool.call(backend.delete_volume, VolumeId(request.name.volume, dying))
+        _remove(ctx, pool, VolumeId(request.name.volume, dying))
         return
     volume = lookups.find_volume(pool, request.name.volume)
     if volume is None:
@@ -134,8 +145,13 @@ def delete_volume(ctx: Context, request: requests.DeleteVolume) -> None:
     lookups.require_uid(str(request.name), volume.uid, request.uid)
     lookups.refuse_attached(ctx, pool, volume, f"delete {request.name}")
     ctx.note(deleting=volume.uid)
+    _remove(ctx, pool, lookups.identity(volume))
+
+
+def _remove(ctx: Context, pool: Pool, volume: VolumeId) -> None:
     with ctx.step("delete"):
-        pool.call(backend.delete_volume, lookups.identity(volume))
+        publishing.close_to_all(pool, volume)
+        pool.call(pool.backend().delete_volume, volume)
 
 
 def expand_volume(ctx: Context, request: requests.ExpandVolume) -> IndexedVolume:
@@ -145,9 +161,10 @@ def expand_volume(ctx: Context, request: requests.ExpandVolume) -> IndexedVolume
     volume = lookups.require_volume(pool, request.name, request.uid)
     size = max(volume.size, lookups.round_up(request.size, resizes.traits.grain))
     timeout = ctx.world.settings.limits.libvirt_timeout
+    records = lookups.attachments_of(ctx.world, pool.name, volume)
     running = [
         (host, record)
-        for record in lookups.attachments_of(ctx.world, pool.name, volume)
+        for record in records
         for host in [ctx.world.host(record.host)[1]]
         if host.presence(record.domain, record.alias, record.source, timeout=timeout).live
     ]
@@ -155,6 +172,9 @@ def expand_volume(ctx: Context, request: requests.ExpandVolume) -> IndexedVolume
         _check_size(ctx.world, pool, size)
         with ctx.step("storage"):
             volume = pool.call(resizes.expand_volume, lookups.identity(volume), size, online=bool(running))
+    for name, source in sorted({(record.host, record.source) for record in records if is_connected(record.source)}):
+        with ctx.step(f"devices of {name}"):  # of a domain that does not run too: it starts with what they say
+            ctx.world.host(name)[1].grow(source, size, timeout=timeout)
     for host, record in running:  # also when the storage has the size: an attempt that died may have told only some of the guests
         with ctx.step(f"guest {record.domain_name}"):
             host.resize(record.domain, record.alias, size, timeout=timeout)
@@ -187,7 +207,9 @@ def revert_volume(ctx: Context, request: requests.RevertVolume) -> IndexedVolume
     if found is None:
         raise NotFound(f"snapshot: {request.name}/snapshots/{wanted} does not exist", field="snapshot")
     with ctx.step("revert"):
-        volume = pool.call(reverts.revert_volume, lookups.identity(volume), found.uid, token=ctx.operation)
+        publishing.close_to_all(pool, lookups.identity(volume))
+        call = pool.call_long if reverts.traits.long_reverts else pool.call
+        volume = call(reverts.revert_volume, lookups.identity(volume), found.uid, token=ctx.operation)
     return lookups.put(ctx, pool, volume)
 
 
@@ -214,8 +236,7 @@ def plan_create(world: World, request: requests.CreateVolume) -> Plan:
         return Plan(("return the existing volume",))
     lookups.require_accepting(world, pool)
     spec = specify(world, pool, request, "00000000-0000-0000-0000-000000000000")
-    backend = pool.backend()
-    copied = pool.call(backend.bytes_to_copy, spec) if isinstance(backend, Clones) and spec.source is not None else 0
+    copied = _copied(pool, spec)
     space = spec.size if spec.provisioning is Provisioning.THICK else copied
     _require_room(pool, spec.size, space)
     return Plan(("copy the source" if copied else "create",), space)

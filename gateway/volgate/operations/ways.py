@@ -9,7 +9,7 @@ from volgate.model import Path, PathState, Redundancy
 
 __all__ = ["blocked", "redundancy"]
 
-_ALTERNATIVES = ("monitor",)
+_ALTERNATIVES = ("iscsi", "monitor")
 """Transports whose stations of one initiator stand in for each other; of all others, each is needed."""
 
 

@@ -32,7 +32,9 @@ __all__ = ["Commit", "Database", "Place", "StateLock"]
 T = TypeVar("T")
 Commit = Connection
 """What a change is given inside a commit; callers pass it on to the functions of this package and nothing else."""
-_Job = tuple[Callable[[Connection], Any], "Future[Any]"]
+_Work = Callable[[Connection], Any]
+_Job = tuple[_Work, "Future[Any]"]
+_Answer = tuple[Any, BaseException | None]
 _GROUP = 64
 _PUT = Upsert(tables.meta, ["key"], ["value"])
 _KEEP = Upsert(tables.meta, ["key"])
@@ -108,7 +110,7 @@ class Database:
         return next(self._looks) if self.shared else self._commits
 
     def submit(self, work: Callable[[Connection], T]) -> Future[T]:
-        """Run `work` in the next commit; the future resolves when that commit is durable."""
+        """Run `work` in the next commit, perhaps again if it was undone; the future resolves when that commit is durable."""
         future: Future[T] = Future()
         with self._gate:
             if not self._closed:
@@ -181,34 +183,49 @@ class Database:
 
     def _commit(self, batch: list[_Job]) -> None:
         batch = [(work, future) for work, future in batch if future.set_running_or_notify_cancel()]
-        answers: list[tuple[Future[Any], Any, BaseException | None]] = []
-
-        def together(connection: Connection) -> list[tuple[Future[Any], Any, BaseException | None]]:
-            return [(future, *self._attempt(connection, work, alone=len(batch) == 1)) for work, future in batch]
-
+        answers: list[_Answer] = []
         try:
-            answers = self.place.transaction(together) if batch else []
+            answers = self._together([work for work, _ in batch]) if batch else []
         except VolgateError as error:
             _log.error("commit failed", error=error.message, waiting=len(batch))
-            answers = [(future, None, error) for _, future in batch]
+            answers = [(None, error)] * len(batch)
         except Exception as error:  # noqa: BLE001  # handed to every caller that waits for this commit; the writer must live on
-            answers = [(future, None, error) for _, future in batch]
+            answers = [(None, error)] * len(batch)
         self._commits += 1  # before anybody learns of the commit: what was read under an earlier count may be older than it
-        for future, value, failure in answers:
+        for (_, future), (value, failure) in zip(batch, answers, strict=True):
             if failure is not None:
                 future.set_exception(failure)
             else:
                 future.set_result(value)
 
-    @staticmethod
-    def _attempt(connection: Connection, work: Callable[[Connection], Any], *, alone: bool) -> tuple[Any, BaseException | None]:
-        """Run one job; in a group it has a savepoint of its own, so that its failure is its own."""
-        if alone:
-            return work(connection), None
+    def _together(self, works: list[_Work]) -> list[_Answer]:
+        """Run jobs in one commit; after a failure of one of several again, each in a savepoint: they cost as much as most jobs."""
+        if len(works) == 1:
+            return self.place.transaction(lambda connection: [(works[0](connection), None)])
         try:
-            with connection.begin_nested():
-                return work(connection), None
-        except DBAPIError:
-            raise
-        except Exception as error:  # noqa: BLE001  # handed to the caller of this one job
-            return None, error
+            return self.place.transaction(lambda connection: [_plain(connection, work) for work in works])
+        except _Failed:
+            return self.place.transaction(lambda connection: [_kept_apart(connection, work) for work in works])
+
+
+class _Failed(Exception):
+    """A job of a group failed."""
+
+
+def _plain(connection: Connection, work: _Work) -> _Answer:
+    try:
+        return work(connection), None
+    except DBAPIError:
+        raise
+    except Exception as error:  # whatever it was, it is met again by the second run, which hands it to its caller
+        raise _Failed from error
+
+
+def _kept_apart(connection: Connection, work: _Work) -> _Answer:
+    try:
+        with connection.begin_nested():
+            return work(connection), None
+    except DBAPIError:
+        raise
+    except Exception as error:  # noqa: BLE001  # handed to the caller of this one job
+        return None, error

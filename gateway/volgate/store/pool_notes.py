@@ -6,10 +6,11 @@ from sqlalchemy import Connection, delete, insert, select
 
 from volgate.store.tables import meta
 
-__all__ = ["drain", "draining", "forget", "quarantine", "quarantines"]
+__all__ = ["claim", "drain", "draining", "forget", "home", "quarantine", "quarantines"]
 
 _DRAINS = "drain/"  # and the pool
 _QUARANTINES = "quarantine/"  # and the pool; the value is why
+_HOMES = "home/"  # and the pool; the value is the machine whose storage it is, and the controller that said so
 
 
 def drain(connection: Connection, pool: str, *, drains: bool) -> None:
@@ -32,9 +33,22 @@ def quarantines(connection: Connection) -> dict[str, str]:
     return _found(connection, _QUARANTINES)
 
 
+def claim(connection: Connection, pool: str, owner: str) -> str:
+    """Note whose a pool is, unless it is somebody's; return whose it is."""
+    found = home(connection, pool)
+    if not found:
+        _put(connection, _HOMES + pool, owner)
+    return found or owner
+
+
+def home(connection: Connection, pool: str) -> str:
+    """Whose a pool is, "" if nobody said so yet."""
+    return str(connection.scalar(select(meta.c.value).where(meta.c.key == _HOMES + pool)) or "")
+
+
 def forget(connection: Connection, pool: str) -> None:
     """Take back what was said of a pool that is gone."""
-    connection.execute(delete(meta).where(meta.c.key.in_((_DRAINS + pool, _QUARANTINES + pool))))
+    connection.execute(delete(meta).where(meta.c.key.in_((_DRAINS + pool, _QUARANTINES + pool, _HOMES + pool))))
 
 
 def _put(connection: Connection, key: str, value: str) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sqlite3
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +21,11 @@ __all__ = ["Sqlite"]
 
 T = TypeVar("T")
 _ROOM = 1 << 20
+_END_SECONDS = 30.0
+_TENDED = 64
+"""Commits after which the log is carried over into the file, beside those that follow: SQLite would do it inside of one of them."""
+_LONGEST_LOG = 2000
+"""Pages after which it does so still: little is left to carry over then, and the log begins anew."""
 
 
 class Sqlite:
@@ -37,11 +44,19 @@ class Sqlite:
             with self._engine.begin() as connection:
                 migrate(connection)
         path.chmod(0o600)
+        self._commits = 0
+        self._due, self._closed = threading.Event(), False
+        self._tender = threading.Thread(target=self._tend, name="database-log", daemon=True)
+        self._tender.start()
 
     def transaction(self, work: Callable[[Connection], T]) -> T:
         """Run `work` in one commit."""
         with _translated(self._path), self._engine.begin() as connection:
-            return work(connection)
+            answer = work(connection)
+        self._commits += 1
+        if self._commits % _TENDED == 0:
+            self._due.set()
+        return answer
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Connection]:
@@ -50,8 +65,24 @@ class Sqlite:
             yield connection
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file; what is in its log is carried over."""
+        self._closed = True
+        self._due.set()
+        self._tender.join(_END_SECONDS)
         self._engine.dispose()
+
+    def _tend(self) -> None:
+        while self._due.wait():
+            self._due.clear()
+            if self._closed:
+                return
+            with contextlib.suppress(sqlite3.Error, DBAPIError):  # what cannot be carried over now, for want of space too, is the next time
+                self._carry_over()
+
+    def _carry_over(self) -> None:
+        with contextlib.closing(self._engine.raw_connection()) as connection:
+            driver: Any = connection.driver_connection
+            driver.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
 
 def _engine(path: Path) -> Engine:
@@ -62,7 +93,8 @@ def _engine(path: Path) -> Engine:
     @event.listens_for(engine, "connect")
     def configure(connection: Any, _record: Any) -> None:
         connection.isolation_level = None  # we begin transactions ourselves: see the next listener
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "temp_store=MEMORY"):
+        size = f"wal_autocheckpoint={_LONGEST_LOG}"
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "temp_store=MEMORY", size):
             connection.execute(f"PRAGMA {pragma}")
 
     @event.listens_for(engine, "begin")

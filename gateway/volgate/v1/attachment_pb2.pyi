@@ -134,6 +134,30 @@ IO_MODE_IO_URING: IoMode.ValueType  # 3
 """io_uring."""
 Global___IoMode: _TypeAlias = IoMode  # noqa: Y015
 
+class _DiskTransport:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _DiskTransportEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DiskTransport.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    DISK_TRANSPORT_UNSPECIFIED: _DiskTransport.ValueType  # 0
+    """Not set: the host."""
+    DISK_TRANSPORT_HOST: _DiskTransport.ValueType  # 1
+    """The host makes the volume a file or a device, with multipath where there are several ways. An RBD image QEMU opens all the same."""
+    DISK_TRANSPORT_QEMU: _DiskTransport.ValueType  # 2
+    """QEMU has a driver for the storage and opens the volume itself: no device on the host, one way. iSCSI LUNs and RBD images."""
+
+class DiskTransport(_DiskTransport, metaclass=_DiskTransportEnumTypeWrapper):
+    """DiskTransport is who reaches the storage of an attached volume."""
+
+DISK_TRANSPORT_UNSPECIFIED: DiskTransport.ValueType  # 0
+"""Not set: the host."""
+DISK_TRANSPORT_HOST: DiskTransport.ValueType  # 1
+"""The host makes the volume a file or a device, with multipath where there are several ways. An RBD image QEMU opens all the same."""
+DISK_TRANSPORT_QEMU: DiskTransport.ValueType  # 2
+"""QEMU has a driver for the storage and opens the volume itself: no device on the host, one way. iSCSI LUNs and RBD images."""
+Global___DiskTransport: _TypeAlias = DiskTransport  # noqa: Y015
+
 class _ErrorPolicy:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -285,6 +309,8 @@ class DiskOptions(_message.Message):
     NO_DISCARD_FIELD_NUMBER: _builtins.int
     IOTHREAD_FIELD_NUMBER: _builtins.int
     ERROR_POLICY_FIELD_NUMBER: _builtins.int
+    TRANSPORT_FIELD_NUMBER: _builtins.int
+    PASSPHRASE_FIELD_NUMBER: _builtins.int
     bus: Global___DiskBus.ValueType
     """The controller."""
     serial: _builtins.str
@@ -301,6 +327,13 @@ class DiskOptions(_message.Message):
     """The domain's iothread, from 1; 0 means none; virtio-blk only."""
     error_policy: Global___ErrorPolicy.ValueType
     """What happens at an I/O error."""
+    transport: Global___DiskTransport.ValueType
+    """Who reaches the storage; it must be one that the volume can be reached by."""
+    passphrase: _builtins.str
+    """A reference to the passphrase of the volume's LUKS, which QEMU opens: file:/path, or a scheme that a plugin of the host
+    knows. The host resolves it; the operator allows how it may begin ([encryption] allowed_references). LUKS is made on a
+    volume that was never written. Empty: what the guest sees is the volume as it is.
+    """
     @_builtins.property
     def qos(self) -> _volume_pb2.Qos:
         """Limits."""
@@ -317,10 +350,12 @@ class DiskOptions(_message.Message):
         no_discard: _builtins.bool = ...,
         iothread: _builtins.int = ...,
         error_policy: Global___ErrorPolicy.ValueType = ...,
+        transport: Global___DiskTransport.ValueType = ...,
+        passphrase: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["qos", b"qos"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["access", b"access", "bus", b"bus", "cache", b"cache", "error_policy", b"error_policy", "io", b"io", "iothread", b"iothread", "no_discard", b"no_discard", "qos", b"qos", "serial", b"serial"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["access", b"access", "bus", b"bus", "cache", b"cache", "error_policy", b"error_policy", "io", b"io", "iothread", b"iothread", "no_discard", b"no_discard", "passphrase", b"passphrase", "qos", b"qos", "serial", b"serial", "transport", b"transport"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -711,7 +746,8 @@ class Path(_message.Message):
     FACTS_FIELD_NUMBER: _builtins.int
     transport: _builtins.str
     """"image" (its layers, as the pool sees them), "file", "filesystem", "libvirt"; of a Ceph cluster "monitor" (any of those of
-    one initiator will do), "pool" (its placement groups), "osd", "watcher".
+    one initiator will do), "pool" (its placement groups), "osd", "watcher"; of a LUN "iscsi" (each portal, any of them will
+    do) and "multipath" (the map).
     """
     initiator: _builtins.str
     """The near end."""
@@ -801,3 +837,53 @@ class ListPathsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListPathsResponse: _TypeAlias = ListPathsResponse  # noqa: Y015
+
+@_typing.final
+class WatchPathsRequest(_message.Message):
+    """WatchPathsRequest names an attachment or a volume."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """attachments/{id} or pools/{pool}/volumes/{volume}."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchPathsRequest: _TypeAlias = WatchPathsRequest  # noqa: Y015
+
+@_typing.final
+class WatchPathsResponse(_message.Message):
+    """WatchPathsResponse holds the paths as they are since now."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATHS_FIELD_NUMBER: _builtins.int
+    REDUNDANCY_FIELD_NUMBER: _builtins.int
+    redundancy: Global___Redundancy.ValueType
+    """What they come to."""
+    @_builtins.property
+    def paths(self) -> _containers.RepeatedCompositeFieldContainer[Global___Path]:
+        """Every way and station."""
+
+    def __init__(
+        self,
+        *,
+        paths: _abc.Iterable[Global___Path] | None = ...,
+        redundancy: Global___Redundancy.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["paths", b"paths", "redundancy", b"redundancy"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchPathsResponse: _TypeAlias = WatchPathsResponse  # noqa: Y015

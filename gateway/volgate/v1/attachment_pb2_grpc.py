@@ -60,6 +60,11 @@ class AttachmentServiceStub:
                 request_serializer=volgate_dot_v1_dot_attachment__pb2.ListPathsRequest.SerializeToString,
                 response_deserializer=volgate_dot_v1_dot_attachment__pb2.ListPathsResponse.FromString,
                 _registered_method=True)
+        self.WatchPaths = channel.unary_stream(
+                '/volgate.v1.AttachmentService/WatchPaths',
+                request_serializer=volgate_dot_v1_dot_attachment__pb2.WatchPathsRequest.SerializeToString,
+                response_deserializer=volgate_dot_v1_dot_attachment__pb2.WatchPathsResponse.FromString,
+                _registered_method=True)
 
 
 class AttachmentServiceServicer:
@@ -107,6 +112,14 @@ class AttachmentServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WatchPaths(self, request, context):
+        """WatchPaths streams the same as it is now and at each change, looked for once a second, for as long as the caller reads.
+        It ends with NOT_FOUND when the attachment or the volume is gone.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AttachmentServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -134,6 +147,11 @@ def add_AttachmentServiceServicer_to_server(servicer, server):
                     servicer.ListPaths,
                     request_deserializer=volgate_dot_v1_dot_attachment__pb2.ListPathsRequest.FromString,
                     response_serializer=volgate_dot_v1_dot_attachment__pb2.ListPathsResponse.SerializeToString,
+            ),
+            'WatchPaths': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchPaths,
+                    request_deserializer=volgate_dot_v1_dot_attachment__pb2.WatchPathsRequest.FromString,
+                    response_serializer=volgate_dot_v1_dot_attachment__pb2.WatchPathsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -272,6 +290,33 @@ class AttachmentService:
             '/volgate.v1.AttachmentService/ListPaths',
             volgate_dot_v1_dot_attachment__pb2.ListPathsRequest.SerializeToString,
             volgate_dot_v1_dot_attachment__pb2.ListPathsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchPaths(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/volgate.v1.AttachmentService/WatchPaths',
+            volgate_dot_v1_dot_attachment__pb2.WatchPathsRequest.SerializeToString,
+            volgate_dot_v1_dot_attachment__pb2.WatchPathsResponse.FromString,
             options,
             channel_credentials,
             insecure,

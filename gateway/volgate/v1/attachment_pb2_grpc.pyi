@@ -51,6 +51,10 @@ class AttachmentServiceStub:
     """ListAttachments pages through attachments by id. INVALID_ARGUMENT: page_size, page_token. NOT_FOUND: the volume, the host."""
     ListPaths: _grpc.UnaryUnaryMultiCallable[_attachment_pb2.ListPathsRequest, _attachment_pb2.ListPathsResponse]
     """ListPaths tells every way that the I/O of an attachment or a volume can travel, and its state now. NOT_FOUND."""
+    WatchPaths: _grpc.UnaryStreamMultiCallable[_attachment_pb2.WatchPathsRequest, _attachment_pb2.WatchPathsResponse]
+    """WatchPaths streams the same as it is now and at each change, looked for once a second, for as long as the caller reads.
+    It ends with NOT_FOUND when the attachment or the volume is gone.
+    """
 
 @_typing.type_check_only
 class AttachmentServiceAsyncStub(AttachmentServiceStub):
@@ -75,6 +79,10 @@ class AttachmentServiceAsyncStub(AttachmentServiceStub):
     """ListAttachments pages through attachments by id. INVALID_ARGUMENT: page_size, page_token. NOT_FOUND: the volume, the host."""
     ListPaths: _aio.UnaryUnaryMultiCallable[_attachment_pb2.ListPathsRequest, _attachment_pb2.ListPathsResponse]  # type: ignore[assignment]
     """ListPaths tells every way that the I/O of an attachment or a volume can travel, and its state now. NOT_FOUND."""
+    WatchPaths: _aio.UnaryStreamMultiCallable[_attachment_pb2.WatchPathsRequest, _attachment_pb2.WatchPathsResponse]  # type: ignore[assignment]
+    """WatchPaths streams the same as it is now and at each change, looked for once a second, for as long as the caller reads.
+    It ends with NOT_FOUND when the attachment or the volume is gone.
+    """
 
 class AttachmentServiceServicer(metaclass=_abc_1.ABCMeta):
     """AttachmentService hands volumes to domains and takes them back."""
@@ -126,5 +134,15 @@ class AttachmentServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_attachment_pb2.ListPathsResponse, _abc.Awaitable[_attachment_pb2.ListPathsResponse]]:
         """ListPaths tells every way that the I/O of an attachment or a volume can travel, and its state now. NOT_FOUND."""
+
+    @_abc_1.abstractmethod
+    def WatchPaths(
+        self,
+        request: _attachment_pb2.WatchPathsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_attachment_pb2.WatchPathsResponse], _abc.AsyncIterator[_attachment_pb2.WatchPathsResponse]]:
+        """WatchPaths streams the same as it is now and at each change, looked for once a second, for as long as the caller reads.
+        It ends with NOT_FOUND when the attachment or the volume is gone.
+        """
 
 def add_AttachmentServiceServicer_to_server(servicer: AttachmentServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -343,6 +343,76 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """
     REASON_SECRET_LOST: _Reason.ValueType  # 124
     """libvirt lost the secret with the key of a Ceph user during the call (UNAVAILABLE; retry: same call)."""
+    REASON_THAWED_EARLY: _Reason.ValueType  # 128
+    """The storage took longer to cut a snapshot than a guest is kept frozen; no snapshot stays (UNAVAILABLE; retry: same call)."""
+    REASON_LVM_MISSING: _Reason.ValueType  # 130
+    """The machine that serves the pool has no commands of LVM (FAILED_PRECONDITION; retry: after the cause is gone)."""
+    REASON_LVM_GROUP_MISSING: _Reason.ValueType  # 131
+    """The volume group of the pool is not there, or its devices are not (FAILED_PRECONDITION; retry: after the cause is
+    gone).
+    """
+    REASON_LVM_POOL_MISSING: _Reason.ValueType  # 132
+    """The volume group has no active thin pool of the name in the settings (FAILED_PRECONDITION; retry: after the cause is
+    gone).
+    """
+    REASON_LVM_POOL_FULL: _Reason.ValueType  # 133
+    """Data or metadata of the thin pool are beyond `refuse_percent`: nothing is made or grown (RESOURCE_EXHAUSTED; retry:
+    after the cause is gone).
+    """
+    REASON_ISCSI_DENIED: _Reason.ValueType  # 134
+    """The iSCSI target refuses this host's initiator name or its CHAP secret (PERMISSION_DENIED; retry: after the cause is
+    gone).
+    """
+    REASON_ISCSI_TARGET_MISSING: _Reason.ValueType  # 135
+    """The iSCSI portal shows this host no target of the name (NOT_FOUND; retry: after the cause is gone)."""
+    REASON_ISCSI_UNREACHABLE: _Reason.ValueType  # 136
+    """The iSCSI portal does not answer this host; nothing was attached (UNAVAILABLE; retry: same call)."""
+    REASON_LUN_MISSING: _Reason.ValueType  # 137
+    """The target shows this host no LUN of the number, or no device of it appears (UNAVAILABLE; retry: same call)."""
+    REASON_NO_MULTIPATHD: _Reason.ValueType  # 138
+    """multipathd does not run on the host (FAILED_PRECONDITION; retry: after the cause is gone)."""
+    REASON_MULTIPATH_REFUSED: _Reason.ValueType  # 139
+    """multipathd does not do what it is asked, or does not answer (UNAVAILABLE; retry: same call)."""
+    REASON_NO_ISCSID: _Reason.ValueType  # 140
+    """iscsid does not run on the host (FAILED_PRECONDITION; retry: after the cause is gone)."""
+    REASON_TARGET_BUSY: _Reason.ValueType  # 141
+    """Other work on the same iSCSI target did not end in time; nothing was done (UNAVAILABLE; retry: same call)."""
+    REASON_LIO_MISSING: _Reason.ValueType  # 142
+    """The kernel's iSCSI target of the machine that serves the pool is not loaded (FAILED_PRECONDITION; retry: after the
+    cause is gone).
+    """
+    REASON_INITIATOR_MISSING: _Reason.ValueType  # 143
+    """The host has no iSCSI initiator name, a malformed one, or one that another host has too (FAILED_PRECONDITION; retry:
+    after the cause is gone).
+    """
+    REASON_LIBISCSI_MISSING: _Reason.ValueType  # 144
+    """The machine that serves the pool lacks libiscsi (FAILED_PRECONDITION; retry: after the cause is gone)."""
+    REASON_TGT_DOWN: _Reason.ValueType  # 147
+    """The daemon tgtd of the machine that serves the pool does not answer, or does not do what it is asked (UNAVAILABLE; retry: same call)."""
+    REASON_TGT_ACCOUNT_TAKEN: _Reason.ValueType  # 148
+    """An account of the pool's name is in tgtd already, made by somebody else (FAILED_PRECONDITION; retry: after the cause is gone)."""
+    REASON_LVM_HALF_MADE: _Reason.ValueType  # 150
+    """A command of LVM died half-way, and what it told the thin pool of cannot be taken away safely; LVM changes nothing until an
+    administrator has looked (FAILED_PRECONDITION; retry: after the cause is gone).
+    """
+    REASON_RESERVED: _Reason.ValueType  # 151
+    """The disk is reserved in another manner, or this host has no key there (FAILED_PRECONDITION; retry: after the cause is gone)."""
+    REASON_NO_RESERVATIONS: _Reason.ValueType  # 152
+    """The disk knows no persistent reservations (UNIMPLEMENTED; retry: never)."""
+    REASON_FENCE_UNPROVEN: _Reason.ValueType  # 153
+    """The disk does not show that a host is kept out (UNAVAILABLE; retry: same call)."""
+    REASON_NOT_ENCRYPTED: _Reason.ValueType  # 154
+    """The volume is to be opened by a passphrase, and holds data that are no LUKS, or is too small for it (FAILED_PRECONDITION;
+    retry: after the cause is gone).
+    """
+    REASON_POOL_ELSEWHERE: _Reason.ValueType  # 155
+    """The pool's storage is of another machine, whose controller serves it; the message names both (FAILED_PRECONDITION; retry:
+    after the cause is gone).
+    """
+    REASON_LIBISCSI_UNSUPPORTED: _Reason.ValueType  # 160
+    """QEMU on the host cannot open the LUN itself: it has no driver, the target is to prove itself, or the volume is shared
+    (UNIMPLEMENTED; retry: never).
+    """
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Reason names what went wrong in a word that programs compare; ErrorInfo.reason holds the part after REASON_."""
@@ -663,4 +733,74 @@ REASON_HELD_ON_STORAGE: Reason.ValueType  # 123
 """
 REASON_SECRET_LOST: Reason.ValueType  # 124
 """libvirt lost the secret with the key of a Ceph user during the call (UNAVAILABLE; retry: same call)."""
+REASON_THAWED_EARLY: Reason.ValueType  # 128
+"""The storage took longer to cut a snapshot than a guest is kept frozen; no snapshot stays (UNAVAILABLE; retry: same call)."""
+REASON_LVM_MISSING: Reason.ValueType  # 130
+"""The machine that serves the pool has no commands of LVM (FAILED_PRECONDITION; retry: after the cause is gone)."""
+REASON_LVM_GROUP_MISSING: Reason.ValueType  # 131
+"""The volume group of the pool is not there, or its devices are not (FAILED_PRECONDITION; retry: after the cause is
+gone).
+"""
+REASON_LVM_POOL_MISSING: Reason.ValueType  # 132
+"""The volume group has no active thin pool of the name in the settings (FAILED_PRECONDITION; retry: after the cause is
+gone).
+"""
+REASON_LVM_POOL_FULL: Reason.ValueType  # 133
+"""Data or metadata of the thin pool are beyond `refuse_percent`: nothing is made or grown (RESOURCE_EXHAUSTED; retry:
+after the cause is gone).
+"""
+REASON_ISCSI_DENIED: Reason.ValueType  # 134
+"""The iSCSI target refuses this host's initiator name or its CHAP secret (PERMISSION_DENIED; retry: after the cause is
+gone).
+"""
+REASON_ISCSI_TARGET_MISSING: Reason.ValueType  # 135
+"""The iSCSI portal shows this host no target of the name (NOT_FOUND; retry: after the cause is gone)."""
+REASON_ISCSI_UNREACHABLE: Reason.ValueType  # 136
+"""The iSCSI portal does not answer this host; nothing was attached (UNAVAILABLE; retry: same call)."""
+REASON_LUN_MISSING: Reason.ValueType  # 137
+"""The target shows this host no LUN of the number, or no device of it appears (UNAVAILABLE; retry: same call)."""
+REASON_NO_MULTIPATHD: Reason.ValueType  # 138
+"""multipathd does not run on the host (FAILED_PRECONDITION; retry: after the cause is gone)."""
+REASON_MULTIPATH_REFUSED: Reason.ValueType  # 139
+"""multipathd does not do what it is asked, or does not answer (UNAVAILABLE; retry: same call)."""
+REASON_NO_ISCSID: Reason.ValueType  # 140
+"""iscsid does not run on the host (FAILED_PRECONDITION; retry: after the cause is gone)."""
+REASON_TARGET_BUSY: Reason.ValueType  # 141
+"""Other work on the same iSCSI target did not end in time; nothing was done (UNAVAILABLE; retry: same call)."""
+REASON_LIO_MISSING: Reason.ValueType  # 142
+"""The kernel's iSCSI target of the machine that serves the pool is not loaded (FAILED_PRECONDITION; retry: after the
+cause is gone).
+"""
+REASON_INITIATOR_MISSING: Reason.ValueType  # 143
+"""The host has no iSCSI initiator name, a malformed one, or one that another host has too (FAILED_PRECONDITION; retry:
+after the cause is gone).
+"""
+REASON_LIBISCSI_MISSING: Reason.ValueType  # 144
+"""The machine that serves the pool lacks libiscsi (FAILED_PRECONDITION; retry: after the cause is gone)."""
+REASON_TGT_DOWN: Reason.ValueType  # 147
+"""The daemon tgtd of the machine that serves the pool does not answer, or does not do what it is asked (UNAVAILABLE; retry: same call)."""
+REASON_TGT_ACCOUNT_TAKEN: Reason.ValueType  # 148
+"""An account of the pool's name is in tgtd already, made by somebody else (FAILED_PRECONDITION; retry: after the cause is gone)."""
+REASON_LVM_HALF_MADE: Reason.ValueType  # 150
+"""A command of LVM died half-way, and what it told the thin pool of cannot be taken away safely; LVM changes nothing until an
+administrator has looked (FAILED_PRECONDITION; retry: after the cause is gone).
+"""
+REASON_RESERVED: Reason.ValueType  # 151
+"""The disk is reserved in another manner, or this host has no key there (FAILED_PRECONDITION; retry: after the cause is gone)."""
+REASON_NO_RESERVATIONS: Reason.ValueType  # 152
+"""The disk knows no persistent reservations (UNIMPLEMENTED; retry: never)."""
+REASON_FENCE_UNPROVEN: Reason.ValueType  # 153
+"""The disk does not show that a host is kept out (UNAVAILABLE; retry: same call)."""
+REASON_NOT_ENCRYPTED: Reason.ValueType  # 154
+"""The volume is to be opened by a passphrase, and holds data that are no LUKS, or is too small for it (FAILED_PRECONDITION;
+retry: after the cause is gone).
+"""
+REASON_POOL_ELSEWHERE: Reason.ValueType  # 155
+"""The pool's storage is of another machine, whose controller serves it; the message names both (FAILED_PRECONDITION; retry:
+after the cause is gone).
+"""
+REASON_LIBISCSI_UNSUPPORTED: Reason.ValueType  # 160
+"""QEMU on the host cannot open the LUN itself: it has no driver, the target is to prove itself, or the volume is shared
+(UNIMPLEMENTED; retry: never).
+"""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015

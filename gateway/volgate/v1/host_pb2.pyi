@@ -88,6 +88,8 @@ class Host(_message.Message):
         "incremental-backup": backups of running domains, with checkpoints.
         "io_uring": DiskOptions.io of that name; QEMU has it, and the kernel allows it to everybody.
         "iothreads": disks with an I/O thread of their own.
+        "libiscsi": iSCSI LUNs that QEMU opens itself (DISK_TRANSPORT_QEMU).
+        "luks": volumes that QEMU opens by a passphrase (DiskOptions.passphrase).
         "rbd": images of a Ceph cluster, through librbd; "rbd-namespaces": also those in a namespace.
         "virtio-blk", "virtio-scsi": disks on that bus, with the default options otherwise.
         """
@@ -681,6 +683,7 @@ class FenceHostResponse(_message.Message):
     UNFENCED_ATTACHMENTS_FIELD_NUMBER: _builtins.int
     OPERATION_FIELD_NUMBER: _builtins.int
     PLAN_FIELD_NUMBER: _builtins.int
+    INITIATORS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def host(self) -> Global___Host:
         """The host."""
@@ -701,6 +704,10 @@ class FenceHostResponse(_message.Message):
     def plan(self) -> _volume_pb2.Plan:
         """For validate_only."""
 
+    @_builtins.property
+    def initiators(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The names of initiators (IQN) that are fenced, in pools that know hosts by these."""
+
     def __init__(
         self,
         *,
@@ -709,10 +716,11 @@ class FenceHostResponse(_message.Message):
         unfenced_attachments: _abc.Iterable[_builtins.str] | None = ...,
         operation: _operation_pb2.Operation | None = ...,
         plan: _volume_pb2.Plan | None = ...,
+        initiators: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["host", b"host", "operation", b"operation", "plan", b"plan"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "host", b"host", "operation", b"operation", "plan", b"plan", "unfenced_attachments", b"unfenced_attachments"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "host", b"host", "initiators", b"initiators", "operation", b"operation", "plan", b"plan", "unfenced_attachments", b"unfenced_attachments"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -802,7 +802,9 @@ class RevertVolumeResponse(_message.Message):
     PLAN_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def volume(self) -> Global___Volume:
-        """The volume, with content and size as at the snapshot."""
+        """The volume, with content and size as at the snapshot; not set while the operation still runs: where the storage
+        moves bytes for it, it may take longer than any deadline. Follow the operation then.
+        """
 
     @_builtins.property
     def operation(self) -> _operation_pb2.Operation:

@@ -13,6 +13,7 @@ import msgspec
 from volgate import connection
 from volgate.backend import Backend, VolumeId, facets
 from volgate.model import Source, VolumeSpec
+from volgate.worker.learning import learn
 
 __all__ = ["METHODS", "FacetCall", "facet"]
 
@@ -139,3 +140,11 @@ def _methods() -> dict[str, FacetCall]:
 
 METHODS: dict[str, FacetCall] = _methods()
 """Every method of every facet, by name: no two facets share one."""
+
+learn(_LOCATIONS.values())
+learn(
+    kind
+    for call in METHODS.values()
+    for kind in (*call.parameters.values(), call.answer)
+    if kind not in (connection.Connection, facets.Overlay)  # those travel with the name of their type
+)

@@ -28,7 +28,7 @@ __all__ = ["Link", "Lost", "Start"]
 
 _log = structlog.get_logger()
 _PULSE = 2.0
-_SILENT = 10.0  # seconds without a sign of life, from a thread of the worker that makes no native call
+_STARTING = 30.0  # for the first one: an emulated or overloaded machine takes so long to import
 _DYING = 5.0  # until a killed process that the kernel does not let go is given up
 _TICK = 0.5
 _STDERR = 2
@@ -41,11 +41,15 @@ class Lost(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """What a worker is started with: the plugin's entry point, the log level, most bytes of address space (0: any)."""
+    """What a worker is started with: the plugin's entry point, the log level, most bytes of address space (0: any).
+
+    `silent`: seconds without a sign of life, from a thread of it that makes no native call, after which it is taken for hung.
+    """
 
     plugin: str
     log_level: str = "info"
     memory: int = 0
+    silent: float = 10.0
     secret: Callable[[str], Secret] | None = None
 
 
@@ -67,7 +71,7 @@ class Link:
         self._lock = threading.Lock()
         self._waiting: dict[int, _Waiting] = {}
         self._numbers = itertools.count()
-        self._heard = time.monotonic()
+        self._heard = time.monotonic() + max(0.0, _STARTING - start.silent)
         self.lost = ""
         self.stuck = threading.Event()
         self.gone = threading.Event()
@@ -189,8 +193,8 @@ class Link:
                 self._heard = time.monotonic()
                 self._hand(frame)
             now = time.monotonic()
-            if now - self._heard > _SILENT:
-                self.end(f"it gave no sign of life for {_SILENT:g} s")
+            if now - self._heard > self._start.silent:
+                self.end(f"it gave no sign of life for {self._start.silent:g} s")
             elif now - asked > _PULSE:
                 asked = now
                 with contextlib.suppress(OSError):

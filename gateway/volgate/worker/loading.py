@@ -14,7 +14,7 @@ __all__ = ["BUILT_IN", "GROUP", "Found", "answered", "find", "load", "offers"]
 
 GROUP = "volgate.plugins"
 BUILT_IN = "built-in"
-_OWN = ("directory", "memory", "ceph-rbd")  # each offers the kind of its own name, and perhaps others
+_OWN = ("directory", "memory", "ceph-rbd", "lvm", "iscsi")  # each offers the kind of its own name, and perhaps others
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ class Offer(msgspec.Struct, frozen=True):
     summary: str
     width: int
     depth: int
+    machine_bound: bool = False
 
 
 class Described(msgspec.Struct, frozen=True):

@@ -14,12 +14,17 @@ from volgate.worker.offers import Described
 
 __all__ = ["Broken", "PluginWorker"]
 
-_IMPORT_SECONDS = 20.0
 _PAUSE = 5.0
+_described = msgspec.msgpack.Decoder(Described)
 
 
 class Broken(Exception):
-    """The plugin cannot be imported, or does not answer what it offers."""
+    """The plugin cannot be imported, or does not answer what it offers; `passing`: its process was lost, or slow, the next may do."""
+
+    def __init__(self, told: str, *, passing: bool = False) -> None:
+        """`told` is for the operator."""
+        super().__init__(told)
+        self.passing = passing
 
 
 class PluginWorker:
@@ -33,17 +38,17 @@ class PluginWorker:
         self._until = 0.0
         self.described = Described((), ())
 
-    def describe(self) -> Described:
-        """Import the plugin and ask what it offers. Raises Broken in words for the operator."""
+    def describe(self, seconds: float) -> Described:
+        """Import the plugin and ask what it offers, for so long. Raises Broken in words for the operator."""
         try:
             link = Link(self._start)
         except Unreachable as error:
             raise Broken(error.message) from error
         try:
-            raw = link.call("describe", {}, timeout=_IMPORT_SECONDS)[-1]
-            self.described = msgspec.msgpack.decode(raw, type=Described)
+            raw = link.call("describe", {}, timeout=seconds)[-1]
+            self.described = _described.decode(raw)
         except Lost as error:
-            raise Broken(f"its import: the process that tried it was lost: {error}") from error
+            raise Broken(f"its import: the process that tried it was lost: {error}", passing=True) from error
         except (VolgateError, RuntimeError) as error:  # whatever its import raised is told to the operator
             link.end("the plugin is broken")
             raise Broken(str(error)) from error

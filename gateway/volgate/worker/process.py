@@ -35,6 +35,7 @@ from volgate.settings import convert_strictly
 from volgate.worker import loading
 from volgate.worker.facet_calls import METHODS, FacetCall
 from volgate.worker.frames import Answer, Ask, Call, Cancel, Channel, Failure, Part, Ping, Pong, Progress, Reply
+from volgate.worker.learning import learn
 from volgate.worker.offers import Described, Offer, Opened
 
 __all__ = ["HOOKS", "Worker", "main"]
@@ -49,6 +50,7 @@ _TOLD: dict[str, type[AdmitRequest | DiskContext | FinishedRecord]] = {
     "volgate_disk": DiskContext,
     "volgate_finished": FinishedRecord,
 }
+learn(_TOLD.values())
 _log = structlog.get_logger()
 
 
@@ -136,7 +138,7 @@ class Worker:
     def describe(self) -> Described:
         """Import the plugin and ask what it offers."""
         plugin = self._imported()
-        offers = tuple(Offer(o.kind, o.summary, o.width, o.depth) for o in loading.offers(plugin))
+        offers = tuple(Offer(o.kind, o.summary, o.width, o.depth, o.machine_bound) for o in loading.offers(plugin))
         return Described(offers, tuple(name for name in loading.answered(plugin) if name in HOOKS))
 
     def validate(self, kind: str, table: Mapping[str, Any], where: str) -> None:

@@ -27,6 +27,7 @@ from volgate.worker.offers import Opened, PoolOf
 __all__ = ["Supervisor", "moving_bytes"]
 
 _log = structlog.get_logger()
+_opened = msgspec.msgpack.Decoder(Opened)
 _meter = metrics.get_meter("volgate")
 _starts = _meter.create_counter("volgate.worker.starts", description="Worker processes started")
 _losses = _meter.create_counter("volgate.worker.losses", description="Worker processes that ended, or were killed, while they were needed")
@@ -228,7 +229,7 @@ class Supervisor:
             link.end("the pool does not open")
             self._wait_longer(str(error))
             raise
-        self._opened = msgspec.msgpack.decode(raw, type=Opened)
+        self._opened = _opened.decode(raw)
         return link
 
     # -- those that move bytes

@@ -16,7 +16,7 @@ from volgate.names import object_name
 from volgate_plugins.ceph_rbd import images, layout
 from volgate_plugins.ceph_rbd.cluster import Link
 from volgate_plugins.ceph_rbd.faults import changing, reading
-from volgate_plugins.ceph_rbd.holding import refuse_open
+from volgate_plugins.ceph_rbd.holding import bury_at, refuse_open
 from volgate_plugins.ceph_rbd.layout import Header
 from volgate_plugins.ceph_rbd.pool import Note
 from volgate_plugins.ceph_rbd.store import Content, Found, Store
@@ -61,7 +61,7 @@ class Adoption:
                     moved = note is not None and image in layout.directory(link.ioctx, image)
                 if not moved:
                     self._move(link, locator, image, spec)
-                found = self._tag(link, image, spec)
+                found = self._tag(link, locator, image, spec)
             store.pool.made(link, image)
             return store.volume(link, found)
 
@@ -81,8 +81,11 @@ class Adoption:
             raise Precondition(f"{locator} is no whole number of sectors long; import it", reason="NOT_ADOPTABLE")
         with store.image(link, image_id, doing, read_only=True) as opened:
             refuse_open(store, link, _as_found(locator, header, spec), opened, doing)
+        store.pool.note_client(link)  # librbd opens the image by itself
+        bury_at(store, link, image_id)
         store.pool.begin(link, image, Note(uid=spec.uid, adopted=locator))
         with changing(doing):
+            layout.drop_name(link.ioctx, image, image_id)
             rbd.RBD().rename(link.ioctx, locator, image)
 
     def _restore(self, link: Link, locator: str, image: str, spec: VolumeSpec) -> None:
@@ -94,8 +97,10 @@ class Adoption:
             rbd.RBD().trash_restore(link.ioctx, image_id, image)
         self._store.pool.purged(link, image_id)
 
-    def _tag(self, link: Link, image: str, spec: VolumeSpec) -> Found:
+    def _tag(self, link: Link, locator: str, image: str, spec: VolumeSpec) -> Found:
         header = images.header_of(link, image)
+        with changing(f"adopt {locator}"):  # an attempt that died may have left the name that it had
+            layout.drop_name(link.ioctx, locator, header.id)
         tag = tag_of(spec, self._store.pool.instance, time.time())
         with contextlib.suppress(DataLoss):
             if header.tag and not spec.labels:  # it was a volume once
@@ -128,13 +133,22 @@ class Adoption:
         return found
 
 
-def give_back(link: Link, image: str, name: str) -> None:
+def give_back(store: Store, link: Link, image: str, name: str) -> None:
     """Give an image that was being adopted the name that it had; success if it never lost it."""
+    store.pool.note_client(link)  # librbd opens the image by itself
+    with reading(f"look for image {image}"):
+        image_id = layout.directory(link.ioctx, image).get(image, "")
+        kept = layout.directory(link.ioctx, name).get(name, "")
+    if image_id:
+        bury_at(store, link, image_id)
     with changing(f"give image {image} back"), contextlib.suppress(rbd.ImageNotFound):
         if name.startswith(_TRASH):
             rbd.RBD().trash_move(link.ioctx, image, 0)
-        else:
+            return
+        if image_id:
+            layout.drop_name(link.ioctx, name, image_id)
             rbd.RBD().rename(link.ioctx, image, name)
+        layout.drop_name(link.ioctx, image, image_id or kept)
 
 
 def _as_found(locator: str, header: Header, spec: VolumeSpec) -> Found:

@@ -81,6 +81,7 @@ class CephRbd(Resizes, Reverts, Clones, Measures, Extracts, Adopts, Relabels, Pa
             shared=True,
             independent_clones=True,
             online_snapshots="native",
+            long_reverts=True,
             max_depth=settings.max_depth,
             carrier="image metadata",
             notes=("RBD images are thin: thick volumes are not made",),

@@ -26,6 +26,8 @@ __all__ = ["Cluster", "Link"]
 
 _MOST_SILENT = 3
 _OLD_PORT = "6789"
+_PINGS, _HUNTS, _HUNG_SECONDS = 5, 3, 3
+"""A monitor that hangs is missed, and another one asked, while a request to it still waits; by itself librados takes 30 s."""
 _LOCK_SECONDS = 5
 """How long whoever holds an image's lock has to begin what it is asked for, at least."""
 _LOST = (errno.ESHUTDOWN, errno.ENOTCONN, errno.EROFS)
@@ -190,6 +192,8 @@ def _options(settings: CephSettings) -> dict[str, str]:
         "client_mount_timeout": str(int(settings.connect_seconds)),
         "rados_mon_op_timeout": seconds,
         "rados_osd_op_timeout": seconds,
+        "mon_client_ping_interval": str(max(1, int(settings.operation_seconds) // _PINGS)),
+        "mon_client_ping_timeout": str(max(_HUNG_SECONDS, int(settings.operation_seconds) // _HUNTS)),
         "objecter_timeout": "1",  # asks for a new map before a request ends: else a client never finds an OSD that was restarted
         "objecter_tick_interval": "1",
         "log_to_stderr": "false",

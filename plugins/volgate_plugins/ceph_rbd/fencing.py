@@ -9,15 +9,15 @@ import contextlib
 import errno
 import ipaddress
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import rados
 import rbd
 
 from volgate.backend import VolumeId
-from volgate.errors import Denied, InvalidRequest, NotFound, Precondition
-from volgate_plugins.ceph_rbd import placement
+from volgate.errors import Denied, InDoubt, InvalidRequest, NotFound, Precondition, Unreachable
+from volgate_plugins.ceph_rbd import layout, placement
 from volgate_plugins.ceph_rbd.cluster import Link
 from volgate_plugins.ceph_rbd.faults import changing, number, reading
 from volgate_plugins.ceph_rbd.store import Store
@@ -45,10 +45,15 @@ class Fencing:
             raise InvalidRequest("addresses: name those that are to be fenced", field="addresses")
         with self._store.use() as link:
             self._refuse_own(link, wanted)
-            with changing(doing):
-                for address in sorted(wanted):
-                    _block(link, _entry(address))
-                self._prove(link)
+            with contextlib.ExitStack() as stack:
+                pools = self._pools(link, stack, doing)
+                with changing(doing):
+                    for address in sorted(wanted):
+                        _block(link, _entry(address))
+                if isinstance(pools, Unreachable):
+                    raise InDoubt(f"{pools.message}; the addresses are on the blocklist, which is not proven: repeat the call") from pools
+                with changing(doing):
+                    _prove(link, pools, self._store.settings.namespace)
             for volume in volumes:
                 self._break(link, volume, wanted, doing)
 
@@ -100,15 +105,31 @@ class Fencing:
 
     # -- the proof
 
-    def _prove(self, link: Link) -> None:
-        """Return once every placement group works by a map that has the blocklist: it has answered a request that came with one."""
-        link.client.wait_for_latest_osdmap()
-        settings = self._store.settings
-        _ask_all(link, settings.pool, link.ioctx, settings.namespace)
-        if settings.data_pool and settings.data_pool != settings.pool:
-            with contextlib.closing(link.client.open_ioctx(settings.data_pool)) as data:
-                data.set_namespace(settings.namespace)
-                _ask_all(link, settings.data_pool, data, settings.namespace)
+    def _pools(self, link: Link, stack: contextlib.ExitStack, doing: str) -> dict[str, rados.Ioctx] | Unreachable:
+        """Each pool that a client of a volume can write to: ours, and wherever an image of ours, in the trash too, has its data.
+
+        Or why that cannot be read now: who is lost is kept out first. Raises Denied if the key may not ask one of them: such a fence
+        could never be proven, and is not begun.
+        """
+        found = {self._store.settings.pool: link.ioctx}
+        try:
+            with reading(doing):
+                for name in sorted(self._data_pools(link) - found.keys()):
+                    found[name] = stack.enter_context(contextlib.closing(link.client.open_ioctx(name)))
+                    found[name].set_namespace(self._store.settings.namespace)
+                    _wait([found[name].aio_stat("volgate.probe", _heard)])
+        except Unreachable as error:
+            return error
+        return found
+
+    def _data_pools(self, link: Link) -> set[str]:
+        """Where images have data, and where new ones will. Raises rados.Error, rbd.Error."""
+        names = {self._store.settings.data_pool} - {""}
+        ids = [*layout.directory(link.ioctx).values(), *(one["id"] for one in rbd.RBD().trash_list(link.ioctx))]
+        for pool_id in {header.data_pool for header in layout.headers(link.ioctx, ids).values()} - {-1, link.pool_id}:
+            with contextlib.suppress(rados.ObjectNotFound):  # a pool that was deleted takes no writes
+                names.add(link.client.pool_reverse_lookup(pool_id))
+        return names
 
     # -- locks
 
@@ -134,6 +155,13 @@ class Fencing:
 
 def _block(link: Link, entry: str) -> None:
     link.ask("osd blocklist", blocklistop="add", addr=entry, expire=SECONDS)
+
+
+def _prove(link: Link, pools: Mapping[str, rados.Ioctx], namespace: str) -> None:
+    """Return once every placement group works by a map that has the blocklist: it has answered a request that came with one."""
+    link.client.wait_for_latest_osdmap()
+    for pool, ioctx in pools.items():
+        _ask_all(link, pool, ioctx, namespace)
 
 
 def _ask_all(link: Link, pool: str, ioctx: rados.Ioctx, namespace: str) -> None:

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import rados
 import rbd
 
 from volgate.backend import Holder
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 __all__ = ["bury", "bury_all", "bury_at", "holders_of", "refuse_open"]
 
 _BURIED_SECONDS = 3600
+_LOCK, _OF_WATCH = "rbd_lock", "auto"
+"""librbd's lock of a header, and the first word of its cookie; the second is the cookie of the watch that its holder has."""
 
 
 def holders_of(store: Store, link: Link, image: Any, doing: str) -> Sequence[Holder]:
@@ -39,14 +42,15 @@ def bury(store: Store, link: Link, image: Any, *, alone: bool = False) -> bool:
     """Shut out clients of the gateway that died and still hold this open image; say whether there were any.
 
     The cluster would wait half a minute for them; shut out, what they had sent can no longer land. `alone`: nobody else in this
-    process has the image open for a change, so that a lock of this very client was left by a handle that closed without an answer.
+    process has the image open for a change, but perhaps librbd itself, as to purge a clone of it. A lock of this very client that no
+    watch goes with was left by a handle that closed without an answer.
     """
-    lockers = image.list_lockers()
+    lockers, watchers = image.list_lockers(), list(image.watchers_list())
     held = {str(address): (str(client), str(cookie)) for client, cookie, address in lockers["lockers"]} if lockers else {}
-    there = {*held, *(str(one["addr"]) for one in image.watchers_list())} - {link.address}
-    if alone and link.address in held:
-        with contextlib.suppress(rbd.ImageNotFound):
-            image.break_lock(*held[link.address])
+    there = {*held, *(str(one["addr"]) for one in watchers)} - {link.address}
+    if alone and link.address in held and (cookie := held[link.address][1]) not in {f"{_OF_WATCH} {one['cookie']}" for one in watchers}:
+        with contextlib.suppress(rados.ObjectNotFound):  # it was taken away meanwhile
+            link.ioctx.unlock(f"rbd_header.{image.id()}", _LOCK, cookie)  # to break it would shut out this very client
     dead = there & store.pool.dead_clients(link) if there else set()
     _shut_out(store, link, dead)
     for address in dead & held.keys():
@@ -76,7 +80,7 @@ def _shut_out(store: Store, link: Link, dead: set[str]) -> None:
         link.client.blocklist_add(address, _BURIED_SECONDS)
     if new:
         link.client.wait_for_latest_osdmap()
-        store.pool.shut_out |= new
+        store.pool.note_shut_out(link, new)
 
 
 def refuse_open(store: Store, link: Link, found: Found, image: Any, doing: str) -> None:

@@ -15,11 +15,11 @@ from typing import Any
 
 import rados
 
-__all__ = ["META", "Header", "Parent", "allocated", "directory", "drop_group", "headers", "rewrite"]
+__all__ = ["META", "Header", "Parent", "allocated", "directory", "drop_group", "drop_name", "headers", "rewrite"]
 
 META = "metadata_"
 TAG = "volgate.tag"
-_KEYS = ("features", "flags", "object_prefix", "order", "parent", "size", META + TAG)
+_KEYS = ("data_pool_id", "features", "flags", "object_prefix", "order", "parent", "size", META + TAG)
 _AT_ONCE = 128
 _PAGE = 1000
 _OBJECT_MAP = 8
@@ -40,7 +40,8 @@ class Parent:
 class Header:
     """An image: sizes in bytes; `prefix` begins the names of its data objects; `metadata` without the prefix of the keys.
 
-    `snapshots`, of every kind, by name: id and size; known if the whole header was read.
+    `snapshots`, of every kind, by name: id and size; known if the whole header was read. `data_pool`: the id of the pool that its
+    data are in, -1 for the image's own.
     """
 
     id: str
@@ -52,6 +53,7 @@ class Header:
     parent: Parent | None
     metadata: Mapping[str, bytes] = field(default_factory=dict)
     snapshots: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    data_pool: int = -1
 
     @property
     def tag(self) -> bytes:
@@ -138,6 +140,16 @@ def rewrite(
             raise rados.OSError("the image is gone", errno.ECANCELED) from error
 
 
+def drop_name(ioctx: rados.Ioctx, name: str, image_id: str) -> None:
+    """Remove what a rename that died has left of a name that the directory does not give to this image. Raises rados.Error."""
+    try:
+        said = ioctx.read(f"rbd_id.{name}")
+        if said == _string(image_id.encode()) and name not in directory(ioctx, name):
+            ioctx.remove_object(f"rbd_id.{name}")
+    except rados.ObjectNotFound:
+        return
+
+
 def drop_group(ioctx: rados.Ioctx, name: str) -> None:
     """Remove a group of which no image and no snapshot is left, whatever librbd says; success if there is none. Raises rados.Error."""
     with rados.ReadOpCtx() as op:
@@ -200,6 +212,7 @@ def _header(image_id: str, rows: Mapping[str, bytes]) -> Header | None:
         parent=_parent(rows.get("parent", b"")),
         metadata=metadata,
         snapshots=dict(_snapshot(value) for key, value in sorted(rows.items()) if key.startswith("snapshot_")),
+        data_pool=struct.unpack("<q", rows["data_pool_id"])[0] if "data_pool_id" in rows else -1,
     )
 
 

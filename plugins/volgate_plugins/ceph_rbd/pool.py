@@ -53,17 +53,22 @@ class GroupNote(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Client(msgspec.Struct, frozen=True, kw_only=True):
-    """A client of the gateway: when it last said so, and the process that it is."""
+    """A client of the gateway: when it last said so, the process that it is, and whether it died and was put on the blocklist."""
 
     seen: float
     process: Process
+    shut_out: bool = False
+
+
+_markers, _notes = msgspec.json.Decoder(Marker), msgspec.json.Decoder(Note)
+_group_notes, _clients = msgspec.json.Decoder(GroupNote), msgspec.json.Decoder(Client)
 
 
 class PoolObject:
     """The rows of one object's omap; every change proves the marker in the same request."""
 
     def __init__(self, cluster: Cluster, context: PoolContext) -> None:
-        """Nothing is read yet. `shut_out` are dead clients that this process has put on the blocklist."""
+        """Nothing is read yet. `shut_out` are dead clients that are known to be on the blocklist."""
         self._cluster, self._context = cluster, context
         self._text = ""
         self.shut_out: set[str] = set()
@@ -114,7 +119,7 @@ class PoolObject:
     def making(self, link: Link, image: str) -> Note | None:
         """What is noted of an image that is being made, or was when its maker died."""
         rows = self._rows(link, _MAKING + image, exact=True)
-        return next((msgspec.json.decode(value, type=Note) for value in rows.values()), None)
+        return next((_notes.decode(value) for value in rows.values()), None)
 
     def all_making(self, link: Link) -> set[str]:
         """The names of all images that are being made."""
@@ -144,7 +149,7 @@ class PoolObject:
     def groups(self, link: Link) -> dict[str, GroupNote]:
         """All groups that were cut, or begun, by uid."""
         found = self._rows(link, _GROUP)
-        return {key.removeprefix(_GROUP): msgspec.json.decode(value, type=GroupNote) for key, value in found.items()}
+        return {key.removeprefix(_GROUP): _group_notes.decode(value) for key, value in found.items()}
 
     def note_client(self, link: Link) -> None:
         """Say that this client is the gateway's: what it has open when it dies is in nobody's use. Repeated now and then."""
@@ -158,7 +163,7 @@ class PoolObject:
     def forget_clients(self, link: Link) -> None:
         """Drop the notes of clients that have not said anything for long: what they watched is long let go."""
         before = time.time() - _FORGOTTEN_SECONDS
-        old = [key for key, value in self._rows(link, _CLIENT).items() if msgspec.json.decode(value, type=Client).seen < before]
+        old = [key for key, value in self._rows(link, _CLIENT).items() if _clients.decode(value).seen < before]
         if old:
             self._write(link, "forget old clients", removed=old)
 
@@ -173,8 +178,17 @@ class PoolObject:
 
     def dead_clients(self, link: Link) -> set[str]:
         """Those of the gateway's clients that have surely ended: their process, or their connection in this one."""
-        rows = {key.removeprefix(_CLIENT): msgspec.json.decode(value, type=Client) for key, value in self._rows(link, _CLIENT).items()}
+        rows = {key.removeprefix(_CLIENT): _clients.decode(value) for key, value in self._rows(link, _CLIENT).items()}
+        self.shut_out |= {address for address, row in rows.items() if row.shut_out}
         return {address for address, row in rows.items() if address in self._cluster.ended or row.process.has_ended()}
+
+    def note_shut_out(self, link: Link, addresses: set[str]) -> None:
+        """Note that dead clients are on the blocklist: no other process waits for the monitors to put them there again."""
+        rows = {key: value for key, value in self._rows(link, _CLIENT).items() if key.removeprefix(_CLIENT) in addresses}
+        said = {key: msgspec.structs.replace(_clients.decode(value), shut_out=True) for key, value in rows.items()}
+        if said:
+            self._write(link, "note clients that are shut out", {key: msgspec.json.encode(row) for key, row in said.items()})
+        self.shut_out |= addresses
 
     # -- rows
 
@@ -226,7 +240,7 @@ class PoolObject:
 
     def _require_ours(self, text: str) -> None:
         try:
-            marker = msgspec.json.decode(text, type=Marker)
+            marker = _markers.decode(text)
         except msgspec.MsgspecError as error:
             raise Precondition(f"the marker of {self._where()} is damaged: {error}", reason="POOL_MARKER_DAMAGED") from error
         if (marker.instance, marker.pool) != (self.instance, self._context.pool):

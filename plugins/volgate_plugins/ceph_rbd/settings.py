@@ -25,7 +25,7 @@ class CephSettings:
     `operation_seconds`: how long a request to an OSD or a monitor may take; `connect_seconds`: likewise to connect.
     `trash_seconds`: how long deleted volumes are kept. `max_depth`: clones below one another, at most; `max_snapshots`: of one image;
     beyond either a clone is a copy. `oversubscription` times the space may be promised (0: any). `transfers`: requests at once of an
-    import or export; `staging`: a folder for images that have to be converted before ("": the temporary one). `expect_marker`: the
+    import or export; `staging`: a folder for copies of images that the sandbox cannot read ("": the temporary one). `expect_marker`: the
     pool has been used, so that one without its marker is another, or was lost.
     """
 

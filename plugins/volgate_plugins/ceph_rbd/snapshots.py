@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,6 +39,9 @@ class Cut(msgspec.Struct, frozen=True, kw_only=True):
     group: str = ""
 
 
+_cuts = msgspec.json.Decoder(Cut)
+
+
 @dataclass(frozen=True, slots=True)
 class Taken:
     """A snapshot that exists: its row, and what librbd says of it."""
@@ -61,7 +65,7 @@ def row_of(spec: SnapshotSpec, stored_as: str = "") -> Cut:
 def cuts_of(header: Header) -> dict[str, Cut]:
     """The rows of an image by uid, those of snapshots that are not there (any more, or yet) among them."""
     rows = (value for key, value in header.metadata.items() if key.startswith(ROW))
-    return {cut.uid: cut for cut in (msgspec.json.decode(row, type=Cut) for row in rows)}
+    return {cut.uid: cut for cut in (_cuts.decode(row) for row in rows)}
 
 
 def taken(image: Any, header: Header) -> list[Taken]:
@@ -137,12 +141,15 @@ class Snapshotting:
             found = store.lookup(link, volume.name)
             if found is None or found.tag.uid != volume.uid or uid not in cuts_of(found.header):
                 return ""
-            for one in [one for one in self.of(link, found) if one.cut.uid == uid]:
-                with store.image(link, found.header.id, doing) as image, changing(doing):
+            there = [one for one in self.of(link, found) if one.cut.uid == uid]
+            with store.image(link, found.header.id, doing) as image, changing(doing):
+                for one in there:
                     if one.cut.group:
                         image.remove_snap_by_id(one.id)
                     else:
                         image.remove_snap(one.cut.stored_as)
+                if not there:
+                    _drop_trashed(image)
             store.rewrite(link, doing, found.header, {}, [ROW + uid])
             return cuts_of(found.header)[uid].group
 
@@ -177,6 +184,14 @@ class Snapshotting:
                 f" is {most}; delete some, or clones",
                 reason="SNAPSHOT_LIMIT",
             )
+
+
+def _drop_trashed(image: Any) -> None:
+    """Remove snapshots that an earlier call moved to the image's trash and got no further, as when no monitor answered."""
+    for one in list(image.list_snaps()):
+        if one["namespace"] == rbd.RBD_SNAP_NAMESPACE_TYPE_TRASH:
+            with contextlib.suppress(rbd.ImageBusy):  # a clone needs it: it goes with the last of them
+                image.remove_snap_by_id(one["id"])
 
 
 def told(found: Found, one: Taken) -> Snapshot:

@@ -28,8 +28,11 @@ class Sources:
         """Use the pool's store."""
         self._store, self._snapshots = store, snapshots
 
-    def make(self, link: Link, spec: VolumeSpec, size: int) -> Header:
-        """Make the image of a new volume, without its tag. Raises NotFound (source), OutOfRange, OutOfSpace, Precondition."""
+    def make(self, link: Link, spec: VolumeSpec, size: int) -> tuple[Header, Note]:
+        """Make the image of a new volume, without its tag; return what is noted of it too.
+
+        Raises NotFound (source), OutOfRange, OutOfSpace, Precondition.
+        """
         if spec.source is None:
             return self._empty(link, spec, size)
         origin = self.origin(link, spec)
@@ -61,8 +64,8 @@ class Sources:
             depth = self._store.depth(link, origin.header)
         return depth >= settings.max_depth or len(origin.header.snapshots) >= settings.max_snapshots
 
-    def _empty(self, link: Link, spec: VolumeSpec, size: int) -> Header:
-        settings, image = self._store.settings, object_name(spec.name, spec.uid)
+    def _empty(self, link: Link, spec: VolumeSpec, size: int) -> tuple[Header, Note]:
+        settings, image, note = self._store.settings, object_name(spec.name, spec.uid), Note(uid=spec.uid)
 
         def make() -> None:
             rbd.RBD().create(
@@ -72,9 +75,9 @@ class Sources:
                 **settings.image_options,
             )
 
-        return create(self._store, link, image, Note(uid=spec.uid), make)
+        return create(self._store, link, image, note, make), note
 
-    def _clone(self, link: Link, spec: VolumeSpec, size: int, origin: Found) -> Header:
+    def _clone(self, link: Link, spec: VolumeSpec, size: int, origin: Found) -> tuple[Header, Note]:
         image = object_name(spec.name, spec.uid)
         moment, source_size = self._moment(link, spec, origin)
         if size < source_size:
@@ -103,8 +106,8 @@ class Sources:
                     opened.flatten()
                 if size > source_size:
                     opened.resize(size)
-            return header_of(link, image)
-        return made
+            made = header_of(link, image)
+        return made, note
 
     def _clone_at(self, link: Link, origin: Found, moment: str, image: str, *, cut: bool) -> None:
         """Clone a snapshot; `cut`: one that is made for this."""

@@ -85,8 +85,11 @@ class Store:
         """What no other image in the world is."""
         return f"{link.fsid}/{link.pool_id}/{self.settings.namespace}/{image_id}"
 
-    def lookup(self, link: Link, name: str) -> Found | None:
-        """The volume of a name, None if there is none. Raises DataLoss (TAG_DAMAGED), Precondition (marker)."""
+    def lookup(self, link: Link, name: str, *, prove: bool = True) -> Found | None:
+        """The volume of a name, None if there is none; `prove` that this is the pool where it would be.
+
+        Raises DataLoss (TAG_DAMAGED), Precondition (marker).
+        """
         with reading(f"look up volume {name}"):
             images = layout.directory(link.ioctx, f"{name}.")
             mine = {image: image_id for image, image_id in images.items() if _name_of(image) == name}
@@ -95,7 +98,8 @@ class Store:
             found = self._read(link, image, headers.get(image_id))
             if found is not None and found.tag.name == name:
                 return found
-        self.pool.prove(link)
+        if prove:
+            self.pool.prove(link)
         return None
 
     def find(self, link: Link, volume: VolumeId) -> Found:
@@ -118,8 +122,10 @@ class Store:
         told = [self._told(link, image, header, headers, sizes) for image, header in ours]
         return there, sorted((volume for volume in told if volume is not None), key=lambda volume: volume.name)
 
-    def volume(self, link: Link, found: Found) -> Volume:
-        """Tell a volume."""
+    def volume(self, link: Link, found: Found, *, empty: bool = False) -> Volume:
+        """Tell a volume; `empty`: it was just made of nothing."""
+        if empty:
+            return _volume(found, 0, 0)
         with reading(f"read volume {found.tag.name}"):
             sizes = layout.allocated(link.ioctx, [found.header])
             depth = self.depth(link, found.header)

@@ -9,12 +9,12 @@ import errno
 import os
 import tempfile
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 from volgate.backend.files import opened, sync_directory, write_all
-from volgate.backend.image import convert
+from volgate.backend.image_reader import reading as reading_image
 from volgate.errors import OutOfRange, translate
 from volgate.model import Format
 from volgate_plugins.ceph_rbd.faults import changing, reading
@@ -25,6 +25,15 @@ _GRAIN = 64 << 10
 _LEAST = 1 << 20
 Progress = Callable[[float], None]
 Piece = tuple[int, int]
+"""Offset and length."""
+
+
+class _Source(NamedTuple):
+    """What is written into an image: its length, where it has data, and a way to read them, from many threads."""
+
+    length: int
+    runs: Iterator[Piece]
+    read: Callable[[int, int], bytes]
 
 
 def empty(image: Any, size: int, doing: str) -> None:
@@ -37,32 +46,29 @@ def empty(image: Any, size: int, doing: str) -> None:
 def fill(image: Any, size: int, path: str, source_format: Format, *, width: int, staging: str, progress: Progress, doing: str) -> None:
     """Write an image file into an empty image of `size` bytes.
 
-    Raises OutOfRange, OutOfSpace, InDoubt, and what `convert` and `progress` raise.
+    Raises OutOfRange, OutOfSpace, InDoubt, and what the reader of strangers' images and `progress` raise.
     """
-    if source_format is Format.RAW:
-        _fill(image, size, path, width, progress, doing)
+    if source_format is not Format.RAW:
+        with reading_image(path, source_format, staging=staging or tempfile.gettempdir(), maximum=size) as source:
+            _fill(image, _Source(source.size, source.data(), source.read), width, progress, doing)
         return
-    with tempfile.TemporaryDirectory(prefix="volgate-ceph-", dir=staging or None) as folder:
-        raw = f"{folder}/raw"
-        convert(path, source_format, raw, Format.RAW, maximum=size, durable=False, progress=lambda done: progress(done / 2))
-        _fill(image, size, raw, width, lambda done: progress(0.5 + done / 2), doing)
-
-
-def _fill(image: Any, size: int, path: str, width: int, progress: Progress, doing: str) -> None:
     with translate(doing), opened(path, os.O_RDONLY) as descriptor:
         length = os.fstat(descriptor).st_size
         if length > size:
             raise OutOfRange(f"{doing}: the image has {length} bytes, the volume {size}")
+        raw = _Source(length, _data_of(descriptor, length), lambda offset, count: os.pread(descriptor, count, offset))
+        _fill(image, raw, width, progress, doing)
 
-        def write(piece: Piece) -> None:
-            offset, count = piece
-            for at, data in _stretches(offset, os.pread(descriptor, count, offset)):
-                image.write(data, at)
 
-        with changing(doing):
-            _each(_data_of(descriptor, length, _chunk(image)), write, width, length, progress)
-            image.flush()
-        progress(1.0)
+def _fill(image: Any, source: _Source, width: int, progress: Progress, doing: str) -> None:
+    def write(piece: Piece) -> None:
+        for at, data in _stretches(piece[0], source.read(*piece)):
+            image.write(data, at)
+
+    with changing(doing):
+        _each(_cut(source.runs, _chunk(image)), write, width, source.length, progress)
+        image.flush()
+    progress(1.0)
 
 
 def extract(image: Any, path: str, *, width: int, progress: Progress, doing: str) -> None:
@@ -111,8 +117,8 @@ def _chunk(image: Any) -> int:
     return max(_LEAST, int(image.stat()["obj_size"]))
 
 
-def _data_of(descriptor: int, length: int, chunk: int) -> Iterator[Piece]:
-    """The data of a sparse file, cut where the image's objects end."""
+def _data_of(descriptor: int, length: int) -> Iterator[Piece]:
+    """The data of a sparse file."""
     at = 0
     while at < length:
         try:
@@ -122,8 +128,16 @@ def _data_of(descriptor: int, length: int, chunk: int) -> Iterator[Piece]:
                 return
             raise
         end = min(length, os.lseek(descriptor, at, os.SEEK_HOLE))
-        while at < end:
-            until = min(end, (at // chunk + 1) * chunk)
+        yield at, end - at
+        at = end
+
+
+def _cut(runs: Iterable[Piece], chunk: int) -> Iterator[Piece]:
+    """Runs of data, cut where the image's objects end."""
+    for start, length in runs:
+        at = start
+        while at < start + length:
+            until = min(start + length, (at // chunk + 1) * chunk)
             yield at, until - at
             at = until
 
@@ -137,13 +151,7 @@ def _written(image: Any, size: int) -> Iterator[Piece]:
             found.append((offset, length))
 
     image.diff_iterate(0, size, None, told, include_parent=True, whole_object=True)
-    chunk = _chunk(image)
-    for offset, length in sorted(found):
-        at, end = offset, min(size, offset + length)
-        while at < end:
-            until = min(end, (at // chunk + 1) * chunk)
-            yield at, until - at
-            at = until
+    yield from _cut(((offset, min(length, size - offset)) for offset, length in sorted(found)), _chunk(image))
 
 
 def _stretches(offset: int, data: bytes) -> Iterator[tuple[int, bytes]]:
@@ -151,8 +159,7 @@ def _stretches(offset: int, data: bytes) -> Iterator[tuple[int, bytes]]:
     zeroes = bytes(_GRAIN)
     start = -1
     for at in range(0, len(data), _GRAIN):
-        step = data[at : at + _GRAIN]
-        if step == zeroes[: len(step)]:
+        if data.startswith(zeroes if at + _GRAIN <= len(data) else zeroes[: len(data) - at], at):  # without a copy
             if start >= 0:
                 yield offset + start, data[start:at]
                 start = -1

@@ -39,7 +39,7 @@ class Volumes:
         """Make a volume of `size` bytes, or tell the one of the same uid."""
         store, image = self._store, object_name(spec.name, spec.uid)
         with store.use() as link:
-            found = store.lookup(link, spec.name)
+            found = store.lookup(link, spec.name, prove=False)  # what is noted before the image is made proves it
             if found is not None:
                 if found.tag.uid != spec.uid:
                     raise AlreadyExists(f"volume {spec.name} exists with uid {found.tag.uid}, asked was {spec.uid}")
@@ -47,12 +47,13 @@ class Volumes:
                 return store.volume(link, found)
             _require_possible(spec)
             with self._space.promising(link, size, f"create volume {spec.name}"):
-                header = self._sources.make(link, spec, size)
+                header, note = self._sources.make(link, spec, size)
                 copied = [key for key in header.metadata if key.startswith(ROW)]  # librbd gives a clone all metadata of its source
                 content = Content(place=store.place(link, header.id), incomplete=spec.incomplete)
                 made = store.tag(link, image, header, tag_of(spec, store.pool.instance, time.time()), content, copied)
-            self._finish(link, image, spec.uid)
-            return store.volume(link, made)
+            self._sources.finish(link, note, spec.uid)
+            store.pool.made(link, image)
+            return store.volume(link, made, empty=spec.source is None)
 
     def delete(self, volume: VolumeId) -> None:
         """Move the image to the trash, unless somebody uses it."""
@@ -138,7 +139,7 @@ class Volumes:
     def _undo(self, link: Link, image: str, uid: str, note: Note) -> None:
         """A volume that was never made, or is deleted: what its making left goes."""
         if note.adopted:
-            give_back(link, image, note.adopted)
+            give_back(self._store, link, image, note.adopted)
         else:
             images.discard(self._store, link, image)
         self._sources.finish(link, note, uid)

@@ -33,6 +33,9 @@ class Marker(msgspec.Struct, frozen=True, kw_only=True):
     created: float
 
 
+_markers = msgspec.json.Decoder(Marker)
+
+
 class PoolDirectory:
     """Where things are, and whether they are ours."""
 
@@ -131,7 +134,7 @@ class PoolDirectory:
     def _read_marker(self) -> Marker | None:
         try:
             with open(f"{self.root}/{MARKER}", "rb") as file:
-                return msgspec.json.decode(file.read(), type=Marker)
+                return _markers.decode(file.read())
         except FileNotFoundError:
             return None
         except msgspec.MsgspecError as error:

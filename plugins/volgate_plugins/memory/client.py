@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from volgate.errors import InDoubt, Unreachable
-from volgate_plugins.memory.frames import Answer, Crash, Failure, Gone, Reply, Request, is_open, receive, send
+from volgate_plugins.memory.frames import Answer, Crash, Failure, Gone, Reply, Request, decode, is_open, receive, send
 
 __all__ = ["Client", "Conversation"]
 
@@ -74,7 +74,7 @@ class Conversation:
             case Crash():
                 os.kill(os.getpid(), signal.SIGKILL)
         assert isinstance(reply, Answer)
-        found: T = msgspec.msgpack.decode(reply.value, type=answer)
+        found: T = decode(reply.value, answer)
         return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import select
 import socket
 import struct
+import threading
 import time
 from typing import TypeVar
 
@@ -13,8 +14,9 @@ import msgspec
 from volgate import errors
 from volgate.errors import Holder, VolgateError
 
-__all__ = ["Answer", "Crash", "Failure", "Gone", "Reply", "Request", "is_open", "receive", "send"]
+__all__ = ["Answer", "Crash", "Failure", "Gone", "Reply", "Request", "decode", "is_open", "receive", "send"]
 
+_reading = threading.Lock()
 _LENGTH = struct.Struct(">I")
 _LONGEST = 16 << 20
 T = TypeVar("T")
@@ -83,7 +85,14 @@ def receive(end: socket.socket, kind: type[T], deadline: float | None = None) ->
     (length,) = _LENGTH.unpack(_exactly(end, _LENGTH.size, deadline))
     if length > _LONGEST:
         raise ConnectionError(f"a frame of {length} bytes is too long")
-    return msgspec.msgpack.decode(_exactly(end, length, deadline), type=kind)
+    return decode(_exactly(end, length, deadline), kind)
+
+
+def decode(raw: bytes, kind: type[T]) -> T:
+    """Read one value. Threads that bring msgspec a new type at once would crash the process: it reads each in turn."""
+    with _reading:
+        decoder = msgspec.msgpack.Decoder(kind)
+    return decoder.decode(raw)
 
 
 def is_open(end: socket.socket) -> bool:

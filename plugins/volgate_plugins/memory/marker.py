@@ -36,6 +36,9 @@ def note_of(socket: str) -> str:
     return f"{socket}.volumes"
 
 
+_notes = msgspec.json.Decoder(Note)
+
+
 class Marker:
     """The id of this array, and the gateway instance and pool that it is for."""
 
@@ -102,7 +105,7 @@ class Marker:
     def _read(self) -> Note | None:
         try:
             with open(self._path, "rb") as file:
-                return msgspec.json.decode(file.read(), type=Note)
+                return _notes.decode(file.read())
         except FileNotFoundError:
             return None
         except msgspec.MsgspecError:

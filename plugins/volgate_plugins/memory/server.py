@@ -20,7 +20,7 @@ from volgate_plugins.memory.clients import Clients
 from volgate_plugins.memory.comparing import Comparing
 from volgate_plugins.memory.faults import VERBS, Fault, Faults, Lose
 from volgate_plugins.memory.filling import Filling
-from volgate_plugins.memory.frames import Answer, Crash, Failure, Gone, Reply, Request, is_open, receive, send
+from volgate_plugins.memory.frames import Answer, Crash, Failure, Gone, Reply, Request, decode, is_open, receive, send
 from volgate_plugins.memory.marker import Marker
 from volgate_plugins.memory.media import Media
 from volgate_plugins.memory.ports import Port, Ports
@@ -121,7 +121,7 @@ class Server:
                 self._require_meant(request.array)
             if request.arguments.keys() != verb.parameters.keys():
                 raise InvalidRequest(f"{request.verb}: its arguments are {', '.join(verb.parameters) or 'none'}")
-            arguments = {name: msgspec.msgpack.decode(raw, type=verb.parameters[name]) for name, raw in request.arguments.items()}
+            arguments = {name: decode(raw, verb.parameters[name]) for name, raw in request.arguments.items()}
             strike = self._faults.strike(request.verb, self._wanted)
             strike.before()
             try:

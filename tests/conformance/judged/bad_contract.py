@@ -8,7 +8,7 @@ import os
 from dataclasses import replace
 
 from tests.conformance.judged.good import DISK, GRAIN, MARKER, Good, offer
-from tests.conformance.judged.values import FENCES
+from tests.conformance.judged.values import FENCES, HOSTS, OUT
 from volgate.backend import PoolCheck, VolumeId, hookimpl
 from volgate.errors import AlreadyExists, NotFound, Precondition, translate
 from volgate.model import Format, Health
@@ -358,7 +358,7 @@ class TidiesUp(Good):
     def __init__(self, settings, context):
         super().__init__(settings, context)
         for path in self.root.iterdir():
-            if path.is_file() and path.name not in (MARKER, FENCES):
+            if path.is_file() and path.name not in (MARKER, FENCES, HOSTS, OUT):
                 path.unlink()
 
 

@@ -49,6 +49,7 @@ class GivesOldFilesAgain(Good):
 
 class LosesTheLastPageAtStart(Good):
     rule = "what-was-written-stays"
+    also = ("an-extract-is-the-volume-to-the-byte",)
 
     def __init__(self, settings, context):
         super().__init__(settings, context)
@@ -152,6 +153,7 @@ class HidesWhatIsBehindTheEnd(Good):
 
 class CutsTheLastPageOff(Good):
     rule = "a-snapshot-is-read-as-it-was"
+    also = ("an-extract-of-a-snapshot-is-of-its-moment",)
 
     def create_snapshot(self, volume, spec):
         told = super().create_snapshot(volume, spec)
@@ -252,6 +254,14 @@ class TakesAllAtOnce(Good):
             self.thick(path, size)
 
 
+class SaysThatItTakesAll(Good):
+    rule = "a-thin-volume-takes-what-is-written"
+
+    @property
+    def traits(self):
+        return replace(super().traits, whole=True)
+
+
 # -- calls at once
 
 
@@ -346,8 +356,9 @@ class ChecksThenActs(Good):
 
 
 BAD = bad(globals())
+KINDS = {kind.__name__: kind.__name__.lower() for kind in BAD}  # two of them may break one rule
 
 
 @hookimpl
 def volgate_backends():
-    return [offer(kind, kind.rule) for kind in BAD]
+    return [offer(kind, KINDS[kind.__name__]) for kind in BAD]

@@ -8,11 +8,13 @@ import sys
 import tempfile
 import threading
 from dataclasses import dataclass
+from pathlib import Path
 
 import msgspec
 
 from tests.conformance.judged.good import TAG, Good, offer
-from volgate.backend import BackendType, hookimpl, seal
+from volgate.backend import BackendType, Holder, hookimpl, seal
+from volgate.backend.files import copy_sparse, opened, sync_directory
 from volgate.backend.secrets import resolve
 from volgate.errors import Precondition, translate
 from volgate.names import object_name
@@ -109,6 +111,62 @@ class CannotBeStopped(Good):
                 progress(done)
 
         super().fill_from_file(volume, path, source_format, told)
+
+
+class CannotBeStoppedToExtract(Good):
+    rule = "a-cancelled-extract-stops"
+    verb, points = "relabel", 1
+
+    def extract_to_file(self, volume, snapshot_uid, path, progress):
+        def told(done):
+            with contextlib.suppress(Exception):
+                progress(done)
+
+        super().extract_to_file(volume, snapshot_uid, path, told)
+
+
+class LeavesItsWork(Good):
+    rule = "a-killed-extract-leaves-nothing-beside-its-file"
+    verb, points = "relabel", 0
+
+    def extract_to_file(self, volume, snapshot_uid, path, progress):
+        part = Path(f"{path}.part")
+        with translate(f"extract volume {volume.name}"):
+            try:
+                super().extract_to_file(volume, snapshot_uid, str(part), progress)
+                part.rename(path)
+                sync_directory(str(part.parent))
+            finally:
+                part.unlink(missing_ok=True)
+
+
+class NeverSyncsExtracts(Good):
+    rule = "what-is-answered-is-durable"
+    verb, points = "extract", 1
+
+    def write_out(self, source, path, progress):
+        with opened(str(source), os.O_RDONLY) as old, opened(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC) as new:
+            copy_sparse(old, new, progress)
+
+
+class TellsTheDead(Good):
+    """Whoever died in an expansion has the volume open for ever."""
+
+    rule = "a-call-that-died-holds-no-volume"
+    verb, points = "relabel", 0
+
+    def expand_volume(self, volume, size, *, online):
+        busy = self.work / f"{volume.uid}.busy"
+        with translate(f"expand volume {volume.name}"):
+            busy.touch()
+            try:
+                return super().expand_volume(volume, size, online=online)
+            finally:
+                busy.unlink()
+
+    def holders(self, volume):
+        busy = [Holder("client", "127.0.0.1")] if (self.work / f"{volume.uid}.busy").exists() else []
+        return [*super().holders(volume), *busy]
 
 
 class LeaksDescriptors(Good):

@@ -1,4 +1,4 @@
-"""Backends that break one rule each of groups, changed blocks, holders and fences."""
+"""Backends that break one rule each of groups, changed blocks, holders, fences and hosts."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from tests.conformance.judged.bad_contract import bad
 from tests.conformance.judged.good import Good, offer
-from volgate.backend import Extent, Holder, hookimpl
+from volgate.backend import Extent, Holder, VolumeId, hookimpl
 from volgate.model import SourceKind
 
 # -- groups
@@ -122,6 +122,7 @@ class TellsWholeObjects(Good):
 
 class HoldsItsOwn(Good):
     rule = "nobody-holds-what-nobody-opened"
+    also = ("every-client-that-has-a-volume-open-is-told", "who-has-let-go-of-a-volume-is-told-no-more")
 
     def holders(self, volume):
         return [*super().holders(volume), Holder("client.1", "127.0.0.1")]
@@ -145,6 +146,63 @@ class FencesNobody(Good):
     def fence(self, addresses, volumes):
         if addresses:
             super().fence(addresses, volumes)
+
+
+class PublishesInMemory(Good):
+    rule = "a-volume-is-published-until-it-is-not"
+
+    known: tuple = ()
+
+    def let_in(self):
+        return dict(self.known)
+
+    def let_in_now(self, known):
+        self.known = tuple(known.items())
+
+
+class LetsFencedHostsIn(Good):
+    rule = "a-fenced-host-is-published-nothing-until-it-is-let-in"
+
+    def require_free(self, initiator):
+        pass
+
+
+class FencesThoseWithNames(Good):
+    rule = "a-host-that-nothing-is-published-to-is-fenced-too"
+
+    def fence_host(self, initiator):
+        self.require_name(initiator)
+        super().fence_host(initiator)
+
+
+class DeletesWhatHostsHave(Good):
+    rule = "what-is-published-is-not-deleted"
+
+    def refuse_published(self, volume, act):
+        if act != "delete":
+            super().refuse_published(volume, act)
+
+
+class RevertsWhatHostsHave(Good):
+    rule = "what-is-published-is-not-reverted"
+
+    def refuse_published(self, volume, act):
+        if act != "revert":
+            super().refuse_published(volume, act)
+
+
+class TellsHostsByName(Good):
+    rule = "what-does-not-exist-is-published-to-nobody"
+
+    def publish(self, volume, initiator):
+        super().publish(VolumeId(volume.name, self.get_volume(volume.name).uid), initiator)
+
+
+class TakesHostsWithoutNames(Good):
+    rule = "a-host-without-a-name-is-published-nothing"
+
+    def require_name(self, initiator):
+        pass
 
 
 BAD = bad(globals())

@@ -10,7 +10,7 @@ import pytest
 from volgate.conformance import Conformance
 from volgate.conformance.picture import PAGE
 
-_OWN = (".good-pool", ".spare", ".fences")
+_OWN = (".good-pool", ".spare", ".fences", ".hosts")
 
 
 class Judge(Conformance):

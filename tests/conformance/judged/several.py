@@ -3,22 +3,38 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from tests.conformance.judged.values import DISK, FENCES
-from volgate.backend import ChangedBlocks, Extent, Fences, GroupMember, Groups, Holder, Holders, VolumeId
-from volgate.backend.files import write_durably
-from volgate.errors import AlreadyExists, InvalidRequest, Precondition, translate
-from volgate.model import Snapshot
+from tests.conformance.judged.values import DISK, FENCES, HOSTS, OUT
+from volgate.backend import (
+    ChangedBlocks,
+    Extent,
+    Extracts,
+    Fences,
+    FencesHosts,
+    GroupMember,
+    Groups,
+    Holder,
+    Holders,
+    Initiator,
+    Publishes,
+    VolumeId,
+)
+from volgate.backend.files import copy_sparse, opened, sync_directory, write_durably
+from volgate.errors import AlreadyExists, InUse, InvalidRequest, Precondition, translate
+from volgate.errors import Holder as Blocker
+from volgate.model import Snapshot, Volume
 
 STEP = 4096
 OBJECT = 1 << 16
 
 
-class Several(Groups, ChangedBlocks, Holders, Fences):
+class Several(Groups, ChangedBlocks, Extracts, Holders, Fences, Publishes, FencesHosts):
     """Mixed into the good backend; its own methods are there."""
 
     find: Any
@@ -62,9 +78,33 @@ class Several(Groups, ChangedBlocks, Holders, Fences):
             if new[first:last] != old[first:last].ljust(last - first, b"\0"):
                 yield Extent(first, last - first, data=any(new[first:last]))
 
+    def extract_to_file(self, volume: VolumeId, snapshot_uid: str, path: str, progress: Callable[[float], None]) -> None:
+        with translate(f"extract volume {volume.name}"):
+            folder, _, content = self.find(volume)
+            source = self.snapshot_file(folder, self.cut(content, snapshot_uid)) if snapshot_uid else folder / DISK
+            self.write_out(source, path, progress)
+            progress(1.0)
+
+    def write_out(self, source: Path, path: str, progress: Callable[[float], None]) -> None:
+        with opened(str(source), os.O_RDONLY) as old, opened(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC) as new:
+            copy_sparse(old, new, progress)
+            os.fsync(new)
+        sync_directory(str(Path(path).parent))
+
     def holders(self, volume: VolumeId) -> Sequence[Holder]:
-        self.find(volume)
-        return []
+        folder, _, _ = self.find(volume)
+        return self.lockers(folder / DISK)
+
+    def lockers(self, disk: Path) -> list[Holder]:
+        """Who has a lock on a file, as a QEMU has that may write: this backend takes none."""
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):  # it ended meanwhile
+                for entry in [*(process / "fd").iterdir()]:
+                    with contextlib.suppress(OSError):  # closed meanwhile
+                        if entry.samefile(disk) and "OFDLCK" in (process / "fdinfo" / entry.name).read_text(encoding="ascii"):
+                            found.append(Holder(f"descriptor {entry.name} of process {process.name}", "127.0.0.1"))
+        return found
 
     def refused(self) -> set[str]:
         with contextlib.suppress(FileNotFoundError):
@@ -84,3 +124,75 @@ class Several(Groups, ChangedBlocks, Holders, Fences):
 
     def fenced(self, addresses: Sequence[str]) -> Sequence[str]:
         return [address for address in addresses if address in self.refused()]
+
+    def let_in(self) -> dict[str, list[str]]:
+        """The hosts of each volume, by its uid."""
+        with contextlib.suppress(FileNotFoundError):
+            return msgspec.json.decode((self.root / HOSTS).read_bytes(), type=dict[str, list[str]])
+        return {}
+
+    def let_in_now(self, known: dict[str, list[str]]) -> None:
+        write_durably(str(self.root / HOSTS), msgspec.json.encode(known))
+
+    def publish(self, volume: VolumeId, initiator: Initiator) -> None:
+        with translate(f"publish volume {volume.name}"):
+            self.find(volume)
+            self.require_name(initiator)
+            self.require_free(initiator)
+            known = self.let_in()
+            self.let_in_now({**known, volume.uid: sorted({*known.get(volume.uid, []), initiator.host})})
+
+    def require_name(self, initiator: Initiator) -> None:
+        if not initiator.iqn:
+            raise Precondition(f"host {initiator.host} has no name", reason="INITIATOR_MISSING")
+
+    def out(self) -> list[str]:
+        with contextlib.suppress(FileNotFoundError):
+            return msgspec.json.decode((self.root / OUT).read_bytes(), type=list[str])
+        return []
+
+    def out_now(self, hosts: set[str]) -> None:
+        if hosts:
+            write_durably(str(self.root / OUT), msgspec.json.encode(sorted(hosts)))
+        elif (self.root / OUT).exists():
+            (self.root / OUT).unlink()
+            sync_directory(str(self.root))
+
+    def require_free(self, initiator: Initiator) -> None:
+        if initiator.host in self.out():
+            raise Precondition(f"host {initiator.host} is fenced", reason="HOST_FENCED")
+
+    def fence_host(self, initiator: Initiator) -> None:
+        with translate(f"fence host {initiator.host}"):
+            self.out_now({*self.out(), initiator.host})
+            self.let_in_now({uid: [host for host in hosts if host != initiator.host] for uid, hosts in self.let_in().items()})
+
+    def unfence_host(self, host: str) -> None:
+        with translate(f"unfence host {host}"):
+            self.out_now({*self.out()} - {host})
+
+    def fenced_hosts(self) -> Sequence[str]:
+        return self.out()
+
+    def unpublish(self, volume: VolumeId, host: str) -> None:
+        with translate(f"unpublish volume {volume.name}"):
+            known = self.let_in()
+            self.let_in_now({**known, volume.uid: [other for other in known.get(volume.uid, []) if other != host]})
+
+    def published(self, volume: VolumeId) -> Sequence[str]:
+        return self.let_in().get(volume.uid, [])
+
+    def refuse_published(self, volume: VolumeId, act: str) -> None:
+        if hosts := self.published(volume):
+            raise InUse(f"{act} volume {volume.name}: hosts have it", holders=tuple(Blocker("host", host) for host in hosts))
+
+    def delete_volume(self, volume: VolumeId) -> None:
+        if self.folder(volume).exists():
+            self.refuse_published(volume, "delete")
+        super().delete_volume(volume)
+
+    def revert_volume(self, volume: VolumeId, snapshot_uid: str, *, token: str) -> Volume:
+        with translate(f"revert volume {volume.name}"):
+            if token not in self.find(volume)[2].reverts:
+                self.refuse_published(volume, "revert")
+        return super().revert_volume(volume, snapshot_uid, token=token)

@@ -11,7 +11,7 @@ from volgate.backend import BackendType
 from volgate.model import Labels
 
 GRAIN = 1 << 16
-MARKER, DISK, TAG, FENCES = ".good-pool", "disk.raw", "owner.json", ".fences"
+MARKER, DISK, TAG, FENCES, HOSTS, OUT = ".good-pool", "disk.raw", "owner.json", ".fences", ".hosts", ".out"
 
 
 class Cut(msgspec.Struct, frozen=True):

@@ -12,6 +12,7 @@ import grpc
 from google.protobuf.message import Message
 
 from volgate.v1 import (
+    attachment_pb2,
     attachment_pb2_grpc,
     host_pb2_grpc,
     operation_pb2,
@@ -141,6 +142,26 @@ class Connection:
             except grpc.RpcError as error:
                 failure = from_rpc(error, self.address)
                 failure.operation = name
+                if isinstance(failure, DeadlineExceeded):
+                    raise failure from error
+                pause = attempts.pause(failure)
+            await seam.sleep(pause)
+
+    async def watch_paths(self, name: str, *, timeout: float | None = None) -> AsyncIterator[attachment_pb2.WatchPathsResponse]:
+        """Paths of an attachment or a volume now and at each change, over restarts of the gateway, until it is gone.
+
+        Raises NotFound then, Unavailable if the gateway is gone for longer than the client's `timeout`, DeadlineExceeded.
+        """
+        attempts = self.patient(timeout)
+        request = attachment_pb2.WatchPathsRequest(name=name)
+        while True:
+            try:
+                async for answer in self.attachments.WatchPaths(request, timeout=attempts.left(), metadata=trace.headers()):
+                    attempts.progressed()
+                    yield answer
+                pause = 0.1  # the gateway closed the stream: it stops
+            except grpc.RpcError as error:
+                failure = from_rpc(error, self.address)
                 if isinstance(failure, DeadlineExceeded):
                     raise failure from error
                 pause = attempts.pause(failure)

@@ -1,0 +1,74 @@
+"""Whom a storage lets reach a volume: a host before it connects, and no more once it has let go. Nothing, where a storage asks nobody."""
+
+from __future__ import annotations
+
+import structlog
+
+from volgate.backend import Initiator, Publishes, VolumeId
+from volgate.errors import NotFound
+from volgate.hosts.interface import Host
+from volgate.operations.context import Context
+from volgate.operations.world import World
+from volgate.pools import Pool
+from volgate.store import attachments
+from volgate.store.records import AttachmentRecord
+
+_log = structlog.get_logger()
+__all__ = ["close", "close_to_all", "open_to", "shut_out", "undo_opening"]
+
+
+def open_to(ctx: Context, pool: Pool, volume: VolumeId, name: str, host: Host, attachment: str) -> None:
+    """Let a host reach a volume before it is attached there. Whoever has no attachment of it is shut out: a host that was released."""
+    backend = pool.backend()
+    if not isinstance(backend, Publishes):
+        return
+    with ctx.step("publish", undo=lambda: shut_out(ctx.world, pool, volume, name, attachment)):
+        known = {record.host for record in _records(ctx.world, pool.name, volume)}
+        _unpublish(pool, volume, [other for other in pool.call(backend.published, volume) if other not in {*known, name}])
+        identity = host.info().identity
+        pool.call(backend.publish, volume, Initiator(name, identity.iqn, identity.nqn))
+
+
+def undo_opening(ctx: Context, pool: Pool, volume: VolumeId, name: str, attachment: str) -> None:
+    """Register what takes back an opening of an earlier attempt, if that came so far."""
+    ctx.undo_earlier("publish", lambda: shut_out(ctx.world, pool, volume, name, attachment))
+
+
+def shut_out(world: World, pool: Pool, volume: VolumeId, name: str, attachment: str) -> None:
+    """Keep a host out that has let go of an attachment, unless it has another of the same volume."""
+    if isinstance(pool.backend(), Publishes) and name not in _others(world, pool.name, volume, attachment):
+        _unpublish(pool, volume, [name])
+
+
+def close(world: World, record: AttachmentRecord) -> None:
+    """As `shut_out`, of what is on record; a pool that is served no more, or in quarantine, is not touched."""
+    try:
+        pool = world.pools.get(record.pool)
+    except NotFound:
+        return
+    if not (pool.quarantine or pool.unserved):
+        shut_out(world, pool, VolumeId(record.volume, record.volume_uid), record.host, record.id)
+
+
+def close_to_all(pool: Pool, volume: VolumeId) -> None:
+    """Let nobody reach a volume that has no attachment: hosts that were released may be left."""
+    backend = pool.backend()
+    if isinstance(backend, Publishes):
+        _unpublish(pool, volume, list(pool.call(backend.published, volume)))
+
+
+def _unpublish(pool: Pool, volume: VolumeId, hosts: list[str]) -> None:
+    backend = pool.facet(Publishes)
+    for name in hosts:
+        pool.call(backend.unpublish, volume, name)
+        _log.info("volume unpublished", pool=pool.name, volume=volume.name, host=name)
+
+
+def _others(world: World, pool: str, volume: VolumeId, attachment: str) -> set[str]:
+    return {record.host for record in _records(world, pool, volume) if record.id != attachment}
+
+
+def _records(world: World, pool: str, volume: VolumeId) -> list[AttachmentRecord]:
+    with world.database.read() as connection:
+        found = attachments.of_volume(connection, pool, volume.name)
+    return [record for record in found if record.volume_uid == volume.uid]
