@@ -1,0 +1,55 @@
+"""A pytest plugin for runs of everything: a failure is told when it happens, times lie in build/, and a run ends while it can be told."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+__all__ = ["pytest_configure"]
+
+TIMES = Path(__file__).resolve().parents[1] / "build" / "test-times.tsv"
+MINUTES = "VOLGATE_TEST_MINUTES"
+TOLD_LINES = 60
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep time where the whole run is known: not in its workers."""
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(_Timekeeper(config), "volgate-timekeeper")
+
+
+class _Timekeeper:
+    """A line of `TIMES`: when it ended (seconds of the run), what it took (seconds), the worker, the phase, the outcome, the test."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config, self._began = config, time.monotonic()
+        self._most = float(os.environ.get(MINUTES, "80")) * 60
+        TIMES.parent.mkdir(exist_ok=True)
+        TIMES.write_text("", encoding="utf-8")
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Note a phase of a test; tell of one that failed, for a run that is cut off tells nothing at its end."""
+        spent = time.monotonic() - self._began
+        worker = getattr(report, "worker_id", "here")
+        with TIMES.open("a", encoding="utf-8") as file:
+            print(f"{spent:.0f}", f"{report.duration:.1f}", worker, report.when, report.outcome, report.nodeid, sep="\t", file=file)
+        if report.failed:
+            told = "\n".join(report.longreprtext.splitlines()[-TOLD_LINES:])
+            self._write(f"\n[{spent:.0f} s, {worker}] {report.when} of {report.nodeid} failed:\n{told}\n")
+        if spent > self._most:
+            self._end(f"{self._most / 60:g} minutes are over ({MINUTES}): the rest was not run")
+
+    def _write(self, text: str) -> None:
+        terminal = self._config.pluginmanager.get_plugin("terminalreporter")
+        if isinstance(terminal, pytest.TerminalReporter):
+            terminal.write_line(text)
+
+    def _end(self, why: str) -> None:
+        """Have the run end with what it has, as a failed one; xdist looks at its own session's word, pytest at its session's."""
+        session = self._config.pluginmanager.get_plugin("dsession")
+        if session is not None and not session.shouldstop:
+            self._write(why)
+            session.shouldstop = why
