@@ -124,6 +124,17 @@ def test_all_that_shared_a_lost_commit_happen_once_and_those_behind_them_are_tol
         assert counted(database) == 20
 
 
+def test_a_connection_in_use_while_the_others_were_lost_is_closed_when_it_is_given_back(on_postgres):
+    with counting(on_postgres) as database:
+        with database.read() as held:
+            driver = held.connection.driver_connection
+            with database.read() as idle:
+                lost = idle.connection.driver_connection.info.backend_pid
+            assert on_postgres.ask(f"SELECT pg_terminate_backend({lost}, 5000)") == [(True,)]
+            assert counted(database) == 0, "the lost one was noticed, and the pool renewed"
+        assert driver.closed
+
+
 def test_a_server_that_hangs_is_an_answer_and_serves_again_after_it(on_postgres, postgres):
     with counting(on_postgres) as database:
         postgres.freeze()

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import psycopg
 import structlog
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, Pool
 from sqlalchemy.exc import DBAPIError
 
 from volgate.errors import InDoubt, Precondition, Unreachable, VolgateError
@@ -145,8 +145,8 @@ class Postgres:
         self._closed.set()
 
     def _dispose(self) -> None:
-        self._writers.dispose()
-        self._readers.dispose()
+        _renew(self._writers)
+        _renew(self._readers)
 
     def _migrate(self) -> None:
         """One controller leads the schema to the next version, the others wait for it."""
@@ -162,17 +162,20 @@ class Postgres:
 @contextlib.contextmanager
 def begun(engine: Engine, words: str) -> Iterator[Connection]:
     """A connection on which `words` have begun a transaction; rolled back at the end unless it was committed."""
-    connection = _begin(engine, words)
+    connection, pool = _begin(engine, words)
     try:
         yield connection
     finally:
         with contextlib.suppress(DBAPIError):  # the link is gone, and the transaction with it
             connection.close()
+        if engine.pool is not pool:
+            pool.dispose()  # it was renewed meanwhile: nobody else closes what was in use then
 
 
-def _begin(engine: Engine, words: str) -> Connection:
+def _begin(engine: Engine, words: str) -> tuple[Connection, Pool]:
+    """The connection, and the pool that it goes back to."""
     for last in (False, True):
-        connection = engine.connect()
+        pool, connection = engine.pool, engine.connect()
         try:
             connection.begin()
             driver: Any = connection.connection.driver_connection
@@ -186,10 +189,17 @@ def _begin(engine: Engine, words: str) -> Connection:
             connection.close()
             if last or not isinstance(error, psycopg.OperationalError) or error.sqlstate == "55P03":
                 raise
-            engine.dispose()  # the server was restarted perhaps: those that lie in the pool are no better
+            _renew(engine)  # the server was restarted perhaps: those that lie in the pool are no better
         else:
-            return connection
+            return connection, pool
     raise AssertionError("unreachable")
+
+
+def _renew(engine: Engine) -> None:
+    """A new pool first, then the end of the old one: what is given back to that in between is closed here, later ones by `begun`."""
+    old = engine.pool
+    engine.dispose(close=False)
+    old.dispose()
 
 
 @contextlib.contextmanager
