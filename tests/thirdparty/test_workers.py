@@ -270,8 +270,8 @@ def test_a_pool_is_not_touched_while_a_dead_gateways_worker_works_on_it(frozen, 
     lab.server.kill9()
     (left,) = lab.workers()
     lab.server.start(timeout=60)
-    down = lab.pool()
-    assert down.health == pool_pb2.POOL_HEALTH_DOWN and f"process {left} (python" in down.problem, down
+    until(lambda: f"process {left} (python" in lab.pool().problem)  # a busy machine says first that the pool is slow
+    assert lab.pool().health == pool_pb2.POOL_HEALTH_DOWN
     assert lab.create("beside", "good", timeout=5).uid
     switch("-u")
     until(lambda: lab.pool().health == pool_pb2.POOL_HEALTH_OK)
