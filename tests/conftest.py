@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tests.labs.libvirtd import PrivateLibvirtd
     from tests.labs.postgres import PostgresServer
 
-pytest_plugins = ["tests.labs.kernel.delegate"]
+pytest_plugins = ["tests.drawing", "tests.labs.kernel.delegate"]
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 """A pytest plugin: a test marked `kernel` runs in a guest of the kernel lab and is reported as if it had run here.
 
-`kernel(share=N)`: of the module's tests a run of everything takes N, drawn by a seed; `make soak`, and a run of what was named, take all.
 A module's tests run one after the other in one guest, which is this module's own and ends with it. What the guest cannot report,
 because it hangs, is reported here with its console, and the next test has a new guest.
 """
@@ -11,12 +10,10 @@ import compileall
 import contextlib
 import json
 import os
-import random
 import socket
 import sys
 import time
 from collections.abc import Iterator
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +21,10 @@ import pytest
 
 from tests.labs.kernel.control import Failed
 from tests.labs.kernel.coverage import COVERAGE, collect, measured
-from tests.soaking import SOAK
 
 __all__ = ["pytest_addoption", "pytest_configure"]
 
 MARK = "kernel"
-SEED = "VOLGATE_DRAWN_BY"
 BEGIN_SECONDS = 240.0
 DEFAULT_SECONDS = 180.0
 END_SECONDS = 60.0
@@ -148,20 +143,6 @@ class Delegate:
             item.stash[_seconds] = float(mark.args[0] if mark and mark.args else item.config.getini("timeout") or DEFAULT_SECONDS)
             item.add_marker(pytest.mark.timeout(0), append=False)
 
-    @pytest.hookimpl(trylast=True)
-    def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
-        """Draw the share of a module that has more tests than a run of everything has time for."""
-        if not config.pluginmanager.hasplugin("tests.wholeness"):
-            return
-        left = [item for _, found in groupby(items, lambda item: item.path) for item in _left([*found])]
-        if left:
-            config.hook.pytest_deselected(items=left)
-            items[:] = [item for item in items if item not in left]
-
-    def pytest_report_header(self) -> str:
-        """Say what repeats the draw."""
-        return f"kernel lab: seed {_seed()} (VOLGATE_SEED={_seed()} draws the same tests)"
-
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
         """Run a marked test in its module's guest."""
@@ -223,20 +204,6 @@ class Delegate:
             session.end()
 
 
-def _left(items: list[pytest.Item]) -> list[pytest.Item]:
-    """What is not drawn of a module's tests."""
-    mark = items[0].get_closest_marker(MARK)
-    share = mark.kwargs.get("share", len(items)) if mark and not SOAK else len(items)
-    drawn = random.Random(_seed()).sample(range(len(items)), min(share, len(items)))
-    return [item for number, item in enumerate(items) if number not in drawn]
-
-
-def _seed() -> int:
-    """One for all processes of a run: the workers have the environment of who started them."""
-    os.environ.setdefault(SEED, os.environ.get("VOLGATE_SEED") or str(time.time_ns() % 1_000_000_007))
-    return int(os.environ[SEED])
-
-
 def _arguments(config: pytest.Config, module: Path) -> list[str]:
     without = [word for name in WITHOUT for word in ("-p", f"no:{name}")]
     arguments = [str(module), "-p", __name__, *without, "-c", str(config.inipath), "--rootdir", str(config.rootpath)]
@@ -260,7 +227,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Be there, but not in the guest."""
-    _seed()
-    config.addinivalue_line("markers", f"{MARK}(share): runs in a guest of the kernel lab, with a kernel of its own")
+    config.addinivalue_line("markers", f"{MARK}: runs in a guest of the kernel lab, with a kernel of its own")
     if "VOLGATE_KERNEL_LAB" not in os.environ:
         config.pluginmanager.register(Delegate(), "kernel-lab")
