@@ -22,19 +22,20 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 class _Timekeeper:
-    """A line of `TIMES`: when it ended (seconds of the run), what it took (seconds), the worker, the phase, the outcome, the test."""
+    """A line of the file: when it ended (seconds of the run), what it took (seconds), the worker, the phase, the outcome, the test."""
 
     def __init__(self, config: pytest.Config) -> None:
         self._config, self._began = config, time.monotonic()
         self._most = float(os.environ.get(MINUTES, "80")) * 60
-        TIMES.parent.mkdir(exist_ok=True)
-        TIMES.write_text("", encoding="utf-8")
+        self._times = Path(os.environ.get("VOLGATE_TEST_TIMES") or TIMES)
+        self._times.parent.mkdir(exist_ok=True)
+        self._times.write_text("", encoding="utf-8")
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Note a phase of a test; tell of one that failed, for a run that is cut off tells nothing at its end."""
         spent = time.monotonic() - self._began
         worker = getattr(report, "worker_id", "here")
-        with TIMES.open("a", encoding="utf-8") as file:
+        with self._times.open("a", encoding="utf-8") as file:
             print(f"{spent:.0f}", f"{report.duration:.1f}", worker, report.when, report.outcome, report.nodeid, sep="\t", file=file)
         if report.failed:
             told = "\n".join(report.longreprtext.splitlines()[-TOLD_LINES:])

@@ -153,6 +153,7 @@ def _told(volume: volume_pb2.Volume) -> tuple[object, ...]:
     return volume.uid, volume.size_bytes, dict(volume.labels), volume.depth
 
 
+@pytest.mark.drawn(7)
 @pytest.mark.timeout(36_000 if SOAK else 180)
 @pytest.mark.parametrize("verb", CASES)
 def test_a_kill_behind_any_system_call_is_finished_or_undone(base: Path, verb):
