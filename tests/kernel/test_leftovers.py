@@ -189,7 +189,8 @@ def test_a_map_whose_sessions_were_ended_under_it_goes(host: Iscsi, target: Targ
     with scsi.opened(host.connect(lun, {}, deadline=soon()).path):
         for portal in lun.portals:
             sh(f"iscsiadm -m node -T {portal.target} -p {portal.place} --logout")
-    eventually(lambda: len(Multipathd().find(lun.wwid, soon()).ways) == 0)
+        # while it is open: multipathd takes one that nobody has open away by itself, with the last of its ways
+        eventually(lambda: (left := Multipathd().find(lun.wwid, soon())) and not left.ways)
     aged()
     looks = Reconciler(host)
     looks.look([], apply=True, deadline=soon())
