@@ -1,6 +1,7 @@
 """A pytest plugin: a run of everything takes a share of the tests that are marked `drawn`, by a seed; it is that of the whole run.
 
-`drawn(N)`, of a module or of one test with its parameters: N of them are taken. `make soak`, and a run of what was named, take all.
+`drawn(N)`, of a module or of one test with its parameters: N of them are taken. `drawn(N, turns=T)`: they are in every T-th run only.
+`make soak`, and a run of what was named, take all.
 """
 
 from __future__ import annotations
@@ -8,7 +9,9 @@ from __future__ import annotations
 import os
 import random
 import time
-from itertools import groupby
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from itertools import count, groupby
 
 import pytest
 
@@ -23,7 +26,10 @@ SEED = "VOLGATE_DRAWN_BY"
 def pytest_configure(config: pytest.Config) -> None:
     """Know the mark, and the seed before any process of the run is started."""
     _seed()
-    config.addinivalue_line("markers", f"{MARK}(number): a run of everything takes so many of a module's tests, or of a test's parameters")
+    config.addinivalue_line(
+        "markers",
+        f"{MARK}(number, turns): a run of everything, or every so manyth, takes so many of a module's tests, or of a test's parameters",
+    )
 
 
 @pytest.hookimpl(trylast=True)
@@ -31,7 +37,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Leave out what is not drawn."""
     if SOAK or not config.pluginmanager.hasplugin("tests.wholeness"):
         return
-    left = {item for _, found in groupby(sorted(items, key=_drawn_with), _drawn_with) for item in _left([*found])}
+    left, turns = set[pytest.Item](), defaultdict[int, Iterator[int]](lambda: count(_seed()))
+    for _, found in groupby(sorted(items, key=_drawn_with), _drawn_with):
+        marked = [item for item in found if item.get_closest_marker(MARK)]
+        if marked:
+            left |= set(_left(marked, turns))
     if left:
         config.hook.pytest_deselected(items=[item for item in items if item in left])
         items[:] = [item for item in items if item not in left]
@@ -48,10 +58,11 @@ def _drawn_with(item: pytest.Item) -> tuple[str, str]:
     return str(item.path), getattr(item, "originalname", item.name) if own else ""
 
 
-def _left(items: list[pytest.Item]) -> list[pytest.Item]:
-    marked = [item for item in items if item.get_closest_marker(MARK)]
-    marks = [mark for item in marked[:1] if (mark := item.get_closest_marker(MARK))]
-    number = min(len(marked), marks[0].args[0]) if marks else 0
+def _left(marked: list[pytest.Item], turns: Mapping[int, Iterator[int]]) -> list[pytest.Item]:
+    mark = marked[0].get_closest_marker(MARK)
+    assert mark is not None
+    every = mark.kwargs.get("turns", 1)
+    number = 0 if next(turns[every]) % every else min(len(marked), mark.args[0])
     drawn = random.Random(_seed()).sample(range(len(marked)), number)
     return [item for place, item in enumerate(marked) if place not in drawn]
 

@@ -1,14 +1,15 @@
-"""A pytest plugin for runs of everything: a failure is told when it happens, times lie in build/, and a run ends while it can be told."""
+"""A pytest plugin for runs of everything: long files first, failures told when they happen, times in build/, an end while it can be told."""
 
 from __future__ import annotations
 
 import os
 import time
+from itertools import zip_longest
 from pathlib import Path
 
 import pytest
 
-__all__ = ["pytest_configure"]
+__all__ = ["pytest_collection_modifyitems", "pytest_configure"]
 
 TIMES = Path(__file__).resolve().parents[1] / "build" / "test-times.tsv"
 MINUTES = "VOLGATE_TEST_MINUTES"
@@ -19,6 +20,21 @@ def pytest_configure(config: pytest.Config) -> None:
     """Keep time where the whole run is known: not in its workers."""
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(_Timekeeper(config), "volgate-timekeeper")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files whose tests may take longest, so that no process is alone with one at the end (`--no-loadscope-reorder`).
+
+    Those that run in a guest take turns with others: two emulated machines are more than two cores.
+    """
+    here, guests = dict[Path, float](), dict[Path, float]()
+    for item in items:
+        mark, kind = item.get_closest_marker("timeout"), guests if item.get_closest_marker("kernel") else here
+        kind[item.path] = max(kind.get(item.path, 0.0), mark.args[0] if mark else 0.0)
+    ordered = [sorted(kind, key=lambda path: -kind[path]) for kind in (here, guests)]
+    place = {path: number for number, path in enumerate(path for pair in zip_longest(*ordered) for path in pair if path)}
+    items.sort(key=lambda item: place[item.path])
 
 
 class _Timekeeper:

@@ -11,7 +11,7 @@ import pytest
 from tests.conformance.in_a_guest import InAGuest
 from volgate_plugins.lvm import Lvm
 
-pytestmark = [pytest.mark.kernel, pytest.mark.drawn(5), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.kernel, pytest.mark.drawn(2, turns=2), pytest.mark.timeout(900)]
 GROUP, POOL = "judged", "pool"
 
 
@@ -37,7 +37,7 @@ def group() -> str:
 
 class TestLvm(InAGuest):
     backend_class = Lvm
-    points, kills = 3, True  # every one would take days
+    points = 3  # every one would take days
     lives = 1  # some fifty of LVM's commands each
 
     @pytest.fixture

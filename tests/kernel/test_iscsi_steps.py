@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.kernel, pytest.mark.timeout(6 * 3600 if SOAK else 600)
 LIMIT = 40.0
 """What a call is given, seconds."""
 HALF = 0.5
-POINTS = count(2, soak=1000)
+POINTS = count(1, soak=1000)
 
 
 class San:
