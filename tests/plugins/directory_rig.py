@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 import uuid
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -69,7 +70,17 @@ def mounted(image: Path, kind: str, size: int, folder: Path):
     try:
         yield folder
     finally:
-        subprocess.run(["umount", folder], check=True)
+        _unmount(folder)
+
+
+def _unmount(folder: Path) -> None:
+    """What a test left behind a frozen file system may need a moment to be gone. Raises CalledProcessError; nothing stays mounted."""
+    deadline = time.monotonic() + 10
+    while (done := subprocess.run(["umount", folder], check=False, capture_output=True)).returncode and time.monotonic() < deadline:
+        time.sleep(0.1)
+    if done.returncode:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+    done.check_returncode()
 
 
 @contextmanager
