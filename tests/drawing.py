@@ -1,6 +1,7 @@
 """A pytest plugin: a run of everything takes a share of the tests that are marked `drawn`, by a seed; it is that of the whole run.
 
 `drawn(N)`, of a module or of one test with its parameters: N of them are taken. `drawn(N, turns=T)`: they are in every T-th run only.
+`drawn(turns=T)`: all of them are, then.
 `make soak`, and a run of what was named, take all.
 """
 
@@ -62,7 +63,7 @@ def _left(marked: list[pytest.Item], turns: Mapping[int, Iterator[int]]) -> list
     mark = marked[0].get_closest_marker(MARK)
     assert mark is not None
     every = mark.kwargs.get("turns", 1)
-    number = 0 if next(turns[every]) % every else min(len(marked), mark.args[0])
+    number = 0 if next(turns[every]) % every else min(len(marked), *mark.args, len(marked))
     drawn = random.Random(_seed()).sample(range(len(marked)), number)
     return [item for place, item in enumerate(marked) if place not in drawn]
 

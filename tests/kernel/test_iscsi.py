@@ -19,7 +19,7 @@ from volgate.connection import Chap, IscsiLun, IscsiPortal
 from volgate.errors import Denied, InUse, NotFound, Precondition, Unreachable
 from volgate.secret import Secret
 
-pytestmark = [pytest.mark.kernel, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.kernel, pytest.mark.drawn(6), pytest.mark.timeout(240)]
 MIB = 1 << 20
 SIZE = 32 * MIB
 SECONDS = 60.0
