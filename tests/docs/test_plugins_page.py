@@ -28,7 +28,11 @@ def environment(guest: Guest) -> dict[str, str]:
     """What a newcomer's shell has: nothing of this run's own environment, versions as they are tested, the lab's libvirt."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "PYTHON", "VIRTUAL_ENV", "VOLGATE"))}
     told = {"VOLGATE": str(ROOT), "PIP_CONSTRAINT": str(ROOT / "constraints.txt"), "LIBVIRT_DEFAULT_URI": guest.libvirtd.uri}
-    return {**kept, **told, "PYTEST_ADDOPTS": " ".join(CONFORMANCE if SOAK else ["--conformance-points", "1"])}
+    return {
+        **kept,
+        **told,
+        "PYTEST_ADDOPTS": " ".join(CONFORMANCE if SOAK else ["--conformance-points", "1", "--conformance-examples", "1"]),
+    }
 
 
 @pytest.mark.timeout(SECONDS_PER_TEST if SOAK else 420)
