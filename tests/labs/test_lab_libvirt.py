@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -216,12 +217,13 @@ def alive(pid: int) -> bool:
 
 
 def traces(base: Path) -> list[str]:
-    """Return whatever speaks of a lab on this machine: its folder, mounts, processes."""
+    """Return whatever speaks of a lab on this machine: its folder, mounts, processes. Others have names that begin with its name."""
+    named = re.compile(re.escape(os.fsencode(base)) + rb"(?![\w-])")
     found = [str(base)] if base.exists() else []
-    found += [line for line in Path("/proc/self/mounts").read_text().splitlines() if str(base) in line]
+    found += [os.fsdecode(line) for line in Path("/proc/self/mounts").read_bytes().splitlines() if named.search(line)]
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            if os.fsencode(base) in path.read_bytes():
+            if named.search(path.read_bytes()):
                 found.append(str(path))
         except OSError:
             continue
