@@ -139,7 +139,7 @@ def test_tests_of_a_module_run_in_its_guest_and_are_reported_as_if_they_ran_here
     assert outcome(told.cases["test_is_skipped"]) == "skipped" and "for a reason" in words(told.cases["test_is_skipped"])
     late = told.cases["test_takes_too_long"]
     assert outcome(late) == "failure" and "Timeout" in words(late) and "time.sleep(60)" in words(late)
-    assert 1 <= float(late.get("time", "0")) < 30
+    assert 0.1 <= float(late.get("time", "0")) < 30  # the second begins with hooks that no phase counts
 
 
 def test_a_hung_guest_is_killed_and_its_console_is_in_the_report(told):
