@@ -28,7 +28,7 @@ def test_every_rule_has_a_backend_that_breaks_it():
     assert len(judged_in_process) > 90
 
 
-@pytest.mark.drawn(7)
+@pytest.mark.drawn(5)
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(("module", "names"), PARTS)
 def test_a_bad_backend_fails_at_its_rule_alone(module, names, tmp_path):

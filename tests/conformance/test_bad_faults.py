@@ -9,7 +9,7 @@ from tests.conformance.judged.trials import bad_of, failed_rules, of_level_4
 from tests.soaking import SOAK
 
 
-@pytest.mark.drawn(8)
+@pytest.mark.drawn(6)
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("kind", [*bad_of("bad_faults"), KeepsItsSecret], ids=lambda kind: kind.__name__)
 def test_a_bad_backend_fails_at_its_rule_alone(kind, tmp_path):

@@ -11,7 +11,7 @@ from tests.conformance.in_a_guest import InAGuest
 from tests.kernel.san import LIO
 from volgate_plugins.iscsi import PublishedWithSnapshots
 
-pytestmark = [pytest.mark.kernel, pytest.mark.drawn(4, turns=3), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.kernel, pytest.mark.drawn(4, turns=5), pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from tests.conformance.in_a_guest import InAGuest
 from tests.kernel.san import HOST, LOOPBACK, Shelf
 from volgate_plugins.iscsi import Inventory
 
-pytestmark = [pytest.mark.kernel, pytest.mark.drawn(2, turns=3), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.kernel, pytest.mark.drawn(2, turns=5), pytest.mark.timeout(900)]
 MIB = 1 << 20
 SIZES = [size * MIB for size, count in {1: 14, 2: 8, 3: 4, 4: 4, 6: 2, 8: 2, 16: 2}.items() for _ in range(count)]
 

@@ -11,7 +11,7 @@ from tests.kernel.groups import Group
 from tests.kernel.san import LIO
 from volgate_plugins.iscsi import PublishedLogical
 
-pytestmark = [pytest.mark.kernel, pytest.mark.drawn(2, turns=3), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.kernel, pytest.mark.drawn(2, turns=5), pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")

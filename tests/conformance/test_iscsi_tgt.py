@@ -11,7 +11,7 @@ from tests.conformance.test_iscsi_files import TestIscsiFiles as Files
 from tests.conformance.test_iscsi_files import place  # noqa: F401  # its fixture
 from tests.kernel.san import TGT_PORT, Daemon
 
-pytestmark = [pytest.mark.kernel, pytest.mark.drawn(2, turns=3), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.kernel, pytest.mark.drawn(2, turns=5), pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")

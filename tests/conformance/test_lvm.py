@@ -11,7 +11,7 @@ import pytest
 from tests.conformance.in_a_guest import InAGuest
 from volgate_plugins.lvm import Lvm
 
-pytestmark = [pytest.mark.kernel, pytest.mark.drawn(2, turns=3), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.kernel, pytest.mark.drawn(2, turns=5), pytest.mark.timeout(900)]
 GROUP, POOL = "judged", "pool"
 
 

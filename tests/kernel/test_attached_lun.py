@@ -21,7 +21,7 @@ from volgate.v1 import attachment_pb2
 from volgate_client import Client
 from volgate_client.errors import NotFound, Unavailable, VolgateError
 
-pytestmark = [pytest.mark.kernel, pytest.mark.drawn(turns=3), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.kernel, pytest.mark.drawn(turns=5), pytest.mark.timeout(600)]
 MIB = 1 << 20
 SIZE = 32 * MIB
 PAGE = 4096

@@ -8,7 +8,7 @@ import pytest
 
 from tests.kernel.san import HOST, PORTALS, Lun, eventually, sh, two_ways
 
-pytestmark = [pytest.mark.kernel, pytest.mark.drawn(turns=3)]
+pytestmark = [pytest.mark.kernel, pytest.mark.drawn(turns=5)]
 PATTERN = b"volgate!" * 512
 NQN = "nqn.2026-01.org.volgate:disk"
 LATER = "drbd fcoe gfs2 dlm libfc nbd nfs nfsd nvme_fcloop nvme_loop nvme_tcp nvmet_fc rbd scsi_debug sunrpc target_core_pscsi target_core_user tcm_fc tcm_loop xfs"

@@ -23,7 +23,7 @@ from volgate_client import Client
 from volgate_client.errors import InUse, Unavailable, VolgateError
 from volgate_plugins.iscsi import initiator
 
-pytestmark = [pytest.mark.kernel, pytest.mark.drawn(1, turns=3), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.kernel, pytest.mark.drawn(1, turns=5), pytest.mark.timeout(900)]
 MIB, PAGE = 1 << 20, 4096
 SIZE = 16 * MIB
 PATIENCE = 300.0  # an emulated machine imports slowly, two programs more so

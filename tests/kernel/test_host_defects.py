@@ -17,7 +17,7 @@ from volgate.connect.multipath import Multipathd
 from volgate.connection import IscsiPortal
 from volgate.errors import VolgateError
 
-pytestmark = [pytest.mark.kernel, pytest.mark.drawn(turns=3), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.kernel, pytest.mark.drawn(turns=5), pytest.mark.timeout(300)]
 _numbers = iter(range(0x100, 0x200))
 
 

@@ -18,7 +18,7 @@ from volgate.errors import OutOfSpace, Precondition, Unreachable
 from volgate.model import Format, Health, Volume, VolumeSpec, VolumeState
 from volgate_plugins.iscsi import Inventory, IscsiSettings, LunSettings, initiator, open_pool
 
-pytestmark = [pytest.mark.kernel, pytest.mark.drawn(turns=3), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.kernel, pytest.mark.drawn(turns=5), pytest.mark.timeout(300)]
 MIB = 1 << 20
 SIZES = [4 * MIB, 2 * MIB, 8 * MIB]
 INSTANCE = "00000000-0000-4000-8000-00000c0f0000"

@@ -53,7 +53,7 @@ from volgate_plugins.iscsi import IscsiSettings, PublishedWithSnapshots
 from volgate_plugins.iscsi.tgtd import Tgtd
 from volgate_plugins.lvm import LvmSettings
 
-pytestmark = [pytest.mark.kernel, pytest.mark.drawn(4, turns=3), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.kernel, pytest.mark.drawn(4, turns=5), pytest.mark.timeout(300)]
 ROOT = Path(__file__).parents[2]
 NOBODY = """
 import sys, uuid

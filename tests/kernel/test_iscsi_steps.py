@@ -16,7 +16,7 @@ from volgate.connection import IscsiLun
 from volgate.errors import VolgateError
 from volgate.hosts.connectors import Connectors
 
-pytestmark = [pytest.mark.kernel, pytest.mark.drawn(turns=3), pytest.mark.timeout(6 * 3600 if SOAK else 600)]
+pytestmark = [pytest.mark.kernel, pytest.mark.drawn(turns=5), pytest.mark.timeout(6 * 3600 if SOAK else 600)]
 LIMIT = 40.0
 """What a call is given, seconds."""
 HALF = 0.5

@@ -40,7 +40,7 @@ from volgate.model import Health
 from volgate_plugins.iscsi import IscsiSettings, PublishedWithSnapshots
 from volgate_plugins.iscsi.tgtd import Mode, Op
 
-pytestmark = [pytest.mark.kernel, pytest.mark.drawn(2, turns=3), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.kernel, pytest.mark.drawn(2, turns=5), pytest.mark.timeout(300)]
 
 
 @only_tgt

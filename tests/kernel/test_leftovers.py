@@ -19,7 +19,7 @@ from volgate.connect.reconciler import Reconciler
 from volgate.connection import IscsiLun, IscsiPortal
 from volgate.model import Leftover
 
-pytestmark = [pytest.mark.kernel, pytest.mark.drawn(turns=3), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.kernel, pytest.mark.drawn(turns=5), pytest.mark.timeout(300)]
 MIB = 1 << 20
 SIZE = 16 * MIB
 SECONDS = 60.0

@@ -23,7 +23,7 @@ from volgate.connect.iscsi_sessions import Sessions
 from volgate.connection import IscsiLun, IscsiPortal
 from volgate.v1 import attachment_pb2
 
-pytestmark = [pytest.mark.kernel, pytest.mark.drawn(turns=3), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.kernel, pytest.mark.drawn(turns=5), pytest.mark.timeout(600)]
 MIB = 1 << 20
 SECONDS = 120.0
 

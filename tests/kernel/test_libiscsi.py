@@ -23,7 +23,7 @@ from volgate.hosts.local import LocalHost
 from volgate.model import Access, Bus, DiskOptions, Feature, PathState, Transport
 from volgate.secret import Secret
 
-pytestmark = [pytest.mark.kernel, pytest.mark.drawn(turns=3), pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.kernel, pytest.mark.drawn(turns=5), pytest.mark.timeout(120)]
 MIB = 1 << 20
 SIZE = 24 * MIB
 SECRETS = {"a": Secret("correct-horse-12"), "b": Secret("battery-staple")}

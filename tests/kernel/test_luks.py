@@ -19,7 +19,7 @@ from volgate.v1 import attachment_pb2
 from volgate_client import Client
 from volgate_client.errors import Denied, InvalidRequest, Precondition, Unavailable, VolgateError
 
-pytestmark = [pytest.mark.kernel, pytest.mark.drawn(2, turns=3), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.kernel, pytest.mark.drawn(2, turns=5), pytest.mark.timeout(600)]
 MIB = 1 << 20
 SIZE = 32 * MIB
 PAGE = 65536

@@ -18,7 +18,7 @@ from volgate.model import Bus, DiskOptions, Format, PathState, Redundancy, Volum
 from volgate.operations.ways import redundancy
 from volgate_plugins.lvm import Lvm, LvmSettings
 
-pytestmark = [pytest.mark.kernel, pytest.mark.drawn(turns=3), pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.kernel, pytest.mark.drawn(turns=5), pytest.mark.timeout(400)]
 MIB = 1 << 20
 SECONDS = 120.0
 DOMAIN = "guest"

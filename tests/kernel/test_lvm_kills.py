@@ -18,7 +18,7 @@ from volgate.errors import Unreachable
 from volgate.model import Format, Health, Source, SourceKind, Volume, VolumeSpec
 from volgate_plugins.lvm import Lvm, LvmSettings
 
-pytestmark = [pytest.mark.kernel, pytest.mark.drawn(2, turns=3), pytest.mark.timeout(3600 if SOAK else 400)]
+pytestmark = [pytest.mark.kernel, pytest.mark.drawn(2, turns=5), pytest.mark.timeout(3600 if SOAK else 400)]
 MIB = 1 << 20
 POINTS = count(1, soak=1000)
 INSTANCE = "00000000-0000-4000-8000-00000c0f0000"

@@ -16,7 +16,7 @@ from volgate.errors import NotFound, OutOfSpace, Precondition, Unsupported
 from volgate.model import Format, Health, PathState, Provisioning, Volume, VolumeSpec
 from volgate_plugins.lvm import Lvm, LvmSettings
 
-pytestmark = [pytest.mark.kernel, pytest.mark.drawn(6, turns=3), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.kernel, pytest.mark.drawn(6, turns=5), pytest.mark.timeout(600)]
 MIB = 1 << 20
 ROOT = Path(__file__).parents[2]
 INSTANCE = "00000000-0000-4000-8000-00000c0f0000"

@@ -39,7 +39,7 @@ def said(machine: Machine, *, ended: bool = False) -> str:
     return path.read_text(errors="replace") if path.exists() else ""
 
 
-@pytest.mark.drawn(turns=3)
+@pytest.mark.drawn(turns=5)
 @pytest.mark.timeout(36_000 if SOAK else 1200)
 def test_a_power_cut_in_the_middle_of_calls_leaves_the_truth():
     dice = draw()

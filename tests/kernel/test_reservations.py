@@ -24,7 +24,7 @@ from volgate.hosts.connectors import Connectors
 from volgate.model import Feature
 from volgate.secret import Secret
 
-pytestmark = [pytest.mark.kernel, pytest.mark.drawn(turns=3), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.kernel, pytest.mark.drawn(turns=5), pytest.mark.timeout(300)]
 MIB, PAGE = 1 << 20, 4096
 SECONDS = 60.0
 OTHER = "iqn.2026-01.org.volgate:other"
