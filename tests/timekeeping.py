@@ -13,11 +13,14 @@ __all__ = ["pytest_collection_modifyitems", "pytest_configure"]
 
 TIMES = Path(__file__).resolve().parents[1] / "build" / "test-times.tsv"
 MINUTES = "VOLGATE_TEST_MINUTES"
+END = "VOLGATE_TEST_END"  # seconds since the epoch, for the workers, which are started later
 TOLD_LINES = 60
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Keep time where the whole run is known: not in its workers."""
+    """Keep time where the whole run is known; its end is kept by each process, after the test that it is at."""
+    os.environ.setdefault(END, str(time.time() + 60 * float(os.environ.get(MINUTES, "80"))))
+    config.pluginmanager.register(_End(), "volgate-end")
     if not hasattr(config, "workerinput"):
         config.pluginmanager.register(_Timekeeper(config), "volgate-timekeeper")
 
@@ -37,12 +40,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: place[item.path])
 
 
+class _End:
+    """Ends a run that takes too long with what it has, as a failed one."""
+
+    def pytest_sessionstart(self, session: pytest.Session) -> None:
+        """Know what to stop."""
+        self._session = session
+
+    def pytest_runtest_logfinish(self) -> None:
+        """Begin no other test when it is late."""
+        if time.time() > float(os.environ[END]):
+            self._session.shouldstop = f"the time is over ({MINUTES}): the rest was not run"
+
+
 class _Timekeeper:
     """A line of the file: when it ended (seconds of the run), what it took (seconds), the worker, the phase, the outcome, the test."""
 
     def __init__(self, config: pytest.Config) -> None:
         self._config, self._began = config, time.monotonic()
-        self._most = float(os.environ.get(MINUTES, "80")) * 60
         self._times = Path(os.environ.get("VOLGATE_TEST_TIMES") or TIMES)
         self._times.parent.mkdir(exist_ok=True)
         self._times.write_text("", encoding="utf-8")
@@ -56,17 +71,8 @@ class _Timekeeper:
         if report.failed:
             told = "\n".join(report.longreprtext.splitlines()[-TOLD_LINES:])
             self._write(f"\n[{spent:.0f} s, {worker}] {report.when} of {report.nodeid} failed:\n{told}\n")
-        if spent > self._most:
-            self._end(f"{self._most / 60:g} minutes are over ({MINUTES}): the rest was not run")
 
     def _write(self, text: str) -> None:
         terminal = self._config.pluginmanager.get_plugin("terminalreporter")
         if isinstance(terminal, pytest.TerminalReporter):
             terminal.write_line(text)
-
-    def _end(self, why: str) -> None:
-        """Have the run end with what it has, as a failed one; xdist looks at its own session's word, pytest at its session's."""
-        session = self._config.pluginmanager.get_plugin("dsession")
-        if session is not None and not session.shouldstop:
-            self._write(why)
-            session.shouldstop = why
