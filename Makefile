@@ -12,7 +12,7 @@ install: ## Install Debian packages and the virtual environment
 demo: install ## Run the main job: a volume, a real guest, a crash, and back
 	$(PY) -m tests.demo
 
-test: install ## Run every check and every test
+test: install ## Run every check, and the tests (a drawn share of what takes long; make soak has all)
 	@bash tests/run.sh
 
 test-kernel: install ## Run the part of the tests that needs a kernel of its own, in guests

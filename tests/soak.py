@@ -1,6 +1,6 @@
 """`make soak`: every test that has a full count, with it; then docs/soak-report.md of what was run and what it printed.
 
-A module with such tests imports `tests.soaking`. Further arguments go to pytest (`-k kills`); a partial run writes no report, but
+A module with such tests imports `tests.soaking`, or has tests of which a run of everything draws a share. Further arguments go to pytest (`-k kills`); a partial run writes no report, but
 `--only WORD...` runs the modules whose path has one of the words, and writes docs/soak-report-WORD.md of the first.
 """
 
@@ -29,6 +29,7 @@ def modules() -> list[str]:
     found = (ROOT / "tests").rglob("test_*.py")
     marks = (
         "tests.soaking import",
+        "pytest.mark.drawn(",
         "judged.judge import",
         "volgate.conformance import Conformance",
         "in_a_guest import",

@@ -43,7 +43,7 @@ def test_fails_with_its_words(made_once, number):
     assert number == 1
 
 def test_is_skipped():
-    pytest.skip("for a reason")
+    pytest.skip("so that a skip is handed over")
 
 @pytest.mark.timeout(1)
 def test_takes_too_long():
@@ -136,7 +136,7 @@ def test_tests_of_a_module_run_in_its_guest_and_are_reported_as_if_they_ran_here
     assert outcome(told.cases["test_runs_on_another_kernel"]) == outcome(told.cases["test_fails_with_its_words[1]"]) == "passed"
     failed = told.cases["test_fails_with_its_words[2]"]
     assert outcome(failed) == "failure" and "assert 2 == 1" in words(failed) and "printed by 2" in words(failed)
-    assert outcome(told.cases["test_is_skipped"]) == "skipped" and "for a reason" in words(told.cases["test_is_skipped"])
+    assert outcome(told.cases["test_is_skipped"]) == "skipped" and "so that a skip is handed over" in words(told.cases["test_is_skipped"])
     late = told.cases["test_takes_too_long"]
     assert outcome(late) == "failure" and "Timeout" in words(late) and "time.sleep(60)" in words(late)
     assert 0.1 <= float(late.get("time", "0")) < 30  # the second begins with hooks that no phase counts
