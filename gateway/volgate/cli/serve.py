@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from volgate import plain_logs
 from volgate.backend import run as commands
 from volgate.errors import InvalidRequest, Unreachable, VolgateError
 from volgate.settings import Settings, load
@@ -41,6 +42,7 @@ __all__ = ["check", "logs_to_stderr", "rescan", "run"]
 def run(config: Path | None, state_dir: Path | None, role: str = "", *, check_only: bool = False) -> int:
     """Serve until SIGTERM or SIGINT; return the exit status. Raises VolgateError when it cannot begin."""
     settings = load(config, state_dir, role)
+    plain_logs.load()
     _require_usable(settings)
     if check_only:
         return check(settings)
