@@ -237,7 +237,7 @@ class Hosts:
         return self.described(name), gone
 
     def _shut_out(self, gone: list[AttachmentRecord]) -> None:
-        """Take a host that was released its ways to volumes. One that cannot be taken now is when the next host is let in."""
+        """Take a host that was released its ways to volumes. What cannot be taken now is at the scan that finds the storage there."""
         silent: set[str] = set()
         for held in gone:
             if held.pool in silent:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+
 import structlog
 
 from volgate.backend import Initiator, Publishes, VolumeId
 from volgate.errors import NotFound
 from volgate.hosts.interface import Host
+from volgate.names import VolumeName
 from volgate.operations.context import Context
 from volgate.operations.world import World
 from volgate.pools import Pool
-from volgate.store import attachments
+from volgate.store import attachments, hosts
 from volgate.store.records import AttachmentRecord
 
 _log = structlog.get_logger()
-__all__ = ["close", "close_to_all", "open_to", "shut_out", "undo_opening"]
+__all__ = ["close", "close_to_all", "open_to", "shut_out", "shut_out_released", "undo_opening"]
 
 
 def open_to(ctx: Context, pool: Pool, volume: VolumeId, name: str, host: Host, attachment: str) -> None:
@@ -57,11 +60,38 @@ def close_to_all(pool: Pool, volume: VolumeId) -> None:
         _unpublish(pool, volume, list(pool.call(backend.published, volume)))
 
 
-def _unpublish(pool: Pool, volume: VolumeId, hosts: list[str]) -> None:
+def shut_out_released(world: World, pool: Pool, volumes: Iterable[VolumeId], hold: Callable[[str], Callable[[], None] | None]) -> None:
+    """Keep hosts out that were released while the storage could not be asked; `hold` locks a volume by name, or tells that it is not free.
+
+    Of those alone: after a lost database nothing else tells whether a host still uses a volume. Raises VolgateError.
+    """
+    backend = pool.backend()
+    released = {record.name for record in world.hosts.records() if record.released}
+    if not (released and isinstance(backend, Publishes)):
+        return
+    for volume in volumes:
+        if not released.intersection(pool.call(backend.published, volume)):
+            continue
+        if (let_go := hold(str(VolumeName(pool.name, volume.name)))) is None:
+            continue  # an operation is at it; there is a next time
+        try:
+            _unpublish(pool, volume, [name for name in pool.call(backend.published, volume) if _is_released(world, name)])
+        finally:
+            let_go()
+
+
+def _unpublish(pool: Pool, volume: VolumeId, names: list[str]) -> None:
     backend = pool.facet(Publishes)
-    for name in hosts:
+    for name in names:
         pool.call(backend.unpublish, volume, name)
         _log.info("volume unpublished", pool=pool.name, volume=volume.name, host=name)
+
+
+def _is_released(world: World, name: str) -> bool:
+    """Whether the database says so: another controller may have taken the host in again since this one looked."""
+    with world.database.read() as connection:
+        record = hosts.find(connection, name)
+    return record is not None and record.released
 
 
 def _others(world: World, pool: str, volume: VolumeId, attachment: str) -> set[str]:

@@ -15,7 +15,7 @@ from volgate.backend import Snapshots
 from volgate.errors import NotFound, VolgateError
 from volgate.model import Snapshot, Volume
 from volgate.names import VolumeName
-from volgate.operations import lookups, requests
+from volgate.operations import lookups, publishing, requests
 from volgate.operations.runner import Runner
 from volgate.operations.world import World
 from volgate.pools import Pool
@@ -41,6 +41,10 @@ def scan_pool(world: World, pool: Pool, runner: Runner) -> int:
     for done in written:
         done.result()
     world.database.write(partial(index.observed, pool=pool.name, at=began))
+    try:
+        publishing.shut_out_released(world, pool, [lookups.identity(volume) for volume, _ in found], runner.hold_if_free)
+    except VolgateError as error:
+        _log.warning("a released host is not shut out yet", pool=pool.name, error=error.message)
     return len(written)
 
 
