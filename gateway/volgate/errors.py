@@ -212,6 +212,11 @@ _BY_ERRNO: dict[int, tuple[type[VolgateError], str]] = {
     errno.EBUSY: (InUse, "IN_USE"),
     errno.ETXTBSY: (InUse, "IN_USE"),
     errno.EIO: (Unreachable, "IO_ERROR"),
+    # what the kernel's block layer says, besides EIO, of a disk that is gone or whose last way is (block/blk-core.c)
+    errno.ENXIO: (Unreachable, "IO_ERROR"),
+    errno.ENODEV: (Unreachable, "IO_ERROR"),
+    errno.ENOLINK: (Unreachable, "IO_ERROR"),
+    errno.EREMOTEIO: (Unreachable, "IO_ERROR"),
     errno.ESTALE: (Unreachable, "STALE_HANDLE"),
     errno.ENOTCONN: (Unreachable, "UNREACHABLE"),
     errno.ETIMEDOUT: (Unreachable, "UNREACHABLE"),

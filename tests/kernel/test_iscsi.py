@@ -17,6 +17,7 @@ from volgate.connect.iscsi import Iscsi
 from volgate.connect.multipath import Multipathd
 from volgate.connection import Chap, IscsiLun, IscsiPortal
 from volgate.errors import Denied, InUse, NotFound, Precondition, Unreachable
+from volgate.hosts.connectors import Connectors
 from volgate.secret import Secret
 
 pytestmark = [pytest.mark.kernel, pytest.mark.drawn(6), pytest.mark.timeout(240)]
@@ -195,14 +196,33 @@ def test_a_login_whose_caller_died_is_waited_for_and_ended(host: Iscsi, target: 
     host.release(lun.source, deadline=soon())
 
 
-def test_who_has_it_open_keeps_it(host: Iscsi, target: Target) -> None:
-    lun = target.reached()
+@pytest.mark.parametrize("multipath", [True, False])
+def test_who_has_it_open_keeps_it(host: Iscsi, target: Target, multipath: bool) -> None:
+    lun = target.reached(multipath=multipath)
     source = host.connect(lun, {}, deadline=soon())
     with scsi.opened(source.path):
-        with pytest.raises(InUse):
+        with pytest.raises(InUse) as refused:
             host.disconnect(lun, deadline=soon(3))
+        assert lun.wwid in refused.value.message
         assert head(source.path) == target.mark
     host.disconnect(lun, deadline=soon())
+
+
+def test_a_disk_whose_only_way_died_is_let_go_of(host: Iscsi, target: Target) -> None:
+    here = Connectors("here", _no_secret, lambda _deadline: ())
+    lun = target.reached(multipath=False)
+    here.connect(lun, soon())
+    sh("ip -n storage link set port1 down")
+    try:
+        here.release(lun.source, soon())
+        assert left() == []
+    finally:
+        sh("ip -n storage link set port1 up")
+        here.close()
+
+
+def _no_secret(_reference: str) -> Secret:
+    raise AssertionError("nothing here has a secret")
 
 
 def test_what_does_not_exist_or_is_not_allowed_is_told_apart_in_time(host: Iscsi, target: Target) -> None:

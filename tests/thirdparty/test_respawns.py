@@ -52,6 +52,30 @@ def call(workers: Supervisor) -> object:
     raise AssertionError("the pool does not come back")
 
 
+def test_a_pool_that_opens_slowly_is_given_longer_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As one with thousands of volumes to put back, on a machine that is busy with its own start."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    monkeypatch.setattr(supervisors, "_OPEN_SECONDS", (1.0, 32.0))
+    (tmp_path / "pool.orders").mkdir()
+    (tmp_path / "pool.orders/open").write_text("sleep! 3")
+    workers = Supervisor(
+        PoolOf("unruly", {"path": str(tmp_path / "pool")}, "pools.p", "p", "a-gateway"), Start("tests.thirdparty.unruly"), timeout=30
+    )
+    try:
+        with pytest.raises(Unreachable, match="open did not end within 1 s"):
+            workers.open()
+        deadline = time.monotonic() + 100
+        while True:
+            try:
+                workers.open()
+                break
+            except Unreachable as error:
+                assert error.reason == "POOL_DOWN" and time.monotonic() < deadline, error
+                time.sleep(error.retry_after)
+    finally:
+        workers.close()
+
+
 @pytest.mark.timeout(3600 if SOAK else 180)
 def test_nothing_grows_when_workers_die(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))

@@ -19,6 +19,7 @@ from volgate.connect.held import Held
 from volgate.connect.iscsi_paths import Paths
 from volgate.connect.iscsi_sessions import Session, Sessions
 from volgate.connect.multipath import Map, Multipathd
+from volgate.connect.openers import openers
 from volgate.connect.scsi import SYS, Address
 from volgate.connection import BlockSource, IscsiLun, IscsiPortal
 from volgate.errors import InUse, Precondition, Unreachable, VolgateError, translate
@@ -69,6 +70,8 @@ class Iscsi:
         with self._alone(lun, deadline):
             if lun.multipath and scsi.has_map(lun.wwid):
                 self._multipathd.remove(lun.wwid, deadline)
+            if not lun.multipath:
+                self._require_closed(lun, deadline)
             with ThreadPoolExecutor(len(lun.portals), thread_name_prefix="iscsi-logout") as threads:
                 list(threads.map(partial(self._leave, lun, deadline=deadline), lun.portals))  # what one raises keeps no other from its end
             self._held.forget(lun.source)
@@ -81,8 +84,10 @@ class Iscsi:
 
     def answers(self, source: str, deadline: float) -> bool:
         """Whether it is connected, by a way that works: a map without one lets whoever asks it for anything wait."""
-        if (lun := self._held.find(source)) is None or not lun.multipath:
-            return lun is not None
+        if (lun := self._held.find(source)) is None:
+            return False
+        if not lun.multipath:
+            return any(scsi.works(name) for _, name in self._devices(lun))
         found = self._multipathd.find(lun.wwid, deadline) if scsi.has_map(lun.wwid) else None
         return found is not None and found.usable
 
@@ -227,6 +232,14 @@ class Iscsi:
         return BlockSource(lun.source, lun.format)
 
     # -- detaching
+
+    def _require_closed(self, lun: IscsiLun, deadline: float) -> None:
+        """Wait until nobody has the disk open: a map that is open stays, but the kernel takes a disk away that is in use. Raises InUse."""
+        for _, name in self._devices(lun):
+            while held := openers(name):
+                if time.monotonic() > deadline:
+                    raise InUse(f"{name}, which is {lun.wwid}, is in use by {', '.join(held)}; once they let it go, repeat the call")
+                time.sleep(_LOOK_SECONDS)
 
     def _leave(self, lun: IscsiLun, portal: IscsiPortal, *, deadline: float) -> None:
         """Take away what came of a LUN by one portal, and the session if nothing else came by it."""

@@ -74,9 +74,6 @@ class Reconciler:
             yield Leftover("startup", str(record.portal), problem), partial(self._startup, record)
 
     def _lun(self, lun: IscsiLun, deadline: float) -> None:
-        for session in self._sessions.all():
-            for address in session.devices() if not lun.multipath and session.portal in lun.portals else ():
-                _require_unused(scsi.disk_at(address))
         self._iscsi.release(lun.source, deadline=deadline)
 
     def _map(self, wwid: str, disks: Collection[Disk], deadline: float) -> None:

@@ -24,6 +24,7 @@ from volgate.secret import Secret
 __all__ = ["Connectors"]
 
 T = TypeVar("T")
+_LOOK_SECONDS = 0.5
 _SLACK_SECONDS = 40.0  # the kernel lets a device go within 30 seconds, its deadline or not; what it says then is worth more than silence
 
 
@@ -142,13 +143,15 @@ class Connectors:
         return source
 
     def _log_out(self, source: str, deadline: float) -> None:
-        """Its key goes first, if a way is left by which it can."""
-        try:
-            if self._iscsi.answers(source, deadline):
+        """Its key goes first, if a way is left by which it can: of one that broke just now it is known in seconds whether it comes back."""
+        while self._iscsi.answers(source, deadline):
+            try:
                 reservations.withdraw(source, _key())
-        except Unreachable:
-            if self._iscsi.answers(source, deadline):
-                raise
+                break
+            except Unreachable:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(_LOOK_SECONDS)
         self._iscsi.release(source, deadline=deadline)
 
 

@@ -31,7 +31,7 @@ _opened = msgspec.msgpack.Decoder(Opened)
 _meter = metrics.get_meter("volgate")
 _starts = _meter.create_counter("volgate.worker.starts", description="Worker processes started")
 _losses = _meter.create_counter("volgate.worker.losses", description="Worker processes that ended, or were killed, while they were needed")
-_OPEN_SECONDS = 30.0
+_OPEN_SECONDS = (30.0, 120.0)  # at first, and at most: twice as long after each open that was cut short
 _TURN_SECONDS = 5.0  # a call waits so long for another that starts the worker, or for a killed one to be gone
 _PAUSES = (0.2, 30.0)  # after the second loss in a row: the first, the longest
 _CALM = 60.0  # a worker that lived so long begins the row anew
@@ -67,6 +67,7 @@ class Supervisor:
         self._opened: Opened | None = None
         self._validated: Link | None = None
         self._pause = 0.0
+        self._patience = _OPEN_SECONDS[0]
         self._until = 0.0
         self._problem = ""
         self._dying: list[Link] = []
@@ -90,7 +91,7 @@ class Supervisor:
         pool = self._pool
         try:
             link = Link(self._start, self._occupies())
-            link.call("validate", _packed(kind=pool.kind, table=pool.table, where=pool.where), timeout=_OPEN_SECONDS)
+            link.call("validate", _packed(kind=pool.kind, table=pool.table, where=pool.where), timeout=_OPEN_SECONDS[0])
         except InvalidRequest:
             link.end("its table is wrong")
             raise
@@ -218,18 +219,19 @@ class Supervisor:
         link = link or Link(self._start, self._occupies())
         _starts.add(1, {"pool": self._pool.pool})
         try:
-            raw = link.call("open", _packed(**msgspec.structs.asdict(self._pool)), timeout=_OPEN_SECONDS)[-1]
+            raw = link.call("open", _packed(**msgspec.structs.asdict(self._pool)), timeout=self._patience)[-1]
         except Lost as error:
             with self._lock:
                 self._dying.append(link)
             _losses.add(1, {"pool": self._pool.pool})
+            self._patience = min(_OPEN_SECONDS[1], 2 * self._patience)
             self._wait_longer(f"its worker was lost while it opened: {error}")
             raise self._down(self._until - time.monotonic()) from error
         except BaseException as error:  # whatever the plugin raised: a worker without a pool does not stay
             link.end("the pool does not open")
             self._wait_longer(str(error))
             raise
-        self._opened = _opened.decode(raw)
+        self._opened, self._patience = _opened.decode(raw), _OPEN_SECONDS[0]
         return link
 
     # -- those that move bytes
