@@ -157,6 +157,23 @@ def test_a_revert_that_moves_bytes_outlasts_every_limit_and_is_followed(lab):
     assert lab.metric("volgate_worker_losses") == 0
 
 
+def test_what_writes_over_a_whole_volume_outlasts_every_limit(lab):
+    """A volume that is wiped when it is made, grown and deleted."""
+    lab.create("thin")
+    for verb in ("create", "expand", "delete"):
+        lab.order(verb, f"sleep {NATIVE_SECONDS + 3}")
+    thick = {"provisioning": volume_pb2.PROVISIONING_THICK, "request_id": uuid.uuid4().hex}
+    lab.wire.volumes.CreateVolume(volume_pb2.CreateVolumeRequest(pool="pools/unruly", volume_id="v", size_bytes=MIB, **thick), timeout=60)
+    lab.settled()
+    name = "pools/unruly/volumes/v"
+    lab.wire.volumes.ExpandVolume(volume_pb2.ExpandVolumeRequest(name=name, size_bytes=2 * MIB), timeout=60)
+    lab.settled()
+    assert lab.wire.volumes.GetVolume(volume_pb2.GetVolumeRequest(name=name), timeout=30).volume.size_bytes == 2 * MIB
+    lab.wire.volumes.DeleteVolume(volume_pb2.DeleteVolumeRequest(name=name), timeout=60)
+    lab.settled()
+    assert lab.names() == ["thin"] and not any(lab.orders.iterdir()) and lab.metric("volgate_worker_losses") == 0
+
+
 def test_a_worker_that_returns_goes_on(lab):
     lab.order("created", "stop")
     with ThreadPoolExecutor(1) as threads:

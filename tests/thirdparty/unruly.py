@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from volgate.backend import BackendType, PoolContext, Traits, hookimpl
+from volgate.model import Provisioning
 from volgate_plugins.directory import Directory, DirectorySettings
 
 
@@ -28,7 +29,7 @@ class Unruly(Directory):
 
     @property
     def traits(self) -> Traits:
-        return replace(super().traits, long_reverts=True)
+        return replace(super().traits, long_reverts=True, long_makings=(Provisioning.THICK,), long_deletions=True)
 
     def revert_volume(self, volume: Any, snapshot_uid: str, *, token: str) -> Any:
         obey(self.orders / "revert")
@@ -39,6 +40,14 @@ class Unruly(Directory):
         made = super().create_volume(spec)
         obey(self.orders / "created")
         return made
+
+    def expand_volume(self, volume: Any, size: int, *, online: bool) -> Any:
+        obey(self.orders / "expand")
+        return super().expand_volume(volume, size, online=online)
+
+    def delete_volume(self, volume: Any) -> None:
+        obey(self.orders / "delete")
+        super().delete_volume(volume)
 
     def relabel_volume(self, volume: Any, labels: Any) -> Any:
         obey(self.orders / "relabel")

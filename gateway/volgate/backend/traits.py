@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from volgate.errors import OutOfRange
-from volgate.model import Format
+from volgate.model import Format, Provisioning
 
 __all__ = ["Traits"]
 
@@ -18,7 +18,8 @@ class Traits:
     `shared`: reachable from several hosts. `independent_clones`: children survive their parent's deletion.
     `online_snapshots`: how a snapshot of an attached volume is cut: "native" (by the storage; nothing that is told of
     the volume changes by it), "overlay" (a new top layer that the host switches QEMU to) or "" (refused).
-    `long_reverts`: one moves the bytes of a volume, and may take hours. `max_depth`: layers below the writable one, at most.
+    `long_reverts`: one moves the bytes of a volume, and may take hours. `long_makings`: so does the making or growing of a volume of these
+    kinds, which is written over. `long_deletions`: so does a deletion. `max_depth`: layers below the writable one, at most.
     `whole`: a volume takes a unit of the storage (a LUN) and all of its space, from the start.
     `carrier`: where the owner tag lives. `notes`: reasons for what is off.
     """
@@ -31,6 +32,8 @@ class Traits:
     independent_clones: bool = False
     online_snapshots: str = ""
     long_reverts: bool = False
+    long_makings: tuple[Provisioning, ...] = ()
+    long_deletions: bool = False
     max_depth: int = 0
     whole: bool = False
     carrier: str = "file"

@@ -10,7 +10,7 @@ from volgate.backend import DataPath, VolumeId
 from volgate.backend.image import inspect
 from volgate.errors import AlreadyExists, NotFound, OutOfRange
 from volgate.model import Provisioning, Volume, VolumeSpec, VolumeState
-from volgate.operations import lookups, requests
+from volgate.operations import lookups, making, requests
 from volgate.operations.context import Context
 from volgate.pools import Pool
 from volgate.store.records import IndexedVolume
@@ -25,7 +25,7 @@ def import_volume(ctx: Context, request: requests.ImportVolume) -> IndexedVolume
             pass
     pool = ctx.world.pools.get(request.pool)
     identity = VolumeId(request.volume, ctx.drawn_uid)
-    ctx.undo_earlier("create", lambda: pool.call(pool.backend().delete_volume, identity))
+    ctx.undo_earlier("create", lambda: making.delete(pool, identity))
     data = pool.facet(DataPath)
     existing = lookups.find_volume(pool, request.volume)
     if existing is not None and existing.uid != ctx.drawn_uid:
@@ -53,8 +53,8 @@ def import_volume(ctx: Context, request: requests.ImportVolume) -> IndexedVolume
         labels=request.labels,
         incomplete=True,
     )
-    with ctx.step("create", undo=lambda: pool.call(data.delete_volume, identity)):
-        pool.call(data.create_volume, spec)
+    with ctx.step("create", undo=lambda: making.delete(pool, identity)):
+        making.make(pool, spec)
     with ctx.step("fill"):
         pool.call_long(data.fill_from_file, identity, request.path, request.source_format, ctx.report)
     with ctx.step("complete"):

@@ -8,7 +8,7 @@ from volgate.connection import is_connected
 from volgate.errors import AlreadyExists, Cancelled, InDoubt, InvalidRequest, NotFound, OutOfRange, OutOfSpace, Unreachable, VolgateError
 from volgate.model import Format, Provisioning, Source, SourceKind, Volume, VolumeSpec
 from volgate.names import SnapshotName, VolumeName, parse_content
-from volgate.operations import limits, lookups, publishing, requests
+from volgate.operations import limits, lookups, making, publishing, requests
 from volgate.operations.context import Context
 from volgate.operations.requests import Plan
 from volgate.operations.world import World
@@ -33,7 +33,7 @@ __all__ = [
 def create_volume(ctx: Context, request: requests.CreateVolume) -> IndexedVolume:
     """Make a volume, or return the one that an equal request made."""
     pool = ctx.world.pools.get(request.pool)
-    ctx.undo_earlier("create", lambda: pool.call(pool.backend().delete_volume, VolumeId(request.volume, ctx.drawn_uid)))
+    ctx.undo_earlier("create", lambda: making.delete(pool, VolumeId(request.volume, ctx.drawn_uid)))
     try:
         return _make(ctx, pool, request)
     except VolgateError as error:  # whatever refuses a repeat, the volume that is there answers it
@@ -50,10 +50,10 @@ def _make(ctx: Context, pool: Pool, request: requests.CreateVolume) -> IndexedVo
     if spec.source is not None and spec.source.kind is SourceKind.VOLUME:
         source = VolumeName(request.pool, spec.source.volume)
         lookups.refuse_attached(ctx, pool, lookups.require_volume(pool, source, spec.source.volume_uid), f"clone {source}")
-    backend = pool.backend()
-    with ctx.step("create", undo=lambda: pool.call(backend.delete_volume, VolumeId(spec.name, spec.uid))):
-        volume = (pool.call_long if _copied(pool, spec) else pool.call)(backend.create_volume, spec)
-    if spec.source is not None and not backend.traits.independent_clones and (origin := lookups.find_volume(pool, spec.source.volume)):
+    with ctx.step("create", undo=lambda: making.delete(pool, VolumeId(spec.name, spec.uid))):
+        volume = making.make(pool, spec)
+    independent = pool.backend().traits.independent_clones
+    if spec.source is not None and not independent and (origin := lookups.find_volume(pool, spec.source.volume)):
         lookups.put(ctx, pool, origin)  # a clone may freeze what its source wrote to
     return lookups.put(ctx, pool, volume, fresh=True)
 
@@ -78,11 +78,6 @@ def specify(world: World, pool: Pool, request: requests.CreateVolume, uid: str) 
         source=source,
         labels=request.labels,
     )
-
-
-def _copied(pool: Pool, spec: VolumeSpec) -> int:
-    """How many bytes its making moves."""
-    return pool.call(pool.facet(Clones).bytes_to_copy, spec) if spec.source is not None else 0
 
 
 def _check_size(world: World, pool: Pool, size: int) -> None:
@@ -151,7 +146,7 @@ def delete_volume(ctx: Context, request: requests.DeleteVolume) -> None:
 def _remove(ctx: Context, pool: Pool, volume: VolumeId) -> None:
     with ctx.step("delete"):
         publishing.close_to_all(pool, volume)
-        pool.call(pool.backend().delete_volume, volume)
+        making.delete(pool, volume)
 
 
 def expand_volume(ctx: Context, request: requests.ExpandVolume) -> IndexedVolume:
@@ -171,7 +166,7 @@ def expand_volume(ctx: Context, request: requests.ExpandVolume) -> IndexedVolume
     if size > volume.size:
         _check_size(ctx.world, pool, size)
         with ctx.step("storage"):
-            volume = pool.call(resizes.expand_volume, lookups.identity(volume), size, online=bool(running))
+            volume = making.grow(pool, volume, size, online=bool(running))
     for name, source in sorted({(record.host, record.source) for record in records if is_connected(record.source)}):
         with ctx.step(f"devices of {name}"):  # of a domain that does not run too: it starts with what they say
             ctx.world.host(name)[1].grow(source, size, timeout=timeout)
@@ -236,7 +231,7 @@ def plan_create(world: World, request: requests.CreateVolume) -> Plan:
         return Plan(("return the existing volume",))
     lookups.require_accepting(world, pool)
     spec = specify(world, pool, request, "00000000-0000-0000-0000-000000000000")
-    copied = _copied(pool, spec)
+    copied = making.copied(pool, spec)
     space = spec.size if spec.provisioning is Provisioning.THICK else copied
     _require_room(pool, spec.size, space)
     return Plan(("copy the source" if copied else "create",), space)

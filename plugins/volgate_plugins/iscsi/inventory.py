@@ -18,7 +18,7 @@ from volgate.backend.files import opened, sync_directory, write_all
 from volgate.backend.image import convert
 from volgate.connection import Connection, IscsiLun
 from volgate.errors import AlreadyExists, NotFound, OutOfRange, OutOfSpace, Precondition, Unsupported, VolgateError, translate
-from volgate.model import Capacity, Format, Health, Labels, SourceKind, Volume, VolumeSpec
+from volgate.model import Capacity, Format, Health, Labels, Provisioning, SourceKind, Volume, VolumeSpec
 from volgate_plugins.iscsi import initiator
 from volgate_plugins.iscsi.holdings import Content, Holding, Holdings
 from volgate_plugins.iscsi.records import Records
@@ -45,8 +45,8 @@ class Inventory(Measures, Extracts, Relabels):
     def traits(self) -> Traits:
         """What fits into a LUN is made; where all have one size, that is the grain."""
         sizes = [lun.size for lun in self._settings.luns]
-        some = Traits(formats=(Format.RAW,), grain=math.gcd(*sizes), minimum=min(sizes), maximum=max(sizes))
-        return replace(some, shared=True, whole=True, carrier="records")
+        some = Traits(formats=(Format.RAW,), grain=math.gcd(*sizes), minimum=min(sizes), maximum=max(sizes), carrier="records")
+        return replace(some, shared=True, whole=True, long_makings=tuple(Provisioning), long_deletions=True)
 
     def create_volume(self, spec: VolumeSpec) -> Volume:
         """Take the smallest free LUN that fits, of these the one that was free for longest, and wipe it unless it is known to be clean."""

@@ -54,6 +54,7 @@ class Volumes:
             maximum=1 << 44,
             independent_clones=True,
             online_snapshots="native",
+            long_makings=(Provisioning.THICK,),
             carrier="lvm-tags",
         )
 
