@@ -75,7 +75,8 @@ class Pool:
 
         `start` is how a worker for it begins, `timeout` bounds each native call, seconds. A plugin of this process reads its table now.
 
-        A pool whose plugin was left out is down, with its problem in `unserved`. Nothing is done to the pool before `occupancy` is ours.
+        A pool whose plugin was left out is down, with its problem in `unserved`; `awaited`: the plugin may come yet.
+        Nothing is done to the pool before `occupancy` is ours.
         Raises InvalidRequest.
         """
         self.name = name
@@ -84,6 +85,7 @@ class Pool:
         self.quarantine = ""
         self.health = Health.DOWN
         self.problem = "not opened yet"
+        self._told = ""  # the newest that the log says of why it does not open
         self.lane = Lane(name, kind.width, kind.depth)
         self._probe = Lane(f"{name}-check", 1, 1)
         self._occupancy = occupancy
@@ -91,6 +93,7 @@ class Pool:
         self.table = dict(table)
         self.leaving = ""
         self.unserved = kind.problem
+        self.awaited = kind.passing
         self.machine_bound = kind.machine_bound
         self.elsewhere = ""
         self.workers: Supervisor | None = None
@@ -113,7 +116,8 @@ class Pool:
         self._overdue: Future[Capacity] | None = None
 
     def _refuse_to_open(self) -> NoReturn:
-        raise Unreachable(f"{self.unserved}; mend or replace it, and restart the gateway", reason="POOL_DOWN", retry_after=60.0)
+        advice = "it is tried again" if self.awaited else "mend or replace it, and restart the gateway"
+        raise Unreachable(f"{self.unserved}; {advice}", reason="POOL_DOWN", retry_after=60.0)
 
     def stand_aside(self, told: str) -> None:
         """Do nothing here, for another machine has the storage, as is `told`; with "" be served here. Set once more, it changes nothing."""
@@ -174,9 +178,13 @@ class Pool:
                 self._occupancy.take(_PATIENCE)
             with self._occupying():
                 self._backend = self._begin()
+            self._told = ""
         except VolgateError as error:
             self.health, self.problem = Health.DOWN, error.message
-            _log.warning("pool does not open", pool=self.name, reason=error.reason, error=error.message)
+            (_log.debug if error.message == self._told else _log.warning)(
+                "pool does not open", pool=self.name, reason=error.reason, error=error.message
+            )
+            self._told = error.message
         except Exception as error:  # noqa: BLE001  # a plugin is foreign code: one that crashes at open leaves its own pool down, nothing else
             self.health, self.problem = Health.DOWN, f"plugin {self.kind} failed: {type(error).__name__}: {error}"
             _log.exception("plugin failed to open its pool", pool=self.name)

@@ -6,6 +6,7 @@ that crashes, hangs or blocks at import is listed as broken, and the gateway ser
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -57,7 +58,8 @@ class PluginInfo:
 class Kind:
     """A kind of pools and who serves it: `plugin` is the entry point that a worker imports, `local` the offer of one in this process.
 
-    `problem`: nobody serves it, because of a plugin that was left out.
+    `problem`: nobody serves it, because of a plugin that was left out. `passing`: the process that tried the plugin was lost, or slow, and
+    asked again it may come.
     """
 
     kind: str
@@ -66,6 +68,7 @@ class Kind:
     depth: int
     local: BackendType | None = None
     problem: str = ""
+    passing: bool = False
     machine_bound: bool = False
 
 
@@ -84,6 +87,7 @@ class Registry:
         self._kinds: dict[str, Kind] = {}
         self._plugins: dict[str, PluginInfo] = {}
         self._unused: dict[str, Found] = {}
+        self._trying = threading.Lock()
         self._workers: list[PluginWorker] = []
         self._hooks = Lane("hooks", 8, 1024)
         foreign: list[Found] = []
@@ -134,7 +138,7 @@ class Registry:
             except Broken as error:
                 self._broken(found, str(error))
                 if error.passing and found.version == loading.BUILT_IN:
-                    self._unused[found.name] = found  # a machine that is busy with its start: the pool's next check tries again
+                    self._unused[found.name] = found  # a machine that is busy with its start: whoever needs it tries again
                 continue
             except ValueError as error:
                 worker.close()
@@ -162,14 +166,23 @@ class Registry:
 
     def try_all(self) -> list[PluginInfo]:
         """As `plugins`, after the built-in ones that no pool needs were tried too: what they lack is told."""
-        unused, self._unused = self._unused, {}
-        self._describe(list(unused.values()))
+        with self._trying:
+            unused, self._unused = self._unused, {}
+            self._describe(list(unused.values()))
         return self.plugins()
 
+    def has(self, kind: str) -> bool:
+        """Whether a plugin that was imported offers a kind."""
+        return kind in self._kinds
+
     def backend_type(self, kind: str) -> Kind:
-        """Who serves a kind; if a plugin was left out, perhaps nobody. Raises NotFound naming the kinds there are."""
-        if kind in self._unused:
-            self._describe([self._unused.pop(kind)])
+        """Who serves a kind; if a plugin was left out, perhaps nobody. A built-in plugin is imported by the first who asks.
+
+        Raises NotFound naming the kinds there are.
+        """
+        with self._trying:
+            if kind in self._unused:
+                self._describe([self._unused.pop(kind)])
         if kind in self._kinds:
             return self._kinds[kind]
         known = sorted({*self._kinds, *self._unused})
@@ -179,7 +192,7 @@ class Registry:
             raise NotFound(problem)
         named = [info for info in left_out if info.name == kind] or left_out
         told = [f"plugin {info.name} is {info.status}" + (f": {info.problem}" if info.problem else "") for info in named]
-        return Kind(kind, "", 1, 1, problem=f"{problem}; {'; '.join(told)}")
+        return Kind(kind, "", 1, 1, problem=f"{problem}; {'; '.join(told)}", passing=kind in self._unused)
 
     @property
     def admits(self) -> bool:

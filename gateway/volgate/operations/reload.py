@@ -13,6 +13,7 @@ from volgate.errors import VolgateError
 from volgate.operations.homes import Homes
 from volgate.operations.runner import Runner
 from volgate.operations.world import World
+from volgate.pools import Pool
 from volgate.store import attachments, index, pool_notes
 from volgate.store.database import Commit
 
@@ -36,6 +37,7 @@ class Reload:
         self._runner = runner
         self._lock = threading.Lock()
         self._told: set[str] | None = None
+        self._attempt: threading.Thread | None = None
         self._wanted: Mapping[str, Mapping[str, Any]] = {pool.name: pool.table for pool in world.pools}
 
     def want(self, tables: Mapping[str, Mapping[str, Any]]) -> None:
@@ -52,6 +54,8 @@ class Reload:
             for pool in list(self._world.pools):
                 if (table := self._wanted.get(pool.name)) == pool.table:
                     pool.leaving = ""
+                    if pool.awaited:
+                        self._try_again(pool)
                     continue
                 held = self._held(pool.name, goes=table is None)
                 if held and table is None:
@@ -68,6 +72,15 @@ class Reload:
             if self._peers and (now := {pool.name for pool in self._world.pools if not pool.elsewhere}) != self._told:
                 self._peers.serve(now)
                 self._told = now
+
+    def _try_again(self, pool: Pool) -> None:
+        """Serve a pool whose plugin has come; else have it imported once more, aside: that takes long on a machine that is busy."""
+        registry = self._world.registry
+        if registry.has(pool.kind):
+            self._come(pool.name, pool.table)
+        elif self._attempt is None or not self._attempt.is_alive():
+            self._attempt = threading.Thread(target=registry.backend_type, args=(pool.kind,), name="plugins", daemon=True)
+            self._attempt.start()
 
     def _elsewhere(self) -> set[str]:
         """The pools that other controllers serve: what is known of them is theirs too."""
