@@ -14,6 +14,7 @@ from tests.edge.wire import Wire, refusal, refused
 from volgate.v1 import operation_pb2, volume_pb2
 from volgate.v1.volume_pb2 import ExportVolumeRequest, ImportHeader, ImportVolumeRequest
 
+UNFINISHED = operation_pb2.ListOperationsRequest(unfinished_only=True)
 RAW, QCOW2, VMDK, VHDX = (volume_pb2.VolumeFormat.Value(f"VOLUME_FORMAT_{name}") for name in ("RAW", "QCOW2", "VMDK", "VHDX"))
 
 
@@ -56,6 +57,16 @@ def export(place, name, kind=0) -> bytes:
 
 def state(place):
     return fingerprint.of_pool(place.pool / "volumes"), fingerprint.of_database(place.state, without=("operation",)), place.spool()
+
+
+def rested(place):
+    """The same, once nothing changes by itself: what an earlier test gave up may end after it."""
+    seen, deadline = None, time.monotonic() + 30
+    while (now := state(place)) != seen or place.wire.operations.ListOperations(UNFINISHED).operations:
+        assert time.monotonic() < deadline
+        seen = now
+        time.sleep(0.1)
+    return now
 
 
 @pytest.fixture(autouse=True)
@@ -126,7 +137,7 @@ def test_gaps_are_not_sent(place):
 def test_a_larger_size_is_given_and_a_smaller_one_refused(place):
     data = content(2 * MIB)
     assert place.wire.volumes.ImportVolume(parts(header(place, size_bytes=4 * MIB), data)).volume.size_bytes == 4 * MIB
-    before = state(place)
+    before = rested(place)
     said = refused(place.wire.volumes.ImportVolume, parts(header(place, size_bytes=MIB), data))
     assert (said.code, said.reason, said.fields) == ("OUT_OF_RANGE", "OUT_OF_RANGE", ["header.size_bytes"])
     assert state(place)[:2] == before[:2]
@@ -157,7 +168,7 @@ def test_server_side_paths_stay_below_the_allowed_directories(place):
     link = place.images / "link.raw"
     if not link.is_symlink():
         link.symlink_to(place.top / "secret.raw")
-    before = state(place)
+    before = rested(place)
     for path in (place.top / "secret.raw", place.images / "../secret.raw", link, "/etc/shadow", "/dev/zero"):
         said = refused(place.wire.volumes.ImportVolume, parts(header(place, path=str(path)), b""))
         assert (said.code, said.reason, said.fields) == ("PERMISSION_DENIED", "DENIED", ["header.path"]), path
@@ -180,7 +191,7 @@ def test_server_side_paths_stay_below_the_allowed_directories(place):
     ids=["no-qcow2", "no-vhdx", "no-vmdk", "hostile-vmdk", "empty"],
 )
 def test_bytes_that_are_no_good_image_leave_nothing(place, kind, data, reason):
-    before = state(place)
+    before = rested(place)
     said = refused(place.wire.volumes.ImportVolume, parts(header(place, source_format=kind), data))
     assert said.reason == reason and said.code in {"FAILED_PRECONDITION", "OUT_OF_RANGE"}
     assert state(place)[:2] == before[:2]
@@ -198,7 +209,7 @@ def test_an_image_that_was_cut_off_is_refused_not_read_as_zeroes(place, kind, pe
 
 @pytest.mark.parametrize("sent", [MIB - 1, MIB + 1, 0])
 def test_a_stream_of_another_length_than_announced_is_refused(place, sent):
-    before = state(place)
+    before = rested(place)
     said = refused(place.wire.volumes.ImportVolume, parts(header(place, image_bytes=MIB), content(sent)))
     assert (said.code, said.fields) == ("INVALID_ARGUMENT", ["header.image_bytes"])
     assert state(place) == before
@@ -224,14 +235,14 @@ def test_a_stream_of_another_length_than_announced_is_refused(place, sent):
     ids=["nothing", "empty", "no-header", "empty-chunk", "two-headers", "large-chunk"],
 )
 def test_a_stream_that_breaks_the_order_is_refused_and_leaves_nothing(place, messages, field):
-    before = state(place)
+    before = rested(place)
     said = refused(place.wire.volumes.ImportVolume, iter(messages))
     assert (said.code, said.reason, said.fields) == ("INVALID_ARGUMENT", "INVALID_FIELD", [field])
     assert state(place)[:2] == before[:2]
 
 
 def test_an_upload_that_breaks_in_the_middle_leaves_nothing(place):
-    before = state(place)
+    before = rested(place)
 
     def broken():
         yield from parts(header(place), bytes(3 * MIB))
@@ -263,7 +274,7 @@ def test_an_upload_that_is_cancelled_leaves_nothing(place):
 
 
 def test_an_upload_whose_deadline_passes_leaves_nothing(place):
-    before = state(place)
+    before = rested(place)
 
     def endless():
         yield ImportVolumeRequest(header=header(place))
@@ -331,7 +342,7 @@ def test_an_import_that_runs_shows_its_progress_and_is_cancelled_without_a_trace
     with image.open("wb") as file:
         for _ in range(384):
             file.write(block)
-    before = state(place)
+    before = rested(place)
     head = header(place, path=str(image), format=QCOW2)
     call = place.wire.volumes.ImportVolume.future(parts(head, b""), timeout=60)
     listing = operation_pb2.ListOperationsRequest(unfinished_only=True)
