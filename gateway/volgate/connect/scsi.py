@@ -118,7 +118,7 @@ def _open_disk(name: str, *, last: bool) -> int:
             os.close(descriptor)
             raise Unreachable(f"/dev/{name} is the node of another disk; repeat the call", retry_after=1.0)
     except VolgateError:
-        if last:
+        if last or not works(name):  # the kernel gave it up: nobody waits for what will not come
             raise
         return -1
 
