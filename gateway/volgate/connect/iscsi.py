@@ -252,9 +252,13 @@ class Iscsi:
 
     def _take_away(self, lun: IscsiLun, address: Address, name: str, deadline: float) -> None:
         while held := scsi.above(name):
-            if not self._is_mapped(lun, deadline):
-                raise InUse(f"{name} is below {', '.join(held)}; take that away first (`dmsetup ls --tree`)")
-            self._multipathd.remove(lun.wwid, deadline)  # it makes its map anew of what it hears of, until the disks are gone
+            others = [one for one in held if (told := scsi.purpose_of(one)) and not told.startswith("mpath-")]
+            if others or time.monotonic() > deadline:
+                raise InUse(f"{name} is below {', '.join(others or held)}; take that away first (`dmsetup ls --tree`)")
+            if self._is_mapped(lun, deadline):  # multipathd makes its map anew of what it hears of, until the disks are gone
+                self._multipathd.remove(lun.wwid, deadline)
+            else:  # it is at it just now
+                time.sleep(_LOOK_SECONDS)
         self._remove(address, name, deadline)
 
     def _remove(self, address: Address, name: str, deadline: float) -> None:

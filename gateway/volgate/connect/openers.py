@@ -28,18 +28,11 @@ def openers(name: str) -> list[str]:
         return []
     found, maps = _mounted(number) + _processes(number), False
     for above in scsi.above(name):
-        if _is_map(above):
+        if scsi.purpose_of(above).startswith("mpath-"):
             maps, found = True, found + openers(above)
         else:
             found.append(f"device {above}")
     return found or ([] if maps else _kernel(name))
-
-
-def _is_map(name: str) -> bool:
-    try:
-        return (SYS / "class/block" / name / "dm/uuid").read_text(encoding="ascii").startswith("mpath-")
-    except OSError:
-        return False
 
 
 def _mounted(number: str) -> list[str]:

@@ -28,6 +28,7 @@ __all__ = [
     "is_map",
     "opened",
     "opened_disk",
+    "purpose_of",
     "remove",
     "rescan",
     "scan",
@@ -173,6 +174,14 @@ def above(name: str) -> list[str]:
         return sorted(entry.name for entry in (SYS / "block" / name / "holders").iterdir())
     except FileNotFoundError:
         return []
+
+
+def purpose_of(name: str) -> str:
+    """What device mapper says that one of its devices (`dm-0`) is for, such as `mpath-` and a WWID; "" if it is gone just now."""
+    try:
+        return (SYS / "class/block" / name / "dm/uuid").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
 
 
 def is_map(descriptor: int) -> bool:
