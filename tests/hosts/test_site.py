@@ -12,6 +12,7 @@ from tests.labs.site import HostNode, until
 from tests.recovery.calls import POOL, Call, volume_name
 from volgate.v1 import attachment_pb2, host_pb2, volume_pb2
 
+DOWN = attachment_pb2.REDUNDANCY_DOWN
 LOST = attachment_pb2.ATTACHMENT_STATE_LOST
 WIRE_SECONDS = 30
 
@@ -38,6 +39,24 @@ def test_a_guest_on_a_remote_host_is_served_like_one_here(visit: Visit):
     assert visit.caller.content(f"{volume_name(name)}/snapshots/s").startswith(b"before\n")
     done = [(step.kind, step.outcome) for step in steps_of(visit.h1, record.alias)]
     assert done == [("attach", "done"), ("switch_overlay", "done"), ("resize", "done"), ("limit", "done"), ("detach", "done")]
+
+
+def test_the_paths_of_a_remote_host_are_watched_through_its_absence(visit: Visit):
+    name, attachments = visit.attached(visit.create(), visit.h1).name, visit.caller.attachments
+    seen = attachments.WatchPaths(attachment_pb2.WatchPathsRequest(name=name), timeout=2 * PATIENCE)
+    first = next(seen)
+    assert first.redundancy != DOWN and {path.transport for path in first.paths} >= {"file", "libvirt"}
+    visit.h1.port.cut()
+    while (told := next(seen)).redundancy != DOWN:
+        pass
+    assert "hosts/h1" in "".join(path.last_error for path in told.paths), told
+    visit.h1.port.heal()
+    visit.h1.wait_live()
+    while (told := next(seen)).redundancy == DOWN:
+        pass
+    assert not [path for path in told.paths if path.last_error]
+    seen.cancel()
+    visit.usable(visit.h1)
 
 
 def test_a_host_tells_who_it_is(visit: Visit):

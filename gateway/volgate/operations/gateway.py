@@ -304,7 +304,7 @@ class Gateway:
         except Unreachable as error:  # that the storage does not answer is what is asked about
             found.append(IoPath("pool", "gateway", of.pool, str(of), PathState.FAILED, last_error=error.message))
         if record:
-            found += host.paths(record.domain, record.alias, timeout=timeout)
+            found += ways.at_guest(host, record, timeout=timeout)
         return found, ways.redundancy(found)
 
     def _ways(self, pool: Pool, volume: Volume, host: str, transport: Transport, timeout: float) -> list[IoPath]:

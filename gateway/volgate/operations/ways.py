@@ -5,12 +5,23 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
+from volgate.errors import Unreachable
+from volgate.hosts.interface import Host
 from volgate.model import Path, PathState, Redundancy
+from volgate.store.records import AttachmentRecord
 
-__all__ = ["blocked", "redundancy"]
+__all__ = ["at_guest", "blocked", "redundancy"]
 
 _ALTERNATIVES = ("iscsi", "monitor")
 """Transports whose stations of one initiator stand in for each other; of all others, each is needed."""
+
+
+def at_guest(host: Host, record: AttachmentRecord, *, timeout: float) -> Sequence[Path]:
+    """The end of the way: the disk as its domain has it. A host that cannot be asked is a failed station: that is what is asked about."""
+    try:
+        return host.paths(record.domain, record.alias, timeout=timeout)
+    except Unreachable as error:
+        return [Path("libvirt", record.host, record.domain_name, record.alias, PathState.FAILED, last_error=error.message)]
 
 
 def redundancy(paths: Sequence[Path]) -> Redundancy:
