@@ -103,3 +103,17 @@ def test_whoever_has_no_attachment_is_kept_out_before_another_host_writes_or_the
     ghost.touch()
     asking.wire.volumes.DeleteVolume(volume_pb2.DeleteVolumeRequest(name=VOLUME), timeout=60)
     assert asking.hosts() == []
+
+
+def test_a_host_whose_disk_comes_back_on_record_is_let_in_again(asking: AskingWorld, fresh_guest) -> None:
+    """As one that was released although it lived, or when the database and the storage's word are lost."""
+    name = asking.attach(fresh_guest).attachment.name
+    asking.server.kill9()
+    for path in asking.server.state.glob("volgate.db*"):
+        path.unlink()
+    (asking.notes / asking.uid / "local").unlink()
+    asking.again()
+    until(lambda: [one.name for one in asking.attachments()] == [name], 60)
+    assert asking.hosts() == ["local"]
+    asking.detach(name)
+    assert asking.hosts() == [] == asking.attachments()

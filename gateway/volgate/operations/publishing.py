@@ -17,7 +17,7 @@ from volgate.store import attachments, hosts
 from volgate.store.records import AttachmentRecord
 
 _log = structlog.get_logger()
-__all__ = ["close", "close_to_all", "open_to", "shut_out", "shut_out_released", "undo_opening"]
+__all__ = ["close", "close_to_all", "open_again", "open_to", "shut_out", "shut_out_released", "undo_opening"]
 
 
 def open_to(ctx: Context, pool: Pool, volume: VolumeId, name: str, host: Host, attachment: str) -> None:
@@ -28,6 +28,13 @@ def open_to(ctx: Context, pool: Pool, volume: VolumeId, name: str, host: Host, a
     with ctx.step("publish", undo=lambda: shut_out(ctx.world, pool, volume, name, attachment)):
         known = {record.host for record in _records(ctx.world, pool.name, volume)}
         _unpublish(pool, volume, [other for other in pool.call(backend.published, volume) if other not in {*known, name}])
+        open_again(pool, volume, name, host)
+
+
+def open_again(pool: Pool, volume: VolumeId, name: str, host: Host) -> None:
+    """Let a host reach a volume that it has: it comes back after it was released, or the storage has forgotten it."""
+    backend = pool.backend()
+    if isinstance(backend, Publishes):
         identity = host.info().identity
         pool.call(backend.publish, volume, Initiator(name, identity.iqn, identity.nqn))
 

@@ -14,7 +14,7 @@ from volgate.errors import VolgateError
 from volgate.hosts.interface import DetachOutcome, FoundDisk
 from volgate.model import Access, Volume, VolumeState
 from volgate.names import VolumeName, attachment_id
-from volgate.operations import codec, lookups, requests, transports
+from volgate.operations import codec, lookups, publishing, requests, transports
 from volgate.operations.disconnect import disconnect_leftovers, is_disconnected
 from volgate.operations.fleet import Station
 from volgate.operations.leftovers import Leftovers
@@ -211,6 +211,7 @@ class Rebuild:
             with self._world.database.read() as connection:
                 kept_out = fences.holds(connection, host, pool.name)
             if identifier and not kept_out:  # what a fenced host has holds nothing, until it is let in
+                publishing.open_again(pool, lookups.identity(volume), host, self._world.hosts[host])
                 _record(self._world, pool, host, volume, found, identifier)
         finally:
             release()
