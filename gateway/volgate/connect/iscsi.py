@@ -148,6 +148,9 @@ class Iscsi:
             found = scsi.wwid_of(descriptor)
         if found != lun.wwid:
             self._remove(address, name, deadline)  # multipathd forgets it before its name is given again
+            if not found and not self._sessions.stands(portal):  # the path died before the kernel had asked who it is
+                told = f"the session with {portal} failed while {name} came; look at the network and the target"
+                raise Unreachable(told, reason="ISCSI_UNREACHABLE")
             raise Precondition(
                 f"LUN {lun.lun} of {portal} is {found or 'no disk with a name'}, recorded is {lun.wwid}: it is another volume; its device"
                 f" {name} was taken away, nothing else was done",

@@ -88,6 +88,11 @@ class Sessions:
         """The session with a target by a portal."""
         return next((session for session in self.all() if session.portal == portal), None)
 
+    def stands(self, portal: IscsiPortal) -> bool:
+        """Whether there is a session by a portal, and it works, as far as the kernel knows."""
+        found = self.find(portal)
+        return found is not None and found.state == "LOGGED_IN"
+
     def settled(self, portal: IscsiPortal, *, timeout: float) -> list[Session]:
         """The sessions by a portal, all of them. iscsid goes on with a login whose caller died: that one is waited for.
 
