@@ -40,7 +40,7 @@ def said(machine: Machine, *, ended: bool = False) -> str:
 
 
 @pytest.mark.drawn(turns=5)
-@pytest.mark.timeout(36_000 if SOAK else 1200)
+@pytest.mark.timeout(36_000 if SOAK else 1800)
 def test_a_power_cut_in_the_middle_of_calls_leaves_the_truth():
     dice = draw()
     with Machine("cut") as machine:
