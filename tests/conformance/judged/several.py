@@ -92,7 +92,8 @@ class Several(Groups, ChangedBlocks, Extracts, Holders, Fences, Publishes, Fence
         sync_directory(str(Path(path).parent))
 
     def holders(self, volume: VolumeId) -> Sequence[Holder]:
-        folder, _, _ = self.find(volume)
+        with translate(f"look who has volume {volume.name}"):
+            folder, _, _ = self.find(volume)
         return self.lockers(folder / DISK)
 
     def lockers(self, disk: Path) -> list[Holder]:
@@ -107,12 +108,13 @@ class Several(Groups, ChangedBlocks, Extracts, Holders, Fences, Publishes, Fence
         return found
 
     def refused(self) -> set[str]:
-        with contextlib.suppress(FileNotFoundError):
+        with translate("read the fences"), contextlib.suppress(FileNotFoundError):
             return set(msgspec.json.decode((self.root / FENCES).read_bytes(), type=list[str]))
         return set()
 
     def refuse_all(self, addresses: set[str]) -> None:
-        write_durably(str(self.root / FENCES), msgspec.json.encode(sorted(addresses)))
+        with translate("write the fences"):
+            write_durably(str(self.root / FENCES), msgspec.json.encode(sorted(addresses)))
 
     def fence(self, addresses: Sequence[str], volumes: Sequence[VolumeId]) -> None:
         if not addresses:
@@ -127,12 +129,13 @@ class Several(Groups, ChangedBlocks, Extracts, Holders, Fences, Publishes, Fence
 
     def let_in(self) -> dict[str, list[str]]:
         """The hosts of each volume, by its uid."""
-        with contextlib.suppress(FileNotFoundError):
+        with translate("read who is let in"), contextlib.suppress(FileNotFoundError):
             return msgspec.json.decode((self.root / HOSTS).read_bytes(), type=dict[str, list[str]])
         return {}
 
     def let_in_now(self, known: dict[str, list[str]]) -> None:
-        write_durably(str(self.root / HOSTS), msgspec.json.encode(known))
+        with translate("write who is let in"):
+            write_durably(str(self.root / HOSTS), msgspec.json.encode(known))
 
     def publish(self, volume: VolumeId, initiator: Initiator) -> None:
         with translate(f"publish volume {volume.name}"):
@@ -147,7 +150,7 @@ class Several(Groups, ChangedBlocks, Extracts, Holders, Fences, Publishes, Fence
             raise Precondition(f"host {initiator.host} has no name", reason="INITIATOR_MISSING")
 
     def out(self) -> list[str]:
-        with contextlib.suppress(FileNotFoundError):
+        with translate("read who is kept out"), contextlib.suppress(FileNotFoundError):
             return msgspec.json.decode((self.root / OUT).read_bytes(), type=list[str])
         return []
 
@@ -187,8 +190,9 @@ class Several(Groups, ChangedBlocks, Extracts, Holders, Fences, Publishes, Fence
             raise InUse(f"{act} volume {volume.name}: hosts have it", holders=tuple(Blocker("host", host) for host in hosts))
 
     def delete_volume(self, volume: VolumeId) -> None:
-        if self.folder(volume).exists():
-            self.refuse_published(volume, "delete")
+        with translate(f"delete volume {volume.name}"):
+            if self.folder(volume).exists():
+                self.refuse_published(volume, "delete")
         super().delete_volume(volume)
 
     def revert_volume(self, volume: VolumeId, snapshot_uid: str, *, token: str) -> Volume:
