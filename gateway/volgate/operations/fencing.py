@@ -15,7 +15,7 @@ from functools import partial
 
 from volgate.backend import Fences, FencesHosts, Holders, Initiator, Publishes, VolumeId
 from volgate.errors import Denied, Holder, InUse, InvalidRequest, NotFound, Precondition, Unreachable, Unsupported
-from volgate.operations import requests
+from volgate.operations import publishing, requests
 from volgate.operations.context import Context, Parked
 from volgate.operations.requests import Plan
 from volgate.operations.world import World
@@ -219,7 +219,7 @@ def _let_in(world: World, name: str, pool: Pool, clients: tuple[str, ...]) -> No
     if isinstance(backend, FencesHosts) and isinstance(backend, Publishes):
         for volume in _volumes(_attachments(world, name), pool):
             with contextlib.suppress(NotFound, Precondition):  # it is gone, or the host has lost its name: an attach says so
-                pool.call(backend.publish, volume, _initiator(world, name))
+                publishing.open_again(pool, volume, name, world.host(name)[1])
 
 
 def _seen(world: World, pool: Pool, name: str, held: list[AttachmentRecord]) -> set[str]:

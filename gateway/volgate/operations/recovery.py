@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from functools import partial
@@ -10,7 +11,7 @@ import msgspec
 import structlog
 
 from volgate.connection import LocalFile
-from volgate.errors import VolgateError
+from volgate.errors import Precondition, VolgateError
 from volgate.hosts.interface import DetachOutcome, FoundDisk
 from volgate.model import Access, Volume, VolumeState
 from volgate.names import VolumeName, attachment_id
@@ -211,7 +212,8 @@ class Rebuild:
             with self._world.database.read() as connection:
                 kept_out = fences.holds(connection, host, pool.name)
             if identifier and not kept_out:  # what a fenced host has holds nothing, until it is let in
-                publishing.open_again(pool, lookups.identity(volume), host, self._world.hosts[host])
+                with contextlib.suppress(Precondition):  # a host that cannot be let in has the disk all the same: nobody else may write
+                    publishing.open_again(pool, lookups.identity(volume), host, self._world.hosts[host])
                 _record(self._world, pool, host, volume, found, identifier)
         finally:
             release()
