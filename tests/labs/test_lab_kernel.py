@@ -42,6 +42,11 @@ def test_fails_with_its_words(made_once, number):
     print("printed by", number)
     assert number == 1
 
+def test_dies_by_its_emulator(request):
+    if request.session.testsfailed:  # not in its second guest, which has run nothing before
+        open("/dev/kmsg", "w").write("<2>Oops: int3: 0000 [#1]\\n")
+        open("/proc/sysrq-trigger", "w").write("b")
+
 def test_is_skipped():
     pytest.skip("so that a skip is handed over")
 
@@ -63,11 +68,12 @@ HERE = """def test_runs_here():
 
 
 class Told(NamedTuple):
-    """The outcomes by the tests' names, those of the tests that run here, and the lines that were run."""
+    """The outcomes by the tests' names, those of the tests that run here, the lines that were run, and what the run printed."""
 
     cases: dict[str, ET.Element]
     here: list[str]
     lines: list[int]
+    summary: str
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +127,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Told:
         cases,
         [outcome(case) for case in every if case.get("name") == "test_runs_here"],
         json.loads((out / "covered.json").read_text())["files"].popitem()[1]["executed_lines"],
+        done.stdout,
     )
 
 
@@ -140,6 +147,12 @@ def test_tests_of_a_module_run_in_its_guest_and_are_reported_as_if_they_ran_here
     late = told.cases["test_takes_too_long"]
     assert outcome(late) == "failure" and "Timeout" in words(late) and "time.sleep(60)" in words(late)
     assert 0.1 <= float(late.get("time", "0")) < 30  # the second begins with hooks that no phase counts
+
+
+def test_a_guest_that_its_emulator_broke_is_replaced_and_the_summary_says_so(told):
+    again = told.cases["test_dies_by_its_emulator"]
+    assert outcome(again) == "passed" and "the emulator broke its first guest" in ET.tostring(again, encoding="unicode")
+    assert "run again: " in told.summary and "test_dies_by_its_emulator: the emulator" in told.summary
 
 
 def test_a_hung_guest_is_killed_and_its_console_is_in_the_report(told):

@@ -24,7 +24,7 @@ _LENGTH = struct.Struct("@Q")
 _MOST = 32 << 20
 _LOOK_SECONDS = 0.1
 _LEAST_SECONDS = 2.0  # whoever is late already still hears what the daemon says
-_BUSY = ("timeout", "map in use", "in use", "busy")
+_BUSY = ("timeout", "in use", "busy", "fail")  # the last: the paths' own events are on their way to it
 
 
 @dataclass(frozen=True, slots=True)

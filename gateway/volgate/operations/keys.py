@@ -10,6 +10,7 @@ import structlog
 
 from volgate.backend import VolumeId
 from volgate.errors import VolgateError
+from volgate.hosts.interface import DetachOutcome, Host
 from volgate.operations import transports
 from volgate.operations.fleet import Station
 from volgate.operations.sweep import Sweep
@@ -28,13 +29,17 @@ _MOST_RECORDS = 100_000
 
 
 class Keys:
-    """Gives the hosts with attachments the keys of now, each minute and whenever a libvirt was connected. One thread runs."""
+    """Gives the hosts with attachments the keys of now, each minute and whenever a libvirt was connected. One thread runs.
+
+    A disk may be detached while its key is given: a host lets go of what it was given once no attachment needs it.
+    """
 
     def __init__(self, world: World) -> None:
         """Nothing was given yet."""
         self._world = world
         self._due = threading.Event()
         self._next: dict[str, float] = {}  # by host, monotonic
+        self._given: dict[str, dict[str, AttachmentRecord]] = defaultdict(dict)  # by host and secret: for which attachment
         self._sweep: Sweep[Station, bool] = Sweep("keys", _HOSTS_AT_ONCE)
 
     def hurry(self) -> None:
@@ -56,8 +61,8 @@ class Keys:
         for record in records:
             wanted[record.host].setdefault(_secret_of(record), record)
         ended = self._sweep.run(
-            [station for station in stations if station.name in wanted],
-            lambda station: self._give(station, list(wanted[station.name].values())),
+            [station for station in stations if station.name in wanted or self._given.get(station.name)],
+            lambda station: self._settle(station, wanted.get(station.name, {})),
             _LOOK_SECONDS,
         )
         for station in stations:
@@ -67,8 +72,22 @@ class Keys:
         """Begin nothing more."""
         self._sweep.close()
 
+    def _settle(self, station: Station, wanted: dict[str, AttachmentRecord]) -> bool:
+        """False if a key was not given, or may have been left behind."""
+        known = self._given[station.name]
+        idle = {secret: record for secret, record in known.items() if secret not in wanted}
+        known.update(wanted)
+        settled = self._give(station, list(wanted.values()))
+        for secret, record in idle.items():
+            try:
+                if _took_back(station.host, record):
+                    del known[secret]
+            except VolgateError as error:
+                _log.warning("a key may be left on a host that needs it no more", host=station.name, pool=record.pool, error=error.message)
+                settled = False
+        return settled
+
     def _give(self, station: Station, records: list[AttachmentRecord]) -> bool:
-        """False if a key was not given."""
         timeout, given = min(_LOOK_SECONDS, self._world.settings.limits.libvirt_timeout), True
         for record in records:
             try:
@@ -84,6 +103,14 @@ class Keys:
                 _log.warning("a key is not renewed", host=station.name, pool=record.pool, error=error.message)
                 given = False
         return given
+
+
+def _took_back(host: Host, record: AttachmentRecord) -> bool:
+    """Repeat the detach of a disk that is gone, which removes its secret; False while the domain has it: a host was released, perhaps."""
+    seen = host.presence(record.domain, record.alias, record.source, timeout=_LOOK_SECONDS)
+    if seen.live or seen.config or seen.qemu:
+        return False
+    return host.detach(record.domain, record.alias, record.source, timeout=_LOOK_SECONDS) is DetachOutcome.GONE
 
 
 def _secret_of(record: AttachmentRecord) -> str:
