@@ -136,6 +136,24 @@ def test_the_secret_stays_until_the_last_domain_has_let_go(
     assert secrets(guest) == []
 
 
+def test_the_secret_of_a_prepared_disk_stays_for_as_long_as_it_is_expected(
+    host: LocalHost, libvirtd: PrivateLibvirtd, guest: Guest, images: Images
+) -> None:
+    wanted = plan(guest.uuid, images.make())
+    xml, name = host.prepare(wanted, timeout=SECONDS), usage(wanted.connection)
+    host.sweep_secrets([], timeout=SECONDS)
+    assert secrets(guest) == [name], "its record may be on its way"
+    other = LocalHost("local", libvirtd.uri)  # as after a restart: nothing is remembered
+    other.sweep_secrets([xml], timeout=SECONDS)
+    assert secrets(guest) == [name]
+    with pytest.raises(InvalidRequest, match="xml"):
+        other.sweep_secrets(["<disk>"], timeout=SECONDS)
+    assert secrets(guest) == [name]
+    other.sweep_secrets([], timeout=SECONDS)
+    other.close()
+    assert secrets(guest) == []
+
+
 def test_a_libvirtd_that_forgot_the_secret_gets_it_again(
     host: LocalHost, libvirtd: PrivateLibvirtd, fresh_guest: Guest, images: Images
 ) -> None:

@@ -158,6 +158,18 @@ def test_an_expansion_names_the_layer_that_is_short_and_goes_on_there(gateway: G
     client.delete_volume(volume)
 
 
+def test_a_guest_starts_with_its_encrypted_disk_after_libvirtd_began_anew(gateway: Gateway, client: Client) -> None:
+    volume = gateway.volume("e", SIZE)
+    attachment = client.attach_volume(volume, DOMAIN, options=by("right"))
+    qemu_writes(attachment.alias, 173, MIB, PAGE)
+    sh("pkill -KILL -x libvirtd; while pgrep -x libvirtd; do sleep 0.1; done; rm -f /run/libvirtd.pid; libvirtd -d")
+    eventually(lambda: f"luks:file:{SECRETS}/right" in sh("virsh -q secret-list"), 120)
+    sh(f"virsh -q destroy {DOMAIN}; virsh -q start {DOMAIN} --paused", timeout=120)
+    assert guest_size(attachment.alias) < SIZE and reads(source(), 173, MIB)
+    assert client.detach_volume(attachment.name, wait_seconds=60) is None
+    client.delete_volume(volume)
+
+
 def test_what_cannot_be_opened_by_a_passphrase_is_refused_and_stays_as_it_is(gateway: Gateway, client: Client) -> None:
     volume = gateway.volume("c", SIZE)
     plain = client.attach_volume(volume, DOMAIN, options=attachment_pb2.DiskOptions(bus=attachment_pb2.DISK_BUS_VIRTIO_SCSI))

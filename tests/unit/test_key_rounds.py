@@ -1,18 +1,17 @@
-"""Keys that a round gives to a host while the disk that needs them is detached: the next round takes them back."""
+"""Rounds that give hosts the keys which their attachments need, and have them remove those that nothing needs."""
 
 from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
-from volgate.errors import Unreachable
-from volgate.hosts.interface import DetachOutcome, Presence
+from volgate.errors import Precondition, Unreachable, VolgateError
 from volgate.model import DiskOptions
 from volgate.operations.fleet import Station
 from volgate.operations.keys import Keys
@@ -25,29 +24,25 @@ PASSPHRASE = "file:/srv/passphrases/a"
 
 
 class KeepsSecrets:
-    """A host that keeps secrets as libvirt does: a detach removes what no disk needs."""
+    """A host that keeps secrets as libvirt does."""
 
     def __init__(self) -> None:
         self.secrets: set[str] = set()
         self.disks: set[str] = set()
-        self.reached = True
+        self.problem: VolgateError | None = None
+        self.prepared: list[list[str]] = []
         self.meanwhile: Callable[[], None] = lambda: None
 
     def renew_passphrase(self, reference: str, *, timeout: float) -> None:
         self.meanwhile()
         self.secrets.add(reference)
 
-    def presence(self, domain: str, alias: str, source: str, *, timeout: float) -> Presence:
-        there = alias in self.disks
-        return Presence(domain_exists=True, active=True, live=there, config=there, qemu=there)
-
-    def detach(self, domain: str, alias: str, source: str, *, timeout: float) -> DetachOutcome:
-        if not self.reached:
-            raise Unreachable("no answer in time", reason="DOMAIN_BUSY")
-        self.disks.discard(alias)
-        if not self.disks:
+    def sweep_secrets(self, prepared: Sequence[str], *, timeout: float) -> None:
+        if self.problem:
+            raise self.problem
+        self.prepared.append(list(prepared))
+        if not self.disks and not prepared:
             self.secrets.clear()
-        return DetachOutcome.GONE
 
 
 class Place:
@@ -63,22 +58,21 @@ class Place:
         )
         self.keys = Keys(cast("World", world))
 
-    def attach(self) -> AttachmentRecord:
-        options = DiskOptions(passphrase=PASSPHRASE)
+    def attach(self, state: AttachmentState = AttachmentState.ATTACHED) -> AttachmentRecord:
         name = str(uuid.uuid4())
         place = ("p", "v", str(uuid.uuid4()), "here", str(uuid.uuid4()), "guest")
-        record = AttachmentRecord(name, *place, AttachmentState.ATTACHED, options, f"ua-vg-{name[:8]}", "/dev/v", created_at=time.time())
+        record = AttachmentRecord(
+            name, *place, state, DiskOptions(passphrase=PASSPHRASE), f"ua-vg-{name[:8]}", "/dev/v", xml="<disk/>", created_at=time.time()
+        )
         self.database.write(lambda commit: attachments.put(commit, record))
-        self.host.disks.add(record.alias)
-        self.host.secrets.add(PASSPHRASE)
+        if state is AttachmentState.ATTACHED:
+            self.host.disks.add(record.alias)
         return record
 
-    def forget(self, record: AttachmentRecord) -> None:
-        self.database.write(lambda commit: attachments.forget(commit, record.id))
-
     def detach(self, record: AttachmentRecord) -> None:
-        self.host.detach(record.domain, record.alias, record.source, timeout=5.0)
-        self.forget(record)
+        self.host.disks.discard(record.alias)
+        self.host.sweep_secrets([], timeout=5.0)
+        self.database.write(lambda commit: attachments.forget(commit, record.id))
 
     def round(self, meanwhile: Callable[[], None] = lambda: None) -> None:
         """One round; `meanwhile` comes between its look at the records and the giving."""
@@ -95,39 +89,35 @@ def place(tmp_path: Path) -> Iterator[Place]:
     made.database.close()
 
 
-def test_a_key_that_came_behind_the_detach_is_taken_back(place: Place) -> None:
+def test_a_key_that_came_behind_the_detach_goes_in_the_same_round(place: Place) -> None:
     record = place.attach()
     place.round(lambda: place.detach(record))
-    assert place.host.secrets == {PASSPHRASE}
-    place.round()
     assert not place.host.secrets
 
 
-def test_a_host_that_did_not_answer_is_asked_again(place: Place) -> None:
-    record = place.attach()
-    place.round(lambda: place.detach(record))
-    place.host.reached = False
-    place.round()
-    assert place.host.secrets == {PASSPHRASE}
-    place.host.reached = True
-    place.round()
-    assert not place.host.secrets
-
-
-def test_a_key_that_another_disk_needs_stays(place: Place) -> None:
-    record, other = place.attach(), place.attach()
-    place.round(lambda: place.forget(record))
-    place.host.disks.discard(record.alias)
-    place.round()
-    assert place.host.secrets == {PASSPHRASE} and other.alias in place.host.disks
-
-
-def test_a_disk_that_its_domain_still_has_is_left_with_its_key(place: Place) -> None:
+@pytest.mark.parametrize("problem", [Unreachable("no answer in time", reason="DOMAIN_BUSY"), Precondition("older", reason="HOST_PROTOCOL")])
+def test_a_host_that_does_not_do_it_now_has_its_keys_and_does_it_later(place: Place, problem: VolgateError) -> None:
+    place.host.problem = problem
     record = place.attach()
     place.round()
-    place.forget(record)
-    place.round()
-    assert place.host.disks == {record.alias} and place.host.secrets == {PASSPHRASE}
-    place.host.disks.clear()
+    assert place.host.secrets == {PASSPHRASE}
+    place.host.problem = None
+    place.detach(record)
+    place.host.secrets.add(PASSPHRASE)
     place.round()
     assert not place.host.secrets
+
+
+def test_a_host_is_told_what_is_prepared_there_and_keeps_its_key(place: Place) -> None:
+    place.attach(AttachmentState.PREPARED)
+    place.round()
+    assert place.host.prepared == [["<disk/>"]] and place.host.secrets == {PASSPHRASE}
+
+
+def test_a_host_without_attachments_is_asked_for_a_while_and_then_left_alone(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    place.round()
+    assert place.host.prepared == [[]]
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + 3600.0)
+    place.round()
+    assert place.host.prepared == [[]]

@@ -297,6 +297,13 @@ class Host(Protocol):
         """Let libvirt have the passphrase of now, by which a domain opens LUKS at its next start. Raises InvalidRequest, Unreachable."""
         ...
 
+    def sweep_secrets(self, prepared: Sequence[str], *, timeout: float) -> None:
+        """Remove what libvirt keeps of ours and neither a domain nor one of these disks needs, which `prepare` rendered as XML.
+
+        What an attach or a prepare of the last 10 minutes needs stays as well. Raises InvalidRequest, Unreachable.
+        """
+        ...
+
     def repair(self, domain: str, sources: Sequence[str], *, apply: bool, timeout: float) -> Sequence[Finding]:
         """Compare QEMU with libvirt's XML; report, and with `apply` remove, orphans.
 

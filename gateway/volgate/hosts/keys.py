@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -20,6 +21,7 @@ __all__ = ["Key", "Keys"]
 
 T = TypeVar("T")
 _log = structlog.get_logger()
+_PROMISED_SECONDS = 600.0  # the record of a prepared disk is there long before
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +40,8 @@ class Keys:
         self._resolve = resolve
         self._lock = threading.Lock()
         self._attaching: Counter[str] = Counter()
-        self._promised: set[str] = set()
+        self._promised: dict[str, float] = {}  # by name, monotonic: since when
+        self._expected: frozenset[str] = frozenset()
         self._given: dict[str, Secret] = {}
 
     def of(self, connection: Connection) -> Key | None:
@@ -66,11 +69,19 @@ class Keys:
         self._given.clear()
 
     def promise(self, libvirt: Libvirt, key: Key | None) -> None:
-        """Give libvirt the key for a disk that is in no domain yet."""
+        """Give libvirt the key for a disk that is in no domain yet, and keep it for a while: until `expect` tells of the disk."""
         if key is not None:
             with self._lock:
-                self._promised.add(key.usage)
+                self._promised[key.usage] = time.monotonic()
             self.renew(libvirt, key)
+
+    def expect(self, prepared: Sequence[str]) -> None:
+        """These disks (XML) are in no domain yet, and no others, except those promised lately. Raises InvalidRequest."""
+        named = frozenset[str]().union(*map(secrets.named, prepared))
+        with self._lock:
+            self._expected = named
+            oldest = time.monotonic() - _PROMISED_SECONDS
+            self._promised = {usage: since for usage, since in self._promised.items() if since > oldest}
 
     def attach(self, libvirt: Libvirt, key: Key | None, act: Callable[[], T]) -> T:
         """Attach a disk that needs the key; once more if libvirt lost it: it started anew, or another gateway removed it."""
@@ -95,7 +106,7 @@ class Keys:
     def sweep(self, libvirt: Libvirt) -> None:
         """Remove what no domain needs any more."""
         with self._lock:
-            kept = {usage for usage, count in self._attaching.items() if count} | self._promised
+            kept = {usage for usage, count in self._attaching.items() if count} | self._promised.keys() | self._expected
         for usage in secrets.sweep(libvirt, kept):
             self._given.pop(usage, None)
             _log.info("a secret is removed from libvirt: no domain needs it", secret=usage)

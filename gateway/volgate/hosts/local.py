@@ -340,6 +340,11 @@ class LocalHost:
         key = self._connectors.passphrase(reference, self._keys, deadline)
         self._calls.ask("renew the passphrase", deadline, lambda c: self._keys.renew(c, key))
 
+    def sweep_secrets(self, prepared: Sequence[str], *, timeout: float) -> None:
+        """Remove what nothing needs."""
+        self._keys.expect(prepared)
+        self._calls.ask("secrets", time.monotonic() + timeout, self._keys.sweep)
+
     def repair(self, domain: str, sources: Sequence[str], *, apply: bool, timeout: float) -> Sequence[Finding]:
         """Find orphans, and remove them if asked."""
         deadline = time.monotonic() + timeout

@@ -165,6 +165,10 @@ class RemoteHost:
         """Let libvirt there have the passphrase of now."""
         self._call("renew_passphrase", timeout, reference=reference)
 
+    def sweep_secrets(self, prepared: Sequence[str], *, timeout: float) -> None:
+        """Remove the secrets there that nothing needs."""
+        self._call("sweep_secrets", timeout, prepared=list(prepared))
+
     def repair(self, domain: str, sources: Sequence[str], *, apply: bool, timeout: float) -> Sequence[Finding]:
         """Find orphans, and remove them if asked."""
         found: list[Finding] = self._call("repair", timeout, domain=domain, sources=list(sources), apply=apply)

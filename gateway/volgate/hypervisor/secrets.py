@@ -20,7 +20,7 @@ from volgate.errors import InvalidRequest
 from volgate.hypervisor.faults import translated
 from volgate.secret import Secret
 
-__all__ = ["chap_usage_of", "cluster_of", "decoded", "passphrase_of", "passphrase_usage_of", "put", "sweep", "usage_of", "used"]
+__all__ = ["chap_usage_of", "cluster_of", "decoded", "named", "passphrase_of", "passphrase_usage_of", "put", "sweep", "usage_of", "used"]
 
 _PREFIX = "volgate"
 _SPACE = uuid.UUID("5b0c1a52-7d0e-4f43-9a53-2f1d6f0c8b1e")
@@ -87,8 +87,8 @@ def sweep(connection: libvirt.virConnect, kept: Collection[str]) -> list[str]:
         ours = {usage: secret for usage, secret in ours.items() if usage not in kept}
         if not ours:
             return []
-        named = used(connection)
-        gone = [usage for usage in ours if usage not in named]
+        needed = used(connection)
+        gone = [usage for usage in ours if usage not in needed]
         for usage in gone:
             ours[usage].undefine()
     return gone
@@ -104,11 +104,18 @@ def used(connection: libvirt.virConnect) -> set[str]:
             if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
                 raise
             continue  # it ended meanwhile
-        for text in texts:
-            tree = ET.fromstring(text)  # noqa: S314  # libvirt's own answer
-            for place in ("auth", "encryption"):
-                found.update(secret.get("usage", "") for secret in tree.iterfind(f"./devices/disk/source/{place}/secret"))
+        found.update(*map(named, texts))
     return found
+
+
+def named(xml: str) -> set[str]:
+    """The secrets that disks in a domain's or a disk's own description name. Raises InvalidRequest."""
+    try:
+        tree = ET.fromstring(xml)  # noqa: S314  # libvirt's own answer, or what was rendered for it
+    except ET.ParseError as error:
+        raise InvalidRequest(f"xml: {error}", field="xml") from None
+    places = ("source/auth/secret", "source/encryption/secret")
+    return {secret.get("usage", "") for disk in tree.iter("disk") for place in places for secret in disk.iterfind(place)}
 
 
 def _every(connection: libvirt.virConnect) -> list[libvirt.virSecret]:

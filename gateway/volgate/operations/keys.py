@@ -9,20 +9,20 @@ from collections import defaultdict
 import structlog
 
 from volgate.backend import VolumeId
-from volgate.errors import VolgateError
-from volgate.hosts.interface import DetachOutcome, Host
+from volgate.errors import Precondition, VolgateError
 from volgate.operations import transports
 from volgate.operations.fleet import Station
 from volgate.operations.sweep import Sweep
 from volgate.operations.world import World
 from volgate.store import attachments
-from volgate.store.records import AttachmentRecord
+from volgate.store.records import AttachmentRecord, AttachmentState
 
 __all__ = ["Keys"]
 
 _log = structlog.get_logger()
 _EVERY_SECONDS = 60.0
 _AGAIN_SECONDS = 10.0  # after a host or a storage that did not answer
+_AFTER_SECONDS = 1200.0  # a host keeps for a while what it was asked to prepare
 _LOOK_SECONDS = 10.0
 _HOSTS_AT_ONCE = 32
 _MOST_RECORDS = 100_000
@@ -31,7 +31,7 @@ _MOST_RECORDS = 100_000
 class Keys:
     """Gives the hosts with attachments the keys of now, each minute and whenever a libvirt was connected. One thread runs.
 
-    A disk may be detached while its key is given: a host lets go of what it was given once no attachment needs it.
+    A host then removes what nothing needs: an attachment that was prepared is gone, or its disk was detached while its key was given.
     """
 
     def __init__(self, world: World) -> None:
@@ -39,7 +39,7 @@ class Keys:
         self._world = world
         self._due = threading.Event()
         self._next: dict[str, float] = {}  # by host, monotonic
-        self._given: dict[str, dict[str, AttachmentRecord]] = defaultdict(dict)  # by host and secret: for which attachment
+        self._until: dict[str, float] = {}  # the same: when a host without attachments has nothing left, surely
         self._sweep: Sweep[Station, bool] = Sweep("keys", _HOSTS_AT_ONCE)
 
     def hurry(self) -> None:
@@ -57,35 +57,30 @@ class Keys:
             return
         with self._world.database.read() as connection:
             records = [one for one in attachments.page(connection, limit=_MOST_RECORDS) if _secret_of(one)]
-        wanted: dict[str, dict[str, AttachmentRecord]] = defaultdict(dict)
+        wanted: dict[str, list[AttachmentRecord]] = defaultdict(list)
         for record in records:
-            wanted[record.host].setdefault(_secret_of(record), record)
-        ended = self._sweep.run(
-            [station for station in stations if station.name in wanted or self._given.get(station.name)],
-            lambda station: self._settle(station, wanted.get(station.name, {})),
-            _LOOK_SECONDS,
-        )
+            wanted[record.host].append(record)
+        visited = [one for one in stations if one.name in wanted or now < self._until.setdefault(one.name, now + _AFTER_SECONDS)]
+        self._until |= dict.fromkeys(wanted, now + _AFTER_SECONDS)
+        ended = self._sweep.run(visited, lambda station: self._settle(station, wanted.get(station.name, [])), _LOOK_SECONDS)
         for station in stations:
-            self._next[station.name] = now + (_EVERY_SECONDS if ended.get(station.name, station.name not in wanted) else _AGAIN_SECONDS)
+            self._next[station.name] = now + (_EVERY_SECONDS if ended.get(station.name, station not in visited) else _AGAIN_SECONDS)
 
     def close(self) -> None:
         """Begin nothing more."""
         self._sweep.close()
 
-    def _settle(self, station: Station, wanted: dict[str, AttachmentRecord]) -> bool:
-        """False if a key was not given, or may have been left behind."""
-        known = self._given[station.name]
-        idle = {secret: record for secret, record in known.items() if secret not in wanted}
-        known.update(wanted)
-        settled = self._give(station, list(wanted.values()))
-        for secret, record in idle.items():
-            try:
-                if _took_back(station.host, record):
-                    del known[secret]
-            except VolgateError as error:
-                _log.warning("a key may be left on a host that needs it no more", host=station.name, pool=record.pool, error=error.message)
-                settled = False
-        return settled
+    def _settle(self, station: Station, records: list[AttachmentRecord]) -> bool:
+        """False if a key was not given, or may have been left."""
+        given = self._give(station, list({_secret_of(record): record for record in records}.values()))
+        try:
+            station.host.sweep_secrets([one.xml for one in records if one.state is AttachmentState.PREPARED], timeout=_LOOK_SECONDS)
+        except Precondition as error:  # an older one does so at its next detach
+            _log.debug("a host does not tell apart which keys it needs", host=station.name, error=error.message)
+        except VolgateError as error:
+            _log.info("keys that nothing needs may be left on a host", host=station.name, error=error.message)
+            return False
+        return given
 
     def _give(self, station: Station, records: list[AttachmentRecord]) -> bool:
         timeout, given = min(_LOOK_SECONDS, self._world.settings.limits.libvirt_timeout), True
@@ -103,14 +98,6 @@ class Keys:
                 _log.warning("a key is not renewed", host=station.name, pool=record.pool, error=error.message)
                 given = False
         return given
-
-
-def _took_back(host: Host, record: AttachmentRecord) -> bool:
-    """Repeat the detach of a disk that is gone, which removes its secret; False while the domain has it: a host was released, perhaps."""
-    seen = host.presence(record.domain, record.alias, record.source, timeout=_LOOK_SECONDS)
-    if seen.live or seen.config or seen.qemu:
-        return False
-    return host.detach(record.domain, record.alias, record.source, timeout=_LOOK_SECONDS) is DetachOutcome.GONE
 
 
 def _secret_of(record: AttachmentRecord) -> str:
