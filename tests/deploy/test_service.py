@@ -29,6 +29,7 @@ HOST_UNIT = ROOT / "deploy/systemd/volgate-host.service"
 TGT = ROOT / "deploy/systemd/volgate-tgt.conf"
 ISCSI = ROOT / "deploy/systemd/volgate-iscsi.conf"
 LVM = ROOT / "deploy/systemd/volgate-lvm.conf"
+LUNS = ROOT / "deploy/systemd/volgate-luns.conf"
 UNITS = (UNIT, HOST_UNIT)
 SYSUSERS = ROOT / "deploy/systemd/volgate.sysusers.conf"
 TIGHT = "20"  # systemd's exposure level times ten; services of its own are between 10 and 40
@@ -248,6 +249,19 @@ def test_systemd_accepts_the_drop_in_for_iscsi_pools(tmp_path):
     assert run("systemd-analyze", "verify", "--man=no", "--recursive-errors=no", local) == ""
     ambient, bounding = re.findall(r"^(?:AmbientCapabilities|CapabilityBoundingSet)=(.*)$", ISCSI.read_text(), re.MULTILINE)
     assert ambient == bounding
+
+
+@pytest.mark.parametrize("path", UNITS, ids=lambda path: path.stem)
+def test_systemd_accepts_the_drop_in_for_luns(tmp_path, path):
+    local = tmp_path / path.name
+    local.write_text(path.read_text().replace("/opt/volgate/bin/volgate", str(Path(sys.executable).with_name("volgate"))))
+    drop_in = tmp_path / f"{path.name}.d/luns.conf"
+    drop_in.parent.mkdir()
+    drop_in.write_text(LUNS.read_text())
+    assert run("systemd-analyze", "verify", "--man=no", "--recursive-errors=no", local) == ""
+    ambient, bounding = re.findall(r"^(?:AmbientCapabilities|CapabilityBoundingSet)=(.*)$", LUNS.read_text(), re.MULTILINE)
+    assert ambient == bounding
+    assert "RuntimeDirectoryPreserve=yes\n" in LUNS.read_text(), "what is connected outlives the service"
 
 
 def test_systemd_accepts_the_drop_in_for_tgt(tmp_path):

@@ -1,4 +1,7 @@
-"""Who has a block device of this host open, or lies upon it. The kernel lets go of a SCSI disk that is in use; it is asked before."""
+"""Who has a block device of this host open, or lies upon it. The kernel lets go of a SCSI disk that is in use; it is asked before.
+
+Whoever may not look at every process is refused: nobody seen is not nobody there.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,11 @@ from pathlib import Path
 
 from volgate.connect import scsi
 from volgate.connect.scsi import SYS
+from volgate.errors import Denied
 
 __all__ = ["openers"]
 
+_FIRST = Path("/proc/1")
 _WATCHERS = ("multipathd", "systemd-udevd", "(udev-worker)", "udevd")
 """multipathd has every way that it checks open, and lets go of one that goes; udev, and what it starts, look at what is new."""
 
@@ -20,7 +25,7 @@ _WATCHERS = ("multipathd", "systemd-udevd", "(udev-worker)", "udevd")
 def openers(name: str) -> list[str]:
     """Processes, mount points and devices that have a block device (`sda`, `dm-0`), in words; nothing of one that is not there.
 
-    A map of multipath upon it is no user: who has the map open is.
+    A map of multipath upon it is no user: who has the map open is. Raises Denied.
     """
     try:
         number = (SYS / "class/block" / name / "dev").read_text(encoding="ascii").strip()
@@ -43,12 +48,22 @@ def _mounted(number: str) -> list[str]:
 def _processes(number: str) -> list[str]:
     major, _, minor = number.partition(":")
     device, found = os.makedev(int(major), int(minor)), []
+    if not _FIRST.exists():
+        raise _blind("/proc hides the processes of others")
     for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # it ended meanwhile
-            if any(_is(entry, device) for entry in (process / "fd").iterdir()):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it ended meanwhile
+            try:
+                entries = list((process / "fd").iterdir())
+            except PermissionError:
+                raise _blind(f"process {process.name} may not be looked at") from None
+            if any(_is(entry, device) for entry in entries):
                 program = _program(process)
                 found += [] if {program, _program(_parent(process))} & {*_WATCHERS} else [f"process {process.name} ({program})"]
     return found
+
+
+def _blind(why: str) -> Denied:
+    return Denied(f"who has a disk open cannot be told: {why}; run volgate here as root, with CAP_SYS_PTRACE and ProtectProc=default")
 
 
 def _program(process: Path) -> str:
