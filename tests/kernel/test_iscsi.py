@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 
 from tests.kernel.san import HOST, LIO, PORTALS, Lun, eventually, sh, two_ways
-from volgate.connect import iscsi_records, iscsi_sessions, scsi
+from volgate.connect import iscsi_records, iscsi_sessions, reservations, scsi
 from volgate.connect.held import Held
 from volgate.connect.iscsi import Iscsi
 from volgate.connect.multipath import Multipathd
 from volgate.connection import Chap, IscsiLun, IscsiPortal
 from volgate.errors import Denied, InUse, NotFound, Precondition, Unreachable
+from volgate.hosts.completion import Completion
 from volgate.hosts.connectors import Connectors
 from volgate.secret import Secret
 
@@ -137,6 +138,33 @@ def test_a_portal_that_is_dead_keeps_the_other_from_nothing(host: Iscsi, target:
     assert head(host.connect(lun, {}, deadline=soon()).path) == target.mark, "the second way joins"
     eventually(lambda: len(Multipathd().find(lun.wwid, soon()).ways) == 2)
     host.disconnect(lun, deadline=soon())
+
+
+def test_a_way_that_was_missing_at_the_attach_comes_by_itself_unless_the_disk_is_reserved(host: Iscsi, target: Target) -> None:
+    lun = target.reached()
+    sh("ip -n storage link set port2 down")
+    try:
+        host.connect(lun, {}, deadline=soon())
+        rounds = Completion(host, lambda _lun: {})
+        assert rounds.run() == [] and ways_to(lun) == 1
+        again = time.monotonic()
+        assert rounds.run() == [] and time.monotonic() - again < 1.0, "what failed is not tried at once again"
+    finally:
+        sh("ip -n storage link set port2 up")
+    rounds = Completion(host, lambda _lun: {})
+    with reservations.opened(lun.source) as disk:
+        disk.join(1)
+        assert rounds.run() == [] and ways_to(lun) == 1, "a way without a key would fail what is written by it"
+        disk.clear(1)
+    assert rounds.run() == [lun.source] and rounds.run() == []
+    eventually(lambda: ways_to(lun) == 2)
+    host.disconnect(lun, deadline=soon())
+    assert rounds.run() == [] and left() == [], "what was let go of stays away"
+
+
+def ways_to(lun: IscsiLun) -> int:
+    found = Multipathd().find(lun.wwid, soon())
+    return len([way for way in found.ways if way.usable]) if found else 0
 
 
 def test_a_lun_that_is_another_volume_now_is_refused_and_taken_away(host: Iscsi, target: Target) -> None:

@@ -82,6 +82,27 @@ class Iscsi:
         if (lun := self._held.find(source)) is not None:
             self.disconnect(lun, deadline=deadline)
 
+    def incomplete(self) -> list[IscsiLun]:
+        """The LUNs under a map that are not there by all their portals: those did not answer, or did not show it, when it was connected.
+
+        A session that broke later is open-iscsi's to bring back. Raises VolgateError.
+        """
+        with translate("look at what this host has connected"):
+            return [lun for lun, _ in self._held.noted() if lun.multipath and scsi.has_map(lun.wwid) and self._missing(lun)]
+
+    def complete(self, lun: IscsiLun, secrets: Mapping[str, Secret], *, deadline: float) -> bool:
+        """Connect a LUN by the portals that it is not there by; False if there is none, or it was let go of meanwhile.
+
+        Raises what the login raises if none of them works, as `connect`.
+        """
+        with self._alone(lun, deadline):
+            known = self._held.find(lun.source)
+            missing = self._missing(known) if known is not None and scsi.has_map(lun.wwid) else ()
+            if known is None or not missing:
+                return False
+            self._gather(known, self._reach(replace(known, portals=missing), secrets, deadline), deadline)
+            return True
+
     def answers(self, source: str, deadline: float) -> bool:
         """Whether it is connected, by a way that works: a map without one lets whoever asks it for anything wait."""
         if (lun := self._held.find(source)) is None:
@@ -113,6 +134,16 @@ class Iscsi:
             return self._paths.of(lun, host, deadline=deadline)
 
     # -- attaching
+
+    def _missing(self, lun: IscsiLun) -> tuple[IscsiPortal, ...]:
+        """The portals without a session, or with one that works and has no disk of it."""
+        sessions = {session.portal: session for session in self._sessions.all()}
+
+        def is_missing(portal: IscsiPortal) -> bool:
+            found = sessions.get(portal)
+            return found is None or (found.state == "LOGGED_IN" and not scsi.disk_at(Address(found.host, 0, 0, lun.lun)))
+
+        return tuple(filter(is_missing, lun.portals))
 
     def _reach(self, lun: IscsiLun, secrets: Mapping[str, Secret], deadline: float) -> list[str]:
         """The disks that the LUN is, by as many portals as work. All are tried at once: a dead one keeps no other waiting."""

@@ -13,6 +13,7 @@ from volgate.connect.iscsi import Iscsi
 from volgate.connect.reconciler import Reconciler
 from volgate.connection import BlockSource, Connection, DiskSource, FileSource, IscsiLun, LibiscsiLun, LocalBlock, LocalFile, RbdImage
 from volgate.errors import Unreachable, Unsupported
+from volgate.hosts.completion import Completion
 from volgate.hosts.identity import identify
 from volgate.hosts.interface import AttachPlan
 from volgate.hosts.keys import Key, Keys
@@ -41,6 +42,11 @@ class Connectors:
         self._logins = rbd.Logins()
         self._iscsi = Iscsi()
         self._reconciler = Reconciler(self._iscsi)
+        self._completion = Completion(self._iscsi, self._chap_of)
+
+    def keep(self) -> None:
+        """From now on, bring back by itself what was missing when it was connected."""
+        self._completion.start()
 
     def ready(self, plan: AttachPlan, keys: Keys, deadline: float) -> tuple[DiskSource, Key | None]:
         """Connect and prove the volume of a plan; with the secret that libvirt needs for its disk, None where it needs none.
@@ -128,6 +134,7 @@ class Connectors:
 
     def close(self) -> None:
         """Begin nothing more."""
+        self._completion.close()
         self._files.close()
         self._san.close()
 
@@ -135,12 +142,14 @@ class Connectors:
         return libiscsi.connect(lun, identify().iqn, self._resolve, features, deadline=deadline)
 
     def _log_in(self, lun: IscsiLun, deadline: float, shared: bool) -> DiskSource:
-        """With the secrets of now: they are read where they are used, and kept nowhere."""
-        references = (lun.chap.secret, lun.chap.target_secret) if lun.chap else ()
-        secrets = {reference: self._resolve(reference) for reference in references if reference}
-        source = self._iscsi.connect(lun, secrets, deadline=deadline)
+        source = self._iscsi.connect(lun, self._chap_of(lun), deadline=deadline)
         reservations.enrol(source.path, _key(), shared=shared)
         return source
+
+    def _chap_of(self, lun: IscsiLun) -> dict[str, Secret]:
+        """The secrets of now: they are read where they are used, and kept nowhere."""
+        references = (lun.chap.secret, lun.chap.target_secret) if lun.chap else ()
+        return {reference: self._resolve(reference) for reference in references if reference}
 
     def _log_out(self, source: str, deadline: float) -> None:
         """Its key goes first, if a way is left by which it can: of one that broke just now it is known in seconds whether it comes back."""

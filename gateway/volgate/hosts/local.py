@@ -385,6 +385,7 @@ class LocalHost:
 
         self._events.subscribe(tell)
         self._link.start()
+        self._connectors.keep()
 
     def close(self) -> None:
         """Let go of libvirt."""
