@@ -140,7 +140,7 @@ def test_a_larger_size_is_given_and_a_smaller_one_refused(place):
     before = rested(place)
     said = refused(place.wire.volumes.ImportVolume, parts(header(place, size_bytes=MIB), data))
     assert (said.code, said.reason, said.fields) == ("OUT_OF_RANGE", "OUT_OF_RANGE", ["header.size_bytes"])
-    assert state(place)[:2] == before[:2]
+    assert rested(place)[:2] == before[:2]
 
 
 def test_a_repeat_with_the_same_bytes_is_answered_from_the_record(place):
@@ -176,7 +176,7 @@ def test_server_side_paths_stay_below_the_allowed_directories(place):
     assert (said.code, said.fields) == ("NOT_FOUND", ["header.path"])
     said = refused(place.wire.volumes.ImportVolume, parts(header(place, path="images/none.raw"), b""))
     assert (said.code, said.fields) == ("INVALID_ARGUMENT", ["header.path"])
-    assert state(place)[:2] == before[:2]
+    assert rested(place)[:2] == before[:2]
 
 
 @pytest.mark.parametrize(
@@ -194,17 +194,17 @@ def test_bytes_that_are_no_good_image_leave_nothing(place, kind, data, reason):
     before = rested(place)
     said = refused(place.wire.volumes.ImportVolume, parts(header(place, source_format=kind), data))
     assert said.reason == reason and said.code in {"FAILED_PRECONDITION", "OUT_OF_RANGE"}
-    assert state(place)[:2] == before[:2]
+    assert rested(place)[:2] == before[:2]
 
 
 @pytest.mark.parametrize("kind", ["qcow2", "vmdk", "vhdx"])
 @pytest.mark.parametrize("percent", [3, 40, 80])
 def test_an_image_that_was_cut_off_is_refused_not_read_as_zeroes(place, kind, percent):
-    before, whole = state(place), image(place, content(6 * MIB), kind)
+    before, whole = rested(place), image(place, content(6 * MIB), kind)
     head = header(place, source_format=volume_pb2.VolumeFormat.Value(f"VOLUME_FORMAT_{kind.upper()}"))
     said = refused(place.wire.volumes.ImportVolume, parts(head, whole[: len(whole) * percent // 100]))
     assert (said.code, said.reason) == ("FAILED_PRECONDITION", "BAD_IMAGE")
-    assert state(place)[:2] == before[:2]
+    assert rested(place)[:2] == before[:2]
 
 
 @pytest.mark.parametrize("sent", [MIB - 1, MIB + 1, 0])
@@ -212,7 +212,7 @@ def test_a_stream_of_another_length_than_announced_is_refused(place, sent):
     before = rested(place)
     said = refused(place.wire.volumes.ImportVolume, parts(header(place, image_bytes=MIB), content(sent)))
     assert (said.code, said.fields) == ("INVALID_ARGUMENT", ["header.image_bytes"])
-    assert state(place) == before
+    assert rested(place) == before
     assert place.wire.volumes.ImportVolume(parts(header(place, image_bytes=MIB), content(MIB))).volume.size_bytes == MIB
 
 
@@ -238,7 +238,7 @@ def test_a_stream_that_breaks_the_order_is_refused_and_leaves_nothing(place, mes
     before = rested(place)
     said = refused(place.wire.volumes.ImportVolume, iter(messages))
     assert (said.code, said.reason, said.fields) == ("INVALID_ARGUMENT", "INVALID_FIELD", [field])
-    assert state(place)[:2] == before[:2]
+    assert rested(place)[:2] == before[:2]
 
 
 def test_an_upload_that_breaks_in_the_middle_leaves_nothing(place):
@@ -252,11 +252,11 @@ def test_an_upload_that_breaks_in_the_middle_leaves_nothing(place):
 
     with pytest.raises(grpc.RpcError):
         place.wire.volumes.ImportVolume(broken(), timeout=30)
-    assert state(place)[:2] == before[:2]
+    assert rested(place)[:2] == before[:2]
 
 
 def test_an_upload_that_is_cancelled_leaves_nothing(place):
-    before, go_on = state(place), threading.Event()
+    before, go_on = rested(place), threading.Event()
 
     def slow():
         yield from parts(header(place), content(3 * MIB))
@@ -270,7 +270,7 @@ def test_an_upload_that_is_cancelled_leaves_nothing(place):
     deadline = time.monotonic() + 5
     while place.spool() and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert state(place) == before
+    assert rested(place) == before
 
 
 def test_an_upload_whose_deadline_passes_leaves_nothing(place):
@@ -285,7 +285,7 @@ def test_an_upload_whose_deadline_passes_leaves_nothing(place):
     with pytest.raises(grpc.RpcError) as caught:
         place.wire.volumes.ImportVolume(endless(), timeout=0.5)
     assert refusal(caught.value).code == "DEADLINE_EXCEEDED"
-    assert state(place)[:2] == before[:2]
+    assert rested(place)[:2] == before[:2]
 
 
 def test_an_export_that_is_cancelled_gives_the_volume_free(place):
@@ -359,7 +359,7 @@ def test_an_import_that_runs_shows_its_progress_and_is_cancelled_without_a_trace
     assert (said.code, said.reason, said.metadata["operation"]) == ("CANCELLED", "CANCELLED", found[0].name)
     assert seen[-1].state == operation_pb2.OPERATION_STATE_CANCELLED and [o.progress for o in seen] == sorted(o.progress for o in seen)
     assert {step.name: step.state for step in seen[-1].steps}["create"] == "undone"
-    assert state(place)[:2] == before[:2]
+    assert rested(place)[:2] == before[:2]
     image.unlink()
 
 

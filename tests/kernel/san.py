@@ -12,7 +12,20 @@ from pathlib import Path
 from volgate.errors import Unreachable
 from volgate_plugins.iscsi.tgtd import Mode, Op, Seen, Tgtd
 
-__all__ = ["HOST", "LOOPBACK", "PORTALS", "TGT_PORT", "Daemon", "Lun", "Shelf", "eventually", "links", "sh", "two_ways"]
+__all__ = [
+    "HOST",
+    "LOOPBACK",
+    "PORTALS",
+    "TGT_PORT",
+    "Daemon",
+    "Lun",
+    "Shelf",
+    "eventually",
+    "links",
+    "make_room_for_registrations",
+    "sh",
+    "two_ways",
+]
 
 NAMESPACE = "storage"
 PORTALS = ("10.10.1.1", "10.10.2.1")
@@ -53,6 +66,11 @@ def two_ways() -> None:
 def links(*, up: bool) -> None:
     """Let nothing through the two links, or all."""
     sh("\n".join(f"ip -n {NAMESPACE} link set port{number} {'up' if up else 'down'}" for number in (1, 2)))
+
+
+def make_room_for_registrations() -> None:
+    """Where LIO writes registrations that outlive its power: of a target that no pool of ours made."""
+    (Path((LIO / "dbroot").read_text().strip()) / "pr").mkdir(parents=True, exist_ok=True)
 
 
 class Lun:

@@ -14,16 +14,16 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from tests.kernel.san import two_ways
+from tests.kernel.san import eventually, make_room_for_registrations, two_ways
 from tests.kernel.test_iscsi import SECONDS, Target, left
 from tests.labs.kernel.machine import ROOT
 from volgate.connection import IscsiLun
 
 pytestmark = [pytest.mark.kernel, pytest.mark.drawn(turns=5), pytest.mark.timeout(300)]
 UNITS = ("volgate-host.service", "volgate-luns.conf")
-RECORDS, NOTES = "/etc/iscsi", "/run/volgate"
+RECORDS, LOCKS, NOTES = "/etc/iscsi", "/run/lock", "/run/volgate"
 """What may be written to."""
-SANDBOX = """for place in $RECORDS $NOTES; do mkdir -p $place; mount --bind $place $place; done
+SANDBOX = """for place in $RECORDS $LOCKS $NOTES; do mkdir -p $place; mount --bind $place $place; done
 mount -o remount,bind,ro /
 if mountpoint -q /run; then mount -o remount,bind,ro /run; fi
 ! touch /etc/x 2>&- && ! touch /run/x 2>&-
@@ -31,12 +31,13 @@ exec "$@"
 """
 PROGRAM = """
 import json, sys, time
-import msgspec
+import msgspec, structlog
 from volgate.connection import IscsiLun
 from volgate.errors import VolgateError
 from volgate.hosts.connectors import Connectors
 from volgate.secret import Secret
 
+structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
 lun = msgspec.json.decode(sys.argv[1], type=IscsiLun)
 host = Connectors("here", Secret, lambda _deadline: ())
 acts = {
@@ -60,12 +61,13 @@ for line in sys.stdin:
 @pytest.fixture(scope="module", autouse=True)
 def ways() -> None:
     two_ways()
+    make_room_for_registrations()
 
 
 def rights() -> list[str]:
     """The capabilities of the unit with its drop-in."""
     texts = [(ROOT / "deploy/systemd" / name).read_text() for name in UNITS]
-    for line in ("User=root", f"ReadWritePaths=-{RECORDS}", f"RuntimeDirectory={Path(NOTES).name}"):
+    for line in ("User=root", f"ReadWritePaths=-{RECORDS} -{LOCKS}", f"RuntimeDirectory={Path(NOTES).name}"):
         assert line in texts[1].splitlines()
     return " ".join(re.findall(r"^CapabilityBoundingSet=(.*)$", "\n".join(texts), re.MULTILINE)).split()
 
@@ -77,7 +79,7 @@ class Confined:
         only = ",".join(["-all", *(f"+{word.removeprefix('CAP_').lower()}" for word in capabilities)])
         sandbox = ["unshare", "--mount", "--propagation=private", "sh", "-ec", SANDBOX, "sh"]
         allowed = ["setpriv", "--clear-groups", "--no-new-privs", f"--bounding-set={only}", f"--inh-caps={only}"]
-        env = {**os.environ, "RECORDS": RECORDS, "NOTES": NOTES}
+        env = {**os.environ, "RECORDS": RECORDS, "LOCKS": LOCKS, "NOTES": NOTES}
         program = [sys.executable, "-c", PROGRAM, msgspec.json.encode(lun).decode()]
         self._process = subprocess.Popen(
             [*sandbox, *allowed, *program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=env
@@ -114,7 +116,7 @@ def test_the_rights_of_the_drop_in_are_enough_for_a_host_of_luns() -> None:
     lun = target.reached()
     with confined(lun, rights()) as host:
         assert host.does("attach") == host.does("share") == lun.source
-        assert host.does("paths") == ["active-optimized"] * 2
+        eventually(lambda: host.does("paths") == ["active-optimized"] * 3, SECONDS)  # two portals and the map
         assert host.does("leftovers") == []
         assert host.does("release") is None
         assert left() == []

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernel.san import HOST, LIO, PORTALS, Lun, eventually, sh, two_ways
+from tests.kernel.san import HOST, LIO, PORTALS, Lun, eventually, make_room_for_registrations, sh, two_ways
 from volgate.connect import iscsi_records, iscsi_sessions, reservations, scsi
 from volgate.connect.held import Held
 from volgate.connect.iscsi import Iscsi
@@ -31,6 +31,7 @@ PAGE = 4096
 @pytest.fixture(scope="module", autouse=True)
 def ways() -> None:
     two_ways()
+    make_room_for_registrations()
 
 
 class Target:

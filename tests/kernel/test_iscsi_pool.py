@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -276,6 +277,23 @@ def test_a_new_secret_is_the_targets_from_the_next_check_on(pool: PublishedWithS
     Path(settings.chap.secret.removeprefix("file:")).unlink()
     found = pool.check()
     assert found.health is Health.DEGRADED and "secret" in found.message
+
+
+def test_room_for_the_registrations_of_hosts_that_share_is_made_or_told_of(pool: PublishedWithSnapshots, settings: IscsiSettings) -> None:
+    if settings.target != "lio":
+        assert pool.check().health is Health.OK
+        return
+    top = Path((LIO / "dbroot").read_text().strip())
+    shutil.rmtree(top, ignore_errors=True)
+    assert pool.check().health is Health.OK and (top / "pr").is_dir()
+    shutil.rmtree(top)
+    top.write_text("in the way")
+    try:
+        found = pool.check()
+        assert found.health is Health.DEGRADED and f"{top}/pr cannot be made" in found.message
+    finally:
+        top.unlink()
+    assert pool.check().health is Health.OK
 
 
 def test_the_rights_of_the_drop_in_are_enough(settings: IscsiSettings, place: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernel.san import HOST, LIO, PORTALS, Lun, eventually, sh, two_ways
+from tests.kernel.san import HOST, LIO, PORTALS, Lun, eventually, make_room_for_registrations, sh, two_ways
 from volgate.connect import reservations, scsi
 from volgate.connect.iscsi import Iscsi
 from volgate.connect.iscsi_sessions import Sessions
@@ -34,8 +34,7 @@ MINE, THEIRS, THIRD = (key_of(name) for name in ("mine", "theirs", "third"))
 @pytest.fixture(scope="module", autouse=True)
 def ways() -> None:
     two_ways()
-    for folder in ("/var/target/pr", "/etc/target/pr"):  # where LIO writes registrations that outlive its power
-        Path(folder).mkdir(parents=True, exist_ok=True)
+    make_room_for_registrations()
 
 
 class Shared:

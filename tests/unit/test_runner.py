@@ -116,6 +116,22 @@ def test_an_operation_in_doubt_is_counted_until_it_ends(world, monkeypatch):
         assert (runner.jobs.unfinished(), runner.jobs.doubtful(), runner.jobs.oldest()) == (0, 0, 0.0)
 
 
+def test_whoever_waits_for_an_operation_in_doubt_is_told_so_and_may_repeat_the_call(world, monkeypatch):
+    monkeypatch.setattr("volgate.operations.runner._TRIES", ())
+    monkeypatch.setattr("volgate.operations.runner._DOUBT_SECONDS", 0.05)
+    monkeypatch.setattr("volgate.operations.runner._PATIENT_SECONDS", 0.2)
+    with running(world) as runner:
+        doubtful = runner.submit(creation("doubtful"), Caller(request_id="first"))
+        for _ in range(2):
+            waiting = runner.submit(creation("doubtful"), Caller(request_id="second"))
+            with pytest.raises(InDoubt, match=f"it waits for operations/{doubtful.operation}: ") as told:
+                waiting.future.result(30)
+            assert told.value.operation == f"operations/{waiting.operation}" != f"operations/{doubtful.operation}"
+        last = runner.submit(creation("doubtful"), Caller(request_id="second"))
+        monkeypatch.setattr(Leaky, "create_volume", Directory.create_volume)
+        assert last.future.result(30).volume.name == "doubtful" and last.operation == waiting.operation
+
+
 @pytest.mark.parametrize("error", [Busy("4096 operations are queued"), RuntimeError("a bug")], ids=["busy", "bug"])
 def test_what_fails_after_an_operation_does_not_undo_it(world, error):
     asked = []

@@ -53,10 +53,10 @@ def _processes(number: str) -> list[str]:
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it ended meanwhile
             try:
-                entries = list((process / "fd").iterdir())
+                has = any(_is(entry, device) for entry in (process / "fd").iterdir())
             except PermissionError:
                 raise _blind(f"process {process.name} may not be looked at") from None
-            if any(_is(entry, device) for entry in entries):
+            if has:
                 program = _program(process)
                 found += [] if {program, _program(_parent(process))} & {*_WATCHERS} else [f"process {process.name} ({program})"]
     return found
@@ -76,8 +76,14 @@ def _parent(process: Path) -> Path:
 
 
 def _is(descriptor: Path, device: int) -> bool:
-    with contextlib.suppress(OSError):
+    """Raises PermissionError if the process is not ours to look at."""
+    try:
         seen = descriptor.stat()
+    except PermissionError:
+        descriptor.readlink()  # that may be done: a file system keeps its files to itself, as FUSE does, and has no device
+    except OSError:
+        pass
+    else:
         return stat.S_ISBLK(seen.st_mode) and seen.st_rdev == device
     return False
 

@@ -92,6 +92,13 @@ class Job:
             self.active = True
             return True
 
+    def joined(self) -> Ticket:
+        """The ticket of who joins a job; a new one if those before were told what it waits for."""
+        with self.lock:
+            if (self.missing or self.active) and self.ticket.future.done():
+                self.ticket = Ticket(self.record.id, lambda: self.record, long=self.long)
+            return self.ticket
+
     def reopen(self) -> bool:
         """Run a job that is in doubt or parked again, if nobody does yet; callers that were answered leave their ticket behind."""
         with self.lock:

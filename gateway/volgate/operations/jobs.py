@@ -72,6 +72,12 @@ class Jobs:
         """How many there are."""
         return len(self._jobs)
 
+    def behind(self, job: Job, seconds: float) -> list[Job]:
+        """Those that wait for an object of a job, and whose callers wait for so many seconds at least."""
+        keys = {*lock_keys(job.request)}
+        queued = [other for other in self.all() if other is not job and "first" in other.missing and other.ticket.waited() >= seconds]
+        return [other for other in queued if keys.intersection(lock_keys(other.request))]
+
     def wait_idle(self, seconds: float) -> int:
         """Wait until no job runs, at most so long; return how many are left, those that wait included."""
         deadline = time.monotonic() + seconds

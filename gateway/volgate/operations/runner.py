@@ -78,7 +78,7 @@ class Runner:
                 self.jobs.add(job)
                 self._enter(job)
             again = not fresh and (job.parked or job.record.state is OperationState.IN_DOUBT) and job.reopen()
-            ticket = job.ticket
+            ticket = job.joined()
         if fresh:
             self.lanes.of(job.request.target).submit(self._record, job)
         elif again:
@@ -400,6 +400,9 @@ class Runner:
             f"{error.message}; the outcome is not known yet, repeat the same call", operation=f"operations/{job.id}", holders=error.holders
         )
         job.ticket.fail(told)
+        for other in self.jobs.behind(job, _PATIENT_SECONDS):  # what keeps them is told, too
+            told = InDoubt(f"it waits for operations/{job.id}: {told.message}", operation=f"operations/{other.id}", holders=error.holders)
+            other.ticket.fail(told)
         job.tell()
         self._alarm.after(_DOUBT_SECONDS, lambda: self.again(job))
 

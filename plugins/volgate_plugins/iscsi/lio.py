@@ -25,6 +25,7 @@ from volgate_plugins.iscsi.settings import IscsiSettings
 __all__ = ["Lio"]
 
 _ROOT = Path("/sys/kernel/config/target")
+_REGISTRATIONS = Path("/var/target/pr")
 _LINK = "volgate"
 _DEVICE = re.compile(r"Major: (\d+) Minor: (\d+)")
 _SECTOR = 512
@@ -43,6 +44,17 @@ class Lio:
             raise Precondition(f"{told}; load it (modprobe iscsi_target_mod; a line in /etc/modules-load.d)", reason="LIO_MISSING")
         with translate("open LIO"):
             (_ROOT / "iscsi").mkdir(exist_ok=True)
+
+    def lacks(self) -> list[str]:
+        """What is missing for volumes that hosts share: LIO keeps their registrations in a folder, which it does not make."""
+        folder = _REGISTRATIONS
+        with contextlib.suppress(OSError):
+            folder = Path(_read(_ROOT / "dbroot")) / "pr"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            return [f"{folder} cannot be made ({error.strerror}), and without it no volume can be attached as shared: make it, as root"]
+        return []
 
     def put(self, unit: Unit, initiators: Iterable[str], source: Callable[[], str], *, anew: bool = False) -> None:
         """Have the unit reachable by these initiators and no others; `source` tells the path of its file or device, if that is needed.

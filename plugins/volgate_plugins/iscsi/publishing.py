@@ -110,7 +110,7 @@ class Publishing:
 
     def put_back(self) -> list[str]:
         """Have every record be true; return what does not work."""
-        problems = []
+        problems = self.target.lacks()
         try:
             with translate(f"look what pool {self._pool} has published"):
                 uids = self._records.uids()

@@ -41,6 +41,10 @@ class Tgt:
         self._prefix = Unit.of("0" * 32, settings.iqn, pool).target.removesuffix("00000000-0000-0000-0000-000000000000")
         self._listed: tuple[float, dict[str, Seen], set[str]] = (0.0, {}, set())
 
+    def lacks(self) -> list[str]:
+        """Nothing: tgtd keeps registrations in its memory."""
+        return []
+
     def put(self, unit: Unit, initiators: Iterable[str], source: Callable[[], str], *, anew: bool = False) -> None:
         """Have the unit reachable by these initiators and no others; `source` tells the path of its file or device, if that is needed.
 
