@@ -240,28 +240,20 @@ def _expanded(name: str) -> set[str]:
     return calls
 
 
-def test_systemd_accepts_the_drop_in_for_iscsi_pools(tmp_path):
-    local = tmp_path / UNIT.name
-    local.write_text(UNIT.read_text().replace("/opt/volgate/bin/volgate", str(Path(sys.executable).with_name("volgate"))))
-    drop_in = tmp_path / f"{UNIT.name}.d/iscsi.conf"
-    drop_in.parent.mkdir()
-    drop_in.write_text(ISCSI.read_text())
-    assert run("systemd-analyze", "verify", "--man=no", "--recursive-errors=no", local) == ""
-    ambient, bounding = re.findall(r"^(?:AmbientCapabilities|CapabilityBoundingSet)=(.*)$", ISCSI.read_text(), re.MULTILINE)
-    assert ambient == bounding
-
-
-@pytest.mark.parametrize("path", UNITS, ids=lambda path: path.stem)
-def test_systemd_accepts_the_drop_in_for_luns(tmp_path, path):
+@pytest.mark.parametrize(("path", "drop_in"), [(UNIT, ISCSI), (UNIT, LUNS), (HOST_UNIT, LUNS)], ids=lambda path: path.stem)
+def test_systemd_accepts_the_drop_ins_of_iscsi(tmp_path, path, drop_in):
     local = tmp_path / path.name
     local.write_text(path.read_text().replace("/opt/volgate/bin/volgate", str(Path(sys.executable).with_name("volgate"))))
-    drop_in = tmp_path / f"{path.name}.d/luns.conf"
-    drop_in.parent.mkdir()
-    drop_in.write_text(LUNS.read_text())
+    there = tmp_path / f"{path.name}.d/{drop_in.name}"
+    there.parent.mkdir()
+    there.write_text(drop_in.read_text())
     assert run("systemd-analyze", "verify", "--man=no", "--recursive-errors=no", local) == ""
-    ambient, bounding = re.findall(r"^(?:AmbientCapabilities|CapabilityBoundingSet)=(.*)$", LUNS.read_text(), re.MULTILINE)
+    ambient, bounding = re.findall(r"^(?:AmbientCapabilities|CapabilityBoundingSet)=(.*)$", drop_in.read_text(), re.MULTILINE)
     assert ambient == bounding
-    assert "RuntimeDirectoryPreserve=yes\n" in LUNS.read_text(), "what is connected outlives the service"
+
+
+def test_what_a_host_has_connected_stays_noted_when_its_service_ends():
+    assert "RuntimeDirectoryPreserve=yes\n" in LUNS.read_text()
 
 
 def test_systemd_accepts_the_drop_in_for_tgt(tmp_path):
