@@ -22,7 +22,7 @@ from tests.soaking import SOAK, count, draw
 from volgate_client import Client
 from volgate_client.errors import VolgateError
 
-pytestmark = [pytest.mark.kernel, pytest.mark.drawn(turns=5), pytest.mark.timeout(3600 if SOAK else 900)]
+pytestmark = [pytest.mark.kernel, pytest.mark.drawn(turns=5), pytest.mark.timeout(3600 if SOAK else 1500)]
 T = TypeVar("T")
 SIZE = 32 << 20
 PAGE = 4096
