@@ -68,10 +68,8 @@ class Completion:
         while not self._stop.wait(_EVERY_SECONDS):
             try:
                 self.run()
-            except VolgateError as error:
-                _log.warning("what this host has connected cannot be looked at", error=error.message)
-            except Exception:  # noqa: BLE001  # the rounds must outlive any single failure; it is logged with its traceback
-                _log.exception("bug in the look for missing ways")
+            except (VolgateError, OSError) as error:  # devices come and go while they are looked at
+                _log.warning("what this host has connected cannot be looked at", error=str(error))
 
 
 def _is_reserved(lun: IscsiLun) -> bool:
