@@ -26,7 +26,7 @@ RECORDS, LOCKS, NOTES = "/etc/iscsi", "/run/lock", "/run/volgate"
 SANDBOX = """for place in $RECORDS $LOCKS $NOTES; do mkdir -p $place; mount --bind $place $place; done
 mount -o remount,bind,ro /
 if mountpoint -q /run; then mount -o remount,bind,ro /run; fi
-! touch /etc/x 2>&- && ! touch /run/x 2>&-
+for place in /etc /run /srv; do if touch $place/x 2>/dev/null; then echo "$place can be written to" >&2; exit 1; fi; done
 exec "$@"
 """
 PROGRAM = """
@@ -43,7 +43,7 @@ host = Connectors("here", Secret, lambda _deadline: ())
 acts = {
     "attach": lambda until: host.connect(lun, until).path,
     "share": lambda until: host.connect(lun, until, shared=True).path,
-    "grow": lambda until: host.grow(lun.source, 2 * lun.size, until),
+    "grow": lambda until: host.grow(lun.source, lun.size, until),
     "paths": lambda until: [way.state for way in host.paths(lun, until)],
     "leftovers": lambda until: [one.name for one in host.leftovers([lun.source], until, apply=True)],
     "release": lambda until: host.release(lun.source, until),
@@ -99,16 +99,23 @@ class Confined:
         assert line, "it ended"
         return json.loads(line)
 
-    def end(self) -> None:
-        self._process.communicate(timeout=SECONDS)
-        assert self._process.returncode == 0
+    def end(self) -> int:
+        """Its exit status; it is killed if it does not end."""
+        try:
+            self._process.communicate(timeout=SECONDS)
+        finally:
+            self._process.kill()
+        return self._process.returncode
 
 
 @contextmanager
 def confined(lun: IscsiLun, capabilities: Sequence[str]) -> Iterator[Confined]:
     made = Confined(lun, capabilities)
-    yield made
-    made.end()
+    try:
+        yield made
+    finally:
+        status = made.end()
+    assert status == 0
 
 
 def test_the_rights_of_the_drop_in_are_enough_for_a_host_of_luns() -> None:
@@ -117,7 +124,7 @@ def test_the_rights_of_the_drop_in_are_enough_for_a_host_of_luns() -> None:
     with confined(lun, rights()) as host:
         assert host.does("attach") == host.does("share") == lun.source
         eventually(lambda: host.does("paths") == ["active-optimized"] * 3, SECONDS)  # two portals and the map
-        assert host.does("leftovers") == []
+        assert host.does("grow") is None and host.does("leftovers") == []
         assert host.does("release") is None
         assert left() == []
 
