@@ -163,6 +163,38 @@ def test_a_controller_that_freezes_in_a_commit_does_not_hold_up_the_others(on_po
         frozen.rollback()
 
 
+@pytest.mark.parametrize("written", [False, True], ids=["read", "write"])
+def test_whoever_stood_still_in_the_middle_of_a_transaction_is_told_to_repeat_it(on_postgres, written: bool):
+    def dawdle(connection) -> None:
+        connection.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = '100ms'")
+        time.sleep(1.0)
+        connection.exec_driver_sql(COUNT if written else "SELECT 1")
+
+    def read() -> None:
+        with database.read() as connection:
+            dawdle(connection)
+
+    with counting(on_postgres) as database:
+        assert "idle-in-transaction" in refused(lambda: database.write(dawdle) if written else read()).message
+        database.write(count)
+        assert counted(database) == 1
+
+
+def test_a_commit_whose_transaction_the_server_ended_before_it_is_made_again(on_postgres):
+    tried = []
+
+    def dawdle_once(commit) -> None:
+        count(commit)
+        tried.append(commit)
+        if len(tried) == 1:
+            commit.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = '100ms'")
+            time.sleep(1.0)
+
+    with counting(on_postgres) as database:
+        database.write(dawdle_once)
+        assert (counted(database), len(tried)) == (1, 2)
+
+
 def test_a_cut_link_is_made_again(on_postgres, wire):
     with counting(on_postgres, wire.port) as database:
         for _ in range(3):

@@ -39,6 +39,13 @@ _SETTINGS = "; ".join(
         "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'",
     ]
 )
+_AWAY = (
+    psycopg.OperationalError,
+    psycopg.InterfaceError,
+    psycopg.errors.ReadOnlySqlTransaction,
+    psycopg.errors.IdleInTransactionSessionTimeout,  # we, or the link, stood still for longer than the server waits
+    psycopg.errors.TransactionTimeout,
+)
 
 
 def parse(url: str) -> dict[str, Any]:
@@ -104,7 +111,7 @@ class Link:
         try:
             yield
         except DBAPIError as error:
-            if (ours := self._ours(error.orig)) is None:
+            if (ours := self._ours(error.orig, gone=error.connection_invalidated)) is None:
                 raise
             raise ours from error
         except psycopg.Error as error:
@@ -114,13 +121,14 @@ class Link:
         except PoolTimeoutError as error:
             raise Busy(f"all connections to {self.where} are in use; come back later") from error
 
-    def _ours(self, error: BaseException | None) -> VolgateError | None:
+    def _ours(self, error: BaseException | None, *, gone: bool = False) -> VolgateError | None:
+        """`gone`: the connection is, whatever class the driver has for the server's last word."""
         text = (str(error).strip().splitlines() or ["no reason is told"])[0]
         if isinstance(error, psycopg.errors.DiskFull):
             return OutOfSpace(f"{self.where} is out of space ({text}): free space there and repeat", reason="STATE_FULL")
         if isinstance(error, psycopg.errors.DataCorrupted | psycopg.errors.IndexCorrupted):
             return DataLoss(f"{self.where} is damaged ({text}): restore a backup")
-        if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError | psycopg.errors.ReadOnlySqlTransaction):
+        if gone or isinstance(error, _AWAY):
             told = f"{self.where} does not serve now ({text}); nothing was changed: repeat the call when it is back"
             return Unreachable(told, reason="DATABASE_DOWN", retry_after=2.0)
         if isinstance(error, psycopg.errors.InsufficientPrivilege):
