@@ -117,15 +117,17 @@ class Lun:
 class Shelf:
     """A target of an administrator, at the loopback address, with as many LUNs as there are sizes (bytes), numbered from 1, for `HOST`."""
 
-    def __init__(self, name: str, sizes: list[int], content: bytes = b"left by others") -> None:
-        """Make it; each LUN begins with `content`."""
+    def __init__(self, name: str, sizes: list[int], content: bytes = b"left by others", others: Sequence[str] = ()) -> None:
+        """Make it; each LUN begins with `content`. `others` are initiators that may come in, too."""
+        self._hosts = (HOST, *others)
         self.target = f"iqn.2026-01.org.volgate:{name}"
         self.sizes = sizes
         tpg = self._tpg = LIO / f"iscsi/{self.target}/tpgt_1"
         (tpg / f"np/{LOOPBACK}:3260").mkdir(parents=True)
         for attribute in ("authentication", "generate_node_acls", "demo_mode_write_protect"):
             (tpg / "attrib" / attribute).write_text("0")
-        (tpg / "acls" / HOST).mkdir()
+        for host in self._hosts:
+            (tpg / "acls" / host).mkdir()
         self.files = [Path(f"/srv/{name}.{number}") for number in range(1, len(sizes) + 1)]
         for number, (file, size) in enumerate(zip(self.files, sizes, strict=True), 1):
             file.parent.mkdir(exist_ok=True)
@@ -140,15 +142,16 @@ class Shelf:
 
     def map(self, number: int, store: int) -> None:
         """Have LUN `number` be another store."""
-        lun, mapped = self._tpg / f"lun/lun_{number}", self._tpg / f"acls/{HOST}/lun_{number}"
-        for folder in (mapped, lun):
+        lun, mapped = self._tpg / f"lun/lun_{number}", [self._tpg / f"acls/{host}/lun_{number}" for host in self._hosts]
+        for folder in (*mapped, lun):
             if folder.exists():
                 (folder / "disk").unlink()
                 folder.rmdir()
         lun.mkdir()
         (lun / "disk").symlink_to(LIO / f"core/fileio_0/{self.target.rpartition(':')[2]}{store}")
-        mapped.mkdir()
-        (mapped / "disk").symlink_to(lun)
+        for folder in mapped:
+            folder.mkdir()
+            (folder / "disk").symlink_to(lun)
 
     def wwid(self, number: int) -> str:
         """What a LUN is, as multipath writes it."""

@@ -13,7 +13,7 @@ import pytest
 
 from tests.edge.server import Server
 from tests.kernel.attached import DOMAIN, SCSI, WAYS, cut, held, left, map_of, mend, qemu_writes, ways
-from tests.kernel.san import LIO, TGT_PORT, Daemon, eventually
+from tests.kernel.san import LIO, LOOPBACK, TGT_PORT, Daemon, Shelf, eventually, make_room_for_registrations
 from tests.labs.site import HOST, MOUNTS
 from volgate.cli.authority import Authority
 from volgate.connection import IscsiPortal
@@ -59,6 +59,22 @@ records = "/srv/records.{kind}"
 path = "/srv/pool.{kind}"
 """
 PORTS = {"lio": 3260, "tgt": TGT_PORT}
+SHELF = """
+[pools.inv]
+kind = "iscsi"
+target = "inventory"
+initiator = "{initiator}"
+portals = ["{portal}"]
+records = "/srv/records.inv"
+"""
+LUN = """
+[[pools.inv.luns]]
+wwid = "{wwid}"
+size = {size}
+target = "{target}"
+lun = {lun}
+"""
+GATEWAY = "iqn.2026-01.org.volgate:gateway"
 
 
 class Node:
@@ -101,13 +117,16 @@ class Site:
         authority = Authority.load(pki)
         for role, name in (("controller", "c1"), ("host", "h1")):
             authority.both(role, name, ["127.0.0.1"], 20)
+        make_room_for_registrations()
+        self.shelf = Shelf("shelf", [SIZE, 2 * SIZE], others=(THEIRS, GATEWAY))
         pools = [POOL.format(kind=kind, ways=WAYS, port=PORTS[kind]) for kind in KINDS]
+        pools += [SHELF.format(initiator=GATEWAY, portal=LOOPBACK), *(LUN.format(**lun) for lun in self.shelf.luns())]
         self.server = Server(base / "state", config=CONFIG.format(pki=pki) + "".join(pools))
         node = base / "h1"
         node.mkdir()
         self.server.start(PATIENCE)
         with self.server.client(timeout=PATIENCE) as client:
-            for kind in KINDS:
+            for kind in (*KINDS, "inv"):
                 eventually(lambda: client.get_pool(f"pools/{kind}").health == pool_pb2.POOL_HEALTH_OK, PATIENCE)  # noqa: B023  # called at once
             self.node = Node(node, pki)
             eventually(lambda: self.host(client).live, PATIENCE)
@@ -144,17 +163,16 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 def client(site: Site) -> Iterator[Client]:
     with site.server.client(timeout=PATIENCE) as client:
         yield client
-    assert left() == [] and site.daemon.targets() == {}
+    assert left() == [f"target {site.shelf.target}"] and site.daemon.targets() == {}
 
 
 class Writer(threading.Thread):
     """h1's initiator, which writes page after page through libiscsi, whatever became of the host, until it may not."""
 
-    def __init__(self, kind: str, uid: str) -> None:
-        """`start()` begins."""
+    def __init__(self, portals: list[IscsiPortal]) -> None:
+        """`start()` begins, at LUN 1."""
         super().__init__(daemon=True)
-        target = f"iqn.2026-01.org.volgate:{kind}.{uid}"
-        self.portals = [IscsiPortal(address, PORTS[kind], target) for address in WAYS]
+        self.portals = portals
         self.done, self.problem = 0, ""
 
     def run(self) -> None:
@@ -187,6 +205,11 @@ class Writer(threading.Thread):
         except Failure:
             return False
         return True
+
+
+def writer_of(kind: str, uid: str) -> Writer:
+    """One to a volume behind a target of its own."""
+    return Writer([IscsiPortal(address, PORTS[kind], f"iqn.2026-01.org.volgate:{kind}.{uid}") for address in WAYS])
 
 
 def once(failure: VolgateError) -> None:
@@ -234,7 +257,7 @@ def test_a_host_that_still_writes_is_fenced_at_its_targets_and_let_in_again(site
     uids = {name: client.create_volume(f"pools/{name[-3:]}", name, size_bytes=SIZE, format="raw").uid for name in _names("moves", "stays")}
     for name in uids:
         _prepare(client, name)
-    writers = {name: Writer(name[-3:], uids[name]) for name in uids}
+    writers = {name: writer_of(name[-3:], uids[name]) for name in uids}
     for writer in writers.values():
         writer.writes()
     with Client(site.server.address, timeout=PATIENCE, retrying=once) as hasty:
@@ -246,7 +269,7 @@ def test_a_host_that_still_writes_is_fenced_at_its_targets_and_let_in_again(site
     for _ in range(2):
         answer = client.fence_host("hosts/h1")
         assert list(answer.initiators) == [THEIRS] and not answer.addresses and not answer.unfenced_attachments
-        assert list(answer.host.fenced_pools) == ["pools/lio", "pools/tgt"]
+        assert list(answer.host.fenced_pools) == ["pools/inv", "pools/lio", "pools/tgt"]
     for name, writer in writers.items():
         assert writer.is_out() and THEIRS not in site.within(name[-3:], uids[name])
         assert not writer.comes_in() and below(name[-3:], name, 5, PAGE) == bytes(5)
@@ -260,7 +283,7 @@ def test_a_host_that_still_writes_is_fenced_at_its_targets_and_let_in_again(site
     assert not site.host(client).fenced_pools
     for name, writer in writers.items():
         assert writer.comes_in() == name.startswith("stays"), "what it still has is published to it again, and nothing else"
-    again = {name: Writer(name[-3:], uids[name]) for name in _names("stays")}
+    again = {name: writer_of(name[-3:], uids[name]) for name in _names("stays")}
     for writer in again.values():
         writer.writes()
     answer = client.fence_host("hosts/h1")
@@ -274,11 +297,37 @@ def test_a_host_that_still_writes_is_fenced_at_its_targets_and_let_in_again(site
         client.delete_volume(_full(name))
 
 
+def test_a_host_that_still_writes_to_a_lun_of_a_san_is_fenced_by_its_reservation_and_let_in_again(site: Site, client: Client) -> None:
+    client.create_volume("pools/inv", "lun-inv", size_bytes=SIZE, format="raw")
+    _prepare(client, "lun-inv")
+    file, portals = site.shelf.files[0], [IscsiPortal(LOOPBACK, 3260, site.shelf.target)]
+    writer = Writer(portals)
+    writer.writes()
+    with Client(site.server.address, timeout=PATIENCE, retrying=once) as hasty:
+        _refused(InUse, lambda: hasty.attach_volume(_full("lun-inv"), DOMAIN, host="hosts/local", options=SCSI))
+    for _ in range(2):
+        answer = client.fence_host("hosts/h1")
+        assert not answer.unfenced_attachments and "pools/inv" in answer.host.fenced_pools
+        assert writer.is_out() and not writer.comes_in()
+    with pytest.raises(VolgateError) as told:
+        client.attach_volume(_full("lun-inv"), DOMAIN, host="hosts/local", options=QEMU)
+    assert told.value.reason == "RESERVED", "QEMU has no key, and its guest could not write"
+    moved = client.attach_volume(_full("lun-inv"), DOMAIN, host="hosts/local", options=SCSI)
+    qemu_writes(moved.alias, 0xC1, 0, PAGE)
+    assert held(str(file), 0, PAGE) == bytes([0xC1]) * PAGE and not writer.comes_in(), "it is another host's now"
+    assert client.detach_volume(moved.name, wait_seconds=60) is None
+    eventually(lambda: not site.host(client).problem, PATIENCE)
+    client.unfence_host("hosts/h1")
+    assert writer.comes_in() and held(str(file), PAGE, 5) == b"again", "the SAN lets it in, as before"
+    client.delete_volume(_full("lun-inv"))
+    assert held(str(file), 0, 2 * PAGE) == bytes(2 * PAGE)
+
+
 def test_a_dead_host_that_is_released_reaches_nothing_any_more(site: Site, client: Client) -> None:
     uids = {name: client.create_volume(f"pools/{name[-3:]}", name, size_bytes=SIZE, format="raw").uid for name in _names("dead")}
     for name in uids:
         _prepare(client, name)
-    writers = {name: Writer(name[-3:], uids[name]) for name in uids}
+    writers = {name: writer_of(name[-3:], uids[name]) for name in uids}
     for writer in writers.values():
         writer.writes()
     site.node.kill()

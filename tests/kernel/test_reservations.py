@@ -17,10 +17,11 @@ from volgate.connect import reservations, scsi
 from volgate.connect.iscsi import Iscsi
 from volgate.connect.iscsi_sessions import Sessions
 from volgate.connect.multipath import Multipathd
-from volgate.connect.reservations import WRITE_EXCLUSIVE_REGISTRANTS, Reservation, key_of
+from volgate.connect.reservations import WRITE_EXCLUSIVE_ALL_REGISTRANTS, Reservation
 from volgate.connection import IscsiLun, IscsiPortal
 from volgate.errors import NotFound, Precondition, Unsupported
 from volgate.hosts.connectors import Connectors
+from volgate.hosts.interface import Identity
 from volgate.model import Feature
 from volgate.secret import Secret
 
@@ -28,7 +29,7 @@ pytestmark = [pytest.mark.kernel, pytest.mark.drawn(turns=5), pytest.mark.timeou
 MIB, PAGE = 1 << 20, 4096
 SECONDS = 60.0
 OTHER = "iqn.2026-01.org.volgate:other"
-MINE, THEIRS, THIRD = (key_of(name) for name in ("mine", "theirs", "third"))
+MINE, THEIRS, THIRD = (Identity(machine_id=name).reservation_key for name in ("mine", "theirs", "third"))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -113,7 +114,7 @@ def test_who_is_not_registered_does_not_write(shared: Shared, disks: tuple[reser
     for _ in range(2):
         mine.join(MINE)
     assert mine.registered() == theirs.registered() == [MINE, MINE], "one for each way"
-    assert mine.reservation() == Reservation(MINE, WRITE_EXCLUSIVE_REGISTRANTS)
+    assert mine.reservation() == Reservation(0, WRITE_EXCLUSIVE_ALL_REGISTRANTS)
     write(shared.mine, 1)
     assert refused(shared.theirs)
     with pytest.raises(Precondition) as told:
@@ -126,14 +127,15 @@ def test_who_is_not_registered_does_not_write(shared: Shared, disks: tuple[reser
     assert refused(shared.theirs) and not refused(shared.mine)
 
 
-def test_who_stays_holds_what_another_leaves(shared: Shared, disks: tuple[reservations.Disk, reservations.Disk]) -> None:
+def test_a_disk_stays_reserved_for_who_stays(shared: Shared, disks: tuple[reservations.Disk, reservations.Disk]) -> None:
     mine, theirs = disks
     mine.join(MINE)
     theirs.join(THEIRS)
     mine.leave(MINE)
-    assert mine.reservation() is None, "it goes with its holder"
-    theirs.hold(THEIRS)
-    assert mine.reservation() == Reservation(THEIRS, WRITE_EXCLUSIVE_REGISTRANTS) and refused(shared.mine)
+    assert mine.reservation() == Reservation(0, WRITE_EXCLUSIVE_ALL_REGISTRANTS), "it was whose call made it, and is everybody's"
+    assert refused(shared.mine) and not refused(shared.theirs)
+    theirs.leave(THEIRS)
+    assert mine.reservation() is None, "it goes with the last"
 
 
 def test_a_host_that_still_writes_is_fenced_and_the_other_goes_on(
@@ -173,7 +175,7 @@ def test_a_host_that_still_writes_is_fenced_and_the_other_goes_on(
         for thread in threads:
             thread.join(SECONDS)
     assert set(failed) == {errno.EBADE}
-    assert THEIRS not in mine.registered() and mine.reservation() == Reservation(MINE, WRITE_EXCLUSIVE_REGISTRANTS)
+    assert THEIRS not in mine.registered() and mine.reservation() == Reservation(0, WRITE_EXCLUSIVE_ALL_REGISTRANTS)
     mine.fence(MINE, THEIRS)  # once more changes nothing
     assert refused(shared.theirs)
     theirs.join(THEIRS)  # it is let in again by registering
@@ -210,7 +212,6 @@ def test_what_has_no_reservations_says_so(tmp_path: Path) -> None:
     assert told.value.reason == "NO_RESERVATIONS"
     with pytest.raises(NotFound), reservations.opened("/dev/nowhere"):
         pass
-    assert key_of("a") != key_of("b") and 0 < key_of("a") < 1 << 64
 
 
 def test_a_map_has_every_way_registered(shared: Shared, disks: tuple[reservations.Disk, reservations.Disk]) -> None:
@@ -218,6 +219,15 @@ def test_a_map_has_every_way_registered(shared: Shared, disks: tuple[reservation
     mine.join(MINE)
     told = sh(f"sg_persist -n --in --read-full-status {shared.mine}")
     assert told.count(HOST) == 2 and OTHER not in told
+
+
+def test_every_way_of_a_host_writes_to_what_is_reserved(shared: Shared, disks: tuple[reservations.Disk, reservations.Disk]) -> None:
+    mine, theirs = disks
+    mine.join(MINE)
+    theirs.join(THEIRS)
+    ways = Multipathd().find(shared.wwid, time.monotonic() + SECONDS).ways
+    print([(way, refused(f"/dev/{way.device}")) for way in ways])
+    assert not any(refused(f"/dev/{way.device}") for way in ways)
 
 
 def test_a_host_that_shares_a_disk_has_a_key_there_until_it_lets_go(shared: Shared) -> None:
@@ -232,7 +242,7 @@ def test_a_host_that_shares_a_disk_has_a_key_there_until_it_lets_go(shared: Shar
             connectors.connect(shared.lun, time.monotonic() + SECONDS, shared=True)
         with reservations.opened(shared.theirs) as theirs:
             (key,) = {*theirs.registered()}
-            assert refused(shared.theirs) and theirs.reservation() == Reservation(key, WRITE_EXCLUSIVE_REGISTRANTS)
+            assert refused(shared.theirs) and theirs.reservation() == Reservation(0, WRITE_EXCLUSIVE_ALL_REGISTRANTS)
             theirs.fence(THEIRS, key)
             assert refused(shared.mine) and not refused(shared.theirs)
             connectors.connect(shared.lun, time.monotonic() + SECONDS)

@@ -367,11 +367,15 @@ class Fences(Backend):
 
 @dataclass(frozen=True, slots=True)
 class Initiator:
-    """A host, and the names by which it logs in to storage; "" for what it has none of."""
+    """A host, and the names by which it logs in to storage; "" for what it has none of.
+
+    `key`: what it registers at disks that are reserved (SPC-4 persistent reservations), 0 if that is not known.
+    """
 
     host: str
     iqn: str = ""
     nqn: str = ""
+    key: int = 0
 
 
 class Publishes(Backend):
@@ -397,19 +401,21 @@ class Publishes(Backend):
 
 
 class FencesHosts(Backend):
-    """The storage can keep a host out by the names that it logs in by, whatever it still tries. For backends that publish."""
+    """The storage can keep a host out by the names that it logs in by, or by its key, whatever it still tries."""
 
     @abstractmethod
-    def fence_host(self, initiator: Initiator) -> None:
-        """Keep a host out of every volume until `unfence_host`: none is published to it any more, and none can be (HOST_FENCED).
+    def fence_host(self, initiator: Initiator, volumes: Sequence[VolumeId]) -> None:
+        """Keep a host out until `unfence_host`. `volumes`: all that it has attachments of by the gateway's record; more need not be known.
 
-        On return it is proven: nothing that it sends is carried out any more. Idempotent. Raises Unreachable: it is kept out of what is
-        published from now on, and of the rest nothing is known.
+        A backend that publishes keeps it out of every volume: none is published to it any more. One that does not keeps it from
+        writing to these; one that does not exist any more is passed over. From now on none can be published to it, nor `connection`
+        be told for it: HOST_FENCED. On return it is proven: nothing that it writes is carried out any more. Idempotent.
+        Raises Unreachable: it is kept out of what comes from now on, and of the rest nothing is known.
         """
 
     @abstractmethod
     def unfence_host(self, host: str) -> None:
-        """Let volumes be published to a host again; success if it is not fenced. What was published to it before is not."""
+        """Let a host reach volumes again; success if it is not fenced. What was published to it before is not."""
 
     @abstractmethod
     def fenced_hosts(self) -> Sequence[str]:

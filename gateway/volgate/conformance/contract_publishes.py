@@ -85,7 +85,7 @@ class PublishContract:
             pool.publish(subject.id(made), initiator)
         pool.publish(subject.id(other), HOSTS[0])
         for _ in range(2):
-            fences.fence_host(HOSTS[0])
+            fences.fence_host(HOSTS[0], [subject.id(made)])
         assert [*pool.published(subject.id(made))] == [HOSTS[1].host]
         assert [*pool.published(subject.id(other))] == []
         subject.reopen()
@@ -105,11 +105,37 @@ class PublishContract:
             pool.unpublish(subject.id(volume), initiator.host)
 
     @proves(Level.CONTRACT, FencesHosts, wire=False)
-    def test_a_host_that_nothing_is_published_to_is_fenced_too(self, subject: Subject) -> None:
-        """A host that no volume is published to, and one without names to log in by, is fenced and let in like any other."""
+    def test_a_host_is_fenced_until_it_is_let_in(self, subject: Subject) -> None:
+        """`fenced_hosts` tells a host, also in a pool opened anew, until `unfence_host`; calls may be repeated."""
+        made, fences = subject.filled({0: 7}), subject.facet(FencesHosts)
+        for _ in range(2):
+            fences.fence_host(HOSTS[0], [subject.id(made)])
+        fences.fence_host(HOSTS[1], [subject.id(made)])
+        subject.reopen()
         fences = subject.facet(FencesHosts)
-        for initiator in (HOSTS[1], Initiator("conformance-nameless")):
-            fences.fence_host(initiator)
+        assert {*fences.fenced_hosts()} == {host.host for host in HOSTS}
+        for _ in range(2):
+            fences.unfence_host(HOSTS[0].host)
+        assert [*fences.fenced_hosts()] == [HOSTS[1].host]
+        fences.unfence_host(HOSTS[1].host)
+        assert [*fences.fenced_hosts()] == []
+        assert subject.content(made) == {0: 7}
+
+    @proves(Level.CONTRACT, FencesHosts, wire=False)
+    def test_a_host_that_has_nothing_is_fenced_too(self, subject: Subject) -> None:
+        """A host that has no volume, or one that is gone, and one without names to log in by, is fenced and let in like any other."""
+        fences = subject.facet(FencesHosts)
+        for initiator, volumes in ((HOSTS[1], [VolumeId("gone", str(uuid.uuid4()))]), (Initiator("conformance-nameless"), [])):
+            fences.fence_host(initiator, volumes)
             assert [*fences.fenced_hosts()] == [initiator.host]
             fences.unfence_host(initiator.host)
+        assert [*fences.fenced_hosts()] == []
+
+    @proves(Level.CONTRACT, FencesHosts, wire=False)
+    def test_a_volume_that_a_host_is_kept_out_of_is_deleted(self, subject: Subject) -> None:
+        """A volume goes although a host is fenced that had it, and the host is let in afterwards."""
+        made, fences = subject.filled({0: 7}), subject.facet(FencesHosts)
+        fences.fence_host(HOSTS[0], [subject.id(made)])
+        subject.delete(made)
+        fences.unfence_host(HOSTS[0].host)
         assert [*fences.fenced_hosts()] == []

@@ -1,4 +1,4 @@
-"""iSCSI over a socket of our own, as far as it takes to ask a LUN who it is (RFC 7143): log in, two commands, log out.
+"""iSCSI over a socket of our own, as far as it takes to ask a LUN who it is (RFC 7143): log in, some commands, log out.
 
 Every wait has a deadline, and nothing of it is seen by the kernel or by QEMU. The session's ISID is random: one that is in use would
 end the session that uses it.
@@ -30,7 +30,7 @@ _HEADER = 48
 _MOST = 1 << 20  # bytes of one answer
 _ROUNDS = 8  # of a login, and of a command that meets "unit attention"
 _MD5 = "5"
-_CHECK_CONDITION, _UNIT_ATTENTION = 2, 6
+_CHECK_CONDITION, _ILLEGAL_REQUEST, _UNIT_ATTENTION = 2, 5, 6
 _NO_SUCH_LUN = 0x25
 _FLAT_FROM = 256  # smaller numbers are written as a peripheral device of bus 0
 _OFFER = {
@@ -63,10 +63,11 @@ class Proof:
 
 @dataclass(frozen=True, slots=True)
 class Lun:
-    """What a LUN says of itself: its WWID as multipath writes it, and its size in bytes."""
+    """What a LUN says of itself: its WWID as multipath writes it, its size in bytes, and whether it is reserved for some."""
 
     wwid: str
     size: int
+    reserved: bool = False
 
 
 def look(portal: IscsiPortal, lun: int, initiator: str, proof: Proof | None, *, deadline: float) -> Lun:
@@ -79,12 +80,13 @@ def look(portal: IscsiPortal, lun: int, initiator: str, proof: Proof | None, *, 
             session = _Session(portal, link, deadline).login(initiator, proof)
             page = session.read(lun, bytes((0x12, 1, 0x83, 0, 255, 0)), 255)
             capacity = session.read(lun, bytes((0x9E, 0x10)) + bytes(8) + (32).to_bytes(4, "big") + bytes(2), 32)
+            reserved = session.read(lun, bytes((0x5E, 1, 0, 0, 0, 0, 0, 0, 255, 0)), 255, or_nothing=True)
             session.logout()
     except (OSError, struct.error) as error:
         told = "no answer in time" if isinstance(error, TimeoutError) else str(error)
         raise Unreachable(f"{portal} does not answer this host ({told}); look whether it is up", reason="ISCSI_UNREACHABLE") from error
     last, block = struct.unpack_from(">QI", capacity)
-    return Lun(_wwid(page), (last + 1) * block)
+    return Lun(_wwid(page), (last + 1) * block, any(reserved[4:8]))  # the length of what it tells of a reservation
 
 
 class _Session:
@@ -109,8 +111,11 @@ class _Session:
         self._stage(_OFFER, _OPERATIONAL, _FULL)
         return self
 
-    def read(self, lun: int, command: bytes, size: int) -> bytes:
-        """What a LUN answers to a command that reads. Raises Unreachable (LUN_MISSING, ISCSI_UNREACHABLE)."""
+    def read(self, lun: int, command: bytes, size: int, *, or_nothing: bool = False) -> bytes:
+        """What a LUN answers to a command that reads; with `or_nothing` it need not know that command.
+
+        Raises Unreachable (LUN_MISSING, ISCSI_UNREACHABLE).
+        """
         for _ in range(_ROUNDS):
             data, status, sense = self._ask(lun, command, size)
             if not status:
@@ -121,6 +126,8 @@ class _Session:
             raise Unreachable(
                 f"{self._portal} shows this host no LUN {lun}; look at its access list", reason="LUN_MISSING", retry_after=1.0
             )
+        if or_nothing and status == _CHECK_CONDITION and _sense(sense)[0] == _ILLEGAL_REQUEST:
+            return b""
         told = f"LUN {lun} of {self._portal} answers with the SCSI status {status:#x}, sense {_sense(sense)}"
         raise Unreachable(f"{told}; look at the target", reason="ISCSI_UNREACHABLE")
 

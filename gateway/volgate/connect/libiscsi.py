@@ -24,7 +24,7 @@ def connect(
 ) -> LibiscsiSource:
     """What libvirt is to be given of a LUN, proven to be the one. `deadline` is in monotonic seconds.
 
-    Raises Unsupported (LIBISCSI_UNSUPPORTED), Precondition (INITIATOR_MISSING, IDENTITY_MISMATCH), and what
+    Raises Unsupported (LIBISCSI_UNSUPPORTED), Precondition (INITIATOR_MISSING, IDENTITY_MISMATCH, RESERVED), and what
     :func:`volgate.connect.iscsi_wire.look` does.
     """
     if Feature.LIBISCSI not in features:
@@ -48,6 +48,11 @@ def connect(
             f"LUN {lun.lun} of {lun.portal} is {found.wwid or 'nothing with a name'}, {found.size} bytes; recorded are {lun.wwid} and"
             f" {lun.size} bytes: nothing was done",
             reason="IDENTITY_MISMATCH",
+        )
+    if found.reserved:
+        raise Precondition(
+            f"{lun.source} is reserved for hosts that have a key there, and QEMU has none: it could not write; attach it by the host",
+            reason="RESERVED",
         )
     return LibiscsiSource(lun.portal, lun.lun, initiator, lun.chap.user if lun.chap else "", lun.format)
 

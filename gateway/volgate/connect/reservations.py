@@ -10,7 +10,6 @@ import contextlib
 import ctypes
 import errno
 import fcntl
-import hashlib
 import os
 import struct
 import time
@@ -22,11 +21,11 @@ from pathlib import Path
 from volgate.connect import scsi
 from volgate.errors import NotFound, Precondition, Unreachable, Unsupported, VolgateError, from_os_error, translate
 
-__all__ = ["WRITE_EXCLUSIVE_REGISTRANTS", "Disk", "Reservation", "enrol", "key_of", "opened", "withdraw"]
+__all__ = ["WRITE_EXCLUSIVE_ALL_REGISTRANTS", "Disk", "Reservation", "enrol", "opened", "withdraw"]
 
-WRITE_EXCLUSIVE_REGISTRANTS = 5
-"""The kind of reservation, as SCSI numbers it: all read, those with a key write."""
-_KERNEL_TYPE = 3  # the same, as the kernel's calls number it
+WRITE_EXCLUSIVE_ALL_REGISTRANTS = 7
+"""The kind of reservation, as SCSI numbers it: all read, those with a key write; it is everybody's who has one, and stays with the last."""
+_KERNEL_TYPE = 5  # the same, as the kernel's calls number it
 _IGNORE_OLD_KEY = 1
 _REGISTRATION, _RESERVATION, _PREEMPTION, _CLEARING = (struct.Struct(form) for form in ("=QQII", "=QII", "=QQII", "=QII"))
 _REGISTER, _RESERVE, _RELEASE, _PREEMPT, _PREEMPT_AND_ABORT, _CLEAR = range(200, 206)
@@ -38,11 +37,6 @@ _SECONDS = 30
 _SENSE = 64
 _DESCRIPTORS, _ILLEGAL = 0x72, 5  # sense data in descriptors; the key of what the disk does not know
 _TRIES, _PAUSE = 10, 0.05
-
-
-def key_of(identity: str) -> int:
-    """The key of a host: 64 bits of what no two hosts share, never 0."""
-    return int.from_bytes(hashlib.sha256(f"volgate reservation {identity}".encode()).digest()[:8], "big") or 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +104,7 @@ class Disk:
         found = self.reservation()
         if key not in self.registered():
             raise self._conflict("reserve")
-        if found is None or found.kind != WRITE_EXCLUSIVE_REGISTRANTS:
+        if found is None or found.kind != WRITE_EXCLUSIVE_ALL_REGISTRANTS:
             told = f"by key {found.key:#x} for another use (type {found.kind})" if found else "by somebody who lets it go just now"
             raise Precondition(
                 f"{self._name} is reserved {told}; see `sg_persist --in -r {self._name}`, and let whoever did it release it",
@@ -118,7 +112,7 @@ class Disk:
             )
 
     def leave(self, key: int) -> None:
-        """Take this host's key away by every way; success if it has none. Whoever stays keeps what is reserved, by `hold`."""
+        """Take this host's key away by every way; success if it has none. The disk stays reserved for whoever else has a key."""
         if key in self.registered() and not self._do("unregister", _REGISTER, _REGISTRATION.pack(key, 0, _IGNORE_OLD_KEY, 0)):
             raise self._conflict("unregister")
 
@@ -134,7 +128,7 @@ class Disk:
             self.preempt(mine, theirs, abort=True)
         self.hold(mine)
         found, keys = self.reservation(), self.registered()
-        if theirs in keys or mine not in keys or found is None or found.kind != WRITE_EXCLUSIVE_REGISTRANTS:
+        if theirs in keys or mine not in keys or found is None or found.kind != WRITE_EXCLUSIVE_ALL_REGISTRANTS:
             shown = f"keys {', '.join(f'{key:#x}' for key in keys)}; {found}"
             told = f"{self._name}: key {theirs:#x} is not proven to be kept out ({shown}); repeat the call"
             raise Unreachable(told, reason="FENCE_UNPROVEN", retry_after=1.0)

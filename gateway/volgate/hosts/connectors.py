@@ -143,7 +143,7 @@ class Connectors:
 
     def _log_in(self, lun: IscsiLun, deadline: float, shared: bool) -> DiskSource:
         source = self._iscsi.connect(lun, self._chap_of(lun), deadline=deadline)
-        reservations.enrol(source.path, _key(), shared=shared)
+        reservations.enrol(source.path, identify().reservation_key, shared=shared)
         return source
 
     def _chap_of(self, lun: IscsiLun) -> dict[str, Secret]:
@@ -155,19 +155,13 @@ class Connectors:
         """Its key goes first, if a way is left by which it can: of one that broke just now it is known in seconds whether it comes back."""
         while self._iscsi.answers(source, deadline):
             try:
-                reservations.withdraw(source, _key())
+                reservations.withdraw(source, identify().reservation_key)
                 break
             except Unreachable:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(_LOOK_SECONDS)
         self._iscsi.release(source, deadline=deadline)
-
-
-def _key() -> int:
-    """By which this host's writes are told from those of others: of what no two hosts share."""
-    found = identify()
-    return reservations.key_of(found.machine_id or found.iqn)
 
 
 def _within(lane: Lane, deadline: float, work: Callable[[], T]) -> T:

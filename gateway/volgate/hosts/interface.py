@@ -6,6 +6,7 @@ changed), InDoubt (libvirt died during the call), InUse, Precondition, OutOfSpac
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -40,6 +41,13 @@ class Identity:
     iqn: str = ""
     nqn: str = ""
     nvme_host_id: str = ""
+
+    @property
+    def reservation_key(self) -> int:
+        """Its key at disks that are reserved (SPC-4): 64 bits of what no two hosts share; 0 for a host that has no such thing."""
+        if not (own := self.machine_id or self.iqn):
+            return 0
+        return int.from_bytes(hashlib.sha256(f"volgate reservation {own}".encode()).digest()[:8], "big") or 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 
-from volgate.backend import Fences, FencesHosts, Holders, Initiator, Publishes, VolumeId
+from volgate.backend import Fences, FencesHosts, Holders, Publishes, VolumeId
 from volgate.errors import Denied, Holder, InUse, InvalidRequest, NotFound, Precondition, Unreachable, Unsupported
 from volgate.operations import publishing, requests
 from volgate.operations.context import Context, Parked
@@ -54,7 +54,7 @@ def fence_host(ctx: Context, request: requests.FenceHost) -> Fenced:
             begun = Fence(name, pool.name, whole, proven=known is not None and known.proven, at=time.time())
             ctx.write(partial(_begin, begun=begun))
             try:
-                _keep_out(world, name, pool, whole, _volumes(held, pool))
+                _keep_out(world, name, pool, whole)
             except (Denied, InvalidRequest, Precondition):  # refused before anything was done
                 ctx.write(partial(fences.put, found=known) if known else partial(fences.forget, host=name, pool=pool.name))
                 raise
@@ -191,22 +191,17 @@ def _addresses(world: World, request: requests.FenceHost, pools: list[Pool], hel
 
 def _clients(world: World, name: str, pool: Pool, addresses: tuple[str, ...]) -> tuple[str, ...]:
     """What a pool knows the host by: addresses, or the name by which it logs in; its own name where it has none."""
-    backend, initiator = pool.backend(), _initiator(world, name)
-    return (addresses if isinstance(backend, Fences) else ()) + ((initiator.iqn or name,) if isinstance(backend, FencesHosts) else ())
+    backend, iqn = pool.backend(), world.host(name)[1].info().identity.iqn
+    return (addresses if isinstance(backend, Fences) else ()) + ((iqn or name,) if isinstance(backend, FencesHosts) else ())
 
 
-def _initiator(world: World, name: str) -> Initiator:
-    identity = world.host(name)[1].info().identity
-    return Initiator(name, identity.iqn, identity.nqn)
-
-
-def _keep_out(world: World, name: str, pool: Pool, clients: tuple[str, ...], volumes: list[VolumeId]) -> None:
-    """Have it proven that the pool takes nothing of a host any more."""
-    backend = pool.backend()
+def _keep_out(world: World, name: str, pool: Pool, clients: tuple[str, ...]) -> None:
+    """Have it proven that the pool takes nothing of a host any more, once it is on record that nothing more is attached there."""
+    backend, volumes = pool.backend(), _volumes(_attachments(world, name), pool)
     if isinstance(backend, Fences):
         pool.call(backend.fence, clients, volumes)
     if isinstance(backend, FencesHosts):
-        pool.call(backend.fence_host, _initiator(world, name))
+        pool.call(backend.fence_host, publishing.initiator(name, world.host(name)[1]), volumes)
 
 
 def _let_in(world: World, name: str, pool: Pool, clients: tuple[str, ...]) -> None:

@@ -17,7 +17,7 @@ from volgate.store import attachments, hosts
 from volgate.store.records import AttachmentRecord
 
 _log = structlog.get_logger()
-__all__ = ["close", "close_to_all", "open_again", "open_to", "shut_out", "shut_out_released", "undo_opening"]
+__all__ = ["close", "close_to_all", "initiator", "open_again", "open_to", "shut_out", "shut_out_released", "undo_opening"]
 
 
 def open_to(ctx: Context, pool: Pool, volume: VolumeId, name: str, host: Host, attachment: str) -> None:
@@ -35,8 +35,13 @@ def open_again(pool: Pool, volume: VolumeId, name: str, host: Host) -> None:
     """Let a host reach a volume that it has: it comes back after it was released, or the storage has forgotten it."""
     backend = pool.backend()
     if isinstance(backend, Publishes):
-        identity = host.info().identity
-        pool.call(backend.publish, volume, Initiator(name, identity.iqn, identity.nqn))
+        pool.call(backend.publish, volume, initiator(name, host))
+
+
+def initiator(name: str, host: Host) -> Initiator:
+    """What a storage may know a host by."""
+    identity = host.info().identity
+    return Initiator(name, identity.iqn, identity.nqn, identity.reservation_key)
 
 
 def undo_opening(ctx: Context, pool: Pool, volume: VolumeId, name: str, attachment: str) -> None:

@@ -7,8 +7,11 @@ command ends within the seconds that were given.
 from __future__ import annotations
 
 import ctypes
+import itertools
+import secrets
 import socket
 import struct
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,16 +22,32 @@ from volgate.backend.secrets import resolve
 from volgate.connection import Chap, IscsiPortal
 from volgate.errors import Denied, Precondition, Unreachable
 
-__all__ = ["Unit", "reached"]
+__all__ = ["Refused", "Unit", "reached"]
 
 _LIBRARY = "libiscsi.so.7"
 _NORMAL_SESSION, _NO_DIGEST = 2, 0
 _NONE, _READ, _WRITE = 0, 1, 2  # where data go
-_GOOD = 0
+_GOOD, _CHECK, _CONFLICT = 0, 0x02, 0x18
+_ILLEGAL, _ATTENTION = 5, 6  # sense keys: the unit does not know the command; it has something to tell first
+_TRIES, _PAUSE = 20, 0.05
+_OUI, _OURS = 0x00023D, 0x8000  # open-iscsi's names of ports, and of them those that its kernel takes last
+_SENSE, _SENSE_KEY = 64, 4  # room for libiscsi's `struct scsi_sense`, and where its key is
 _INQUIRY, _CAPACITY, _READ_16, _WRITE_16, _SYNC, _SAME = 0x12, 0x9E, 0x88, 0x8A, 0x91, 0x93
 _IDENTITY_PAGE, _NAA, _OF_UNIT = 0x83, 3, 0
 _AT_ONCE = 1 << 20
+_numbers = itertools.count(secrets.randbelow(_OURS))  # two sessions of one name would end each other
 _REFUSED = ("auth", "Authorization", "authent")
+
+
+class Refused(Precondition):
+    """A unit refuses a command; `unknown`: it does not know it, or not for so much."""
+
+    default_reason = "COMMAND_FAILED"
+
+    def __init__(self, message: str, *, unknown: bool) -> None:
+        """`message` is the unit's."""
+        super().__init__(message)
+        self.unknown = unknown
 
 
 class _Data(ctypes.Structure):
@@ -48,7 +67,7 @@ class Unit:
 
     def identity(self) -> str:
         """Its registered name, as multipath writes it; "" for a unit without one."""
-        told = self._command(struct.pack(">BBBHB", _INQUIRY, 1, _IDENTITY_PAGE, 1024, 0), reads=1024)
+        told = self.command(struct.pack(">BBBHB", _INQUIRY, 1, _IDENTITY_PAGE, 1024, 0), reads=1024)
         at, found = 4, b""
         while at + 4 <= len(told) and at < 4 + int.from_bytes(told[2:4], "big"):
             about, kind, length = (told[at + 1] >> 4) & 3, told[at + 1] & 15, told[at + 3]
@@ -59,17 +78,17 @@ class Unit:
 
     def measure(self) -> None:
         """Learn its size."""
-        told = self._command(struct.pack(">BBQIBB", _CAPACITY, 0x10, 0, 32, 0, 0), reads=32)
+        told = self.command(struct.pack(">BBQIBB", _CAPACITY, 0x10, 0, 32, 0, 0), reads=32)
         last, self.block = struct.unpack(">QI", told[:12])
         self.size = (last + 1) * self.block
 
     def read(self, offset: int, length: int) -> bytes:
         """Read."""
-        return self._command(self._range(_READ_16, offset, length), reads=length)
+        return self.command(self._range(_READ_16, offset, length), reads=length)
 
     def write(self, offset: int, data: bytes) -> None:
         """Write; not yet durable."""
-        self._command(self._range(_WRITE_16, offset, len(data)), writes=data)
+        self.command(self._range(_WRITE_16, offset, len(data)), writes=data)
 
     def zero(self, offset: int, length: int) -> Iterator[int]:
         """Let a stretch read as zeroes; yield up to where it does. The unit does it by itself if it can."""
@@ -80,13 +99,13 @@ class Unit:
 
     def sync(self) -> None:
         """Make what was written durable."""
-        self._command(struct.pack(">BBQIBB", _SYNC, 0, 0, 0, 0, 0))
+        self.command(struct.pack(">BBQIBB", _SYNC, 0, 0, 0, 0, 0))
 
     def _zeroed(self, offset: int, left: int) -> int:
         while self._same >= _AT_ONCE:
             length = min(left, self._same)
             try:
-                self._command(self._range(_SAME, offset, length), writes=bytes(self.block))
+                self.command(self._range(_SAME, offset, length), writes=bytes(self.block))
             except Precondition:  # not for so much at once, or it does not know the command
                 self._same //= 4
             else:
@@ -98,8 +117,29 @@ class Unit:
     def _range(self, code: int, offset: int, length: int) -> bytes:
         return struct.pack(">BBQIBB", code, 0, offset // self.block, length // self.block, 0, 0)
 
-    def _command(self, cdb: bytes, *, reads: int = 0, writes: bytes = b"") -> bytes:
-        """Raises Unreachable (no answer in time), Precondition (the unit refuses it)."""
+    def reset(self) -> None:
+        """End what anybody has under way there. Raises Unreachable (FENCE_UNPROVEN: it does not)."""
+        if said := self._library.iscsi_task_mgmt_lun_reset_sync(self._context, self._lun):
+            told = f"the unit does not abort what is under way ({said}: {_error(self._library, self._context)}); repeat the call"
+            raise Unreachable(told, reason="FENCE_UNPROVEN", retry_after=1.0)
+
+    def command(self, cdb: bytes, *, reads: int = 0, writes: bytes = b"") -> bytes:
+        """Give a command. Raises Unreachable (no answer in time), Refused, Precondition (RESERVED: for others)."""
+        status, key = _GOOD, 0
+        for _ in range(_TRIES):
+            status, key, answer = self._once(cdb, reads, writes)
+            if status == _GOOD:
+                return answer
+            if (status, key) != (_CHECK, _ATTENTION):
+                break
+            time.sleep(_PAUSE)
+        if status == _CONFLICT:
+            raise Precondition(f"the unit refuses command {cdb[0]:#x}: it is reserved for others", reason="RESERVED")
+        told = f"the unit refuses command {cdb[0]:#x} with status {status:#x}, sense key {key:#x}: {_error(self._library, self._context)}"
+        raise Refused(told, unknown=(status, key) == (_CHECK, _ILLEGAL))
+
+    def _once(self, cdb: bytes, reads: int, writes: bytes) -> tuple[int, int, bytes]:
+        """The status, the sense key, and what was read."""
         library = self._library
         task = library.scsi_create_task(len(cdb), cdb, _READ if reads else _WRITE if writes else _NONE, reads or len(writes))
         into = ctypes.create_string_buffer(max(1, reads))
@@ -110,10 +150,9 @@ class Unit:
         if not done:
             raise Unreachable(f"the SAN does not answer: {_error(library, self._context)}", reason="ISCSI_UNREACHABLE", retry_after=5.0)
         try:
-            if (status := library.scsi_task_get_status(done, None)) != _GOOD:
-                told = f"the unit refuses command {cdb[0]:#x} with status {status:#x}: {_error(library, self._context)}"
-                raise Precondition(told, reason="COMMAND_FAILED")
-            return into.raw[:reads]
+            sense = ctypes.create_string_buffer(_SENSE)
+            status = int(library.scsi_task_get_status(done, sense))
+            return status, int.from_bytes(sense.raw[_SENSE_KEY : _SENSE_KEY + 4], "little"), into.raw[:reads]
         finally:
             library.scsi_free_scsi_task(done)
 
@@ -153,6 +192,8 @@ def _answering(portals: Iterable[IscsiPortal], seconds: float) -> IscsiPortal:
 
 
 def _prepare(library: Any, context: int, portal: IscsiPortal, chap: Chap | None, seconds: float) -> None:
+    # LIO compares the first four bytes alone, and lets no port of an initiator that has a key write if they differ (pr_reg_bin_isid)
+    library.iscsi_set_isid_oui(context, _OUI, _OURS | next(_numbers) & (_OURS - 1))
     library.iscsi_set_targetname(context, portal.target.encode())
     library.iscsi_set_session_type(context, _NORMAL_SESSION)
     library.iscsi_set_header_digest(context, _NO_DIGEST)
@@ -177,6 +218,7 @@ def _library() -> Any:
     pointer = ctypes.c_void_p
     library.iscsi_create_context.restype = library.scsi_create_task.restype = library.iscsi_scsi_command_sync.restype = pointer
     library.iscsi_get_error.restype = ctypes.c_char_p
+    library.iscsi_set_isid_oui.argtypes = [pointer, ctypes.c_uint32, ctypes.c_uint32]
     for name in ("set_session_type", "set_header_digest", "set_noautoreconnect", "set_timeout"):
         getattr(library, f"iscsi_{name}").argtypes = [pointer, ctypes.c_int]
     library.iscsi_set_targetname.argtypes = [pointer, ctypes.c_char_p]
@@ -189,4 +231,5 @@ def _library() -> Any:
     library.scsi_task_add_data_in_buffer.argtypes = [pointer, ctypes.c_int, ctypes.c_char_p]
     library.iscsi_scsi_command_sync.argtypes = [pointer, ctypes.c_int, pointer, pointer]
     library.scsi_task_get_status.argtypes = [pointer, pointer]
+    library.iscsi_task_mgmt_lun_reset_sync.argtypes = [pointer, ctypes.c_uint32]
     return library

@@ -6,22 +6,22 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 
-from volgate.backend import Extracts, Measures, PoolCheck, PoolContext, Relabels, Traits, VolumeId, tag_of
+from volgate.backend import Extracts, FencesHosts, Initiator, Measures, PoolCheck, PoolContext, Relabels, Traits, VolumeId, tag_of
 from volgate.backend.files import opened, sync_directory, write_all
 from volgate.backend.image import convert
 from volgate.connection import Connection, IscsiLun
-from volgate.errors import AlreadyExists, NotFound, OutOfRange, OutOfSpace, Precondition, Unsupported, VolgateError, translate
+from volgate.errors import AlreadyExists, NotFound, OutOfRange, OutOfSpace, Precondition, Unreachable, Unsupported, VolgateError, translate
 from volgate.model import Capacity, Format, Health, Labels, Provisioning, SourceKind, Volume, VolumeSpec
-from volgate_plugins.iscsi import initiator
+from volgate_plugins.iscsi import initiator, reservation
 from volgate_plugins.iscsi.holdings import Content, Holding, Holdings
-from volgate_plugins.iscsi.records import Records
+from volgate_plugins.iscsi.records import Barred, Records
 from volgate_plugins.iscsi.settings import IscsiSettings, LunSettings
 
 __all__ = ["Inventory"]
@@ -31,8 +31,8 @@ _NOTED = 1 << 30  # a wipe that dies goes on from the last multiple
 Progress = Callable[[float], None]
 
 
-class Inventory(Measures, Extracts, Relabels):
-    """A pool. A volume is a whole LUN; LUNs do not grow and have no snapshots."""
+class Inventory(Measures, Extracts, Relabels, FencesHosts):
+    """A pool. A volume is a whole LUN; LUNs do not grow and have no snapshots. Hosts are kept out by reservations."""
 
     def __init__(self, settings: IscsiSettings, context: PoolContext) -> None:
         """Ask the SAN for nothing yet. Raises Precondition (POOL_FOREIGN, POOL_MARKER_MISSING)."""
@@ -40,6 +40,7 @@ class Inventory(Measures, Extracts, Relabels):
         with translate(f"open pool {context.pool}"):
             self._records = Records(settings, context)
         self._holdings = Holdings(self._records, settings.luns, context)
+        self._keys = reservation.Keys.of(context.instance)
 
     @property
     def traits(self) -> Traits:
@@ -70,7 +71,11 @@ class Inventory(Measures, Extracts, Relabels):
                 return
             if not held.content.returning:
                 held = self._holdings.put(held.lun, held.tag, Content(returning=True))
-        self._holdings.release(self._wipe(held, doing))
+        held = self._wipe(held, doing)
+        with self._alone(held.lun, doing) as unit:
+            if not self._keeps_out(held.lun):
+                reservation.forget_all(unit, self._keys)  # what hosts that died have left
+        self._holdings.release(held)
 
     def get_volume(self, name: str) -> Volume:
         """By the record."""
@@ -150,7 +155,11 @@ class Inventory(Measures, Extracts, Relabels):
                 convert(
                     path, source_format, raw, Format.RAW, maximum=held.lun.size, durable=False, progress=lambda done: progress(done / 2)
                 )
-            with self._reached(held.lun, doing) as unit, opened(raw, os.O_RDONLY) as source:
+            with (
+                self._reached(held.lun, doing) as unit,
+                reservation.admitted(unit, self._keys, ours=True, doing=doing),
+                opened(raw, os.O_RDONLY) as source,
+            ):
                 _write_out(source, unit, held.lun.size, doing, progress)
         progress(1.0)
 
@@ -180,7 +189,72 @@ class Inventory(Measures, Extracts, Relabels):
             sync_directory(str(Path(path).absolute().parent))
         progress(1.0)
 
+    # -- hosts
+
+    def fence_host(self, initiator: Initiator, volumes: Sequence[VolumeId]) -> None:
+        """By its key, at the LUNs of these volumes, and at those that it was kept out of before: noted first, then done at each."""
+        doing = f"fence hosts/{initiator.host}"
+        with self._turn(doing):
+            before = {wwid for barred in self._records.barred() if barred.host == initiator.host for wwid in barred.luns}
+            luns = self._known({*before, *self._wwids(volumes, doing)}, doing)
+            self._records.bar(Barred(host=initiator.host, iqn=initiator.iqn.lower(), luns=tuple(sorted(lun.wwid for lun in luns))))
+        problems = [problem for lun in luns if (problem := self._kept_out(lun, initiator, doing))]
+        if problems:  # of the others it is kept out all the same
+            raise Unreachable("; ".join(problems), reason="FENCE_UNPROVEN", retry_after=1.0)
+
+    def unfence_host(self, host: str) -> None:
+        """Of a LUN that another host is kept out of too, nothing changes."""
+        doing = f"unfence hosts/{host}"
+        with self._turn(doing):
+            luns = {wwid for barred in self._records.barred() if barred.host == host for wwid in barred.luns}
+        for lun in self._known(luns, doing):
+            with self._alone(lun, doing) as unit:
+                if not self._keeps_out(lun, but=host):
+                    reservation.let_in(unit, self._keys)
+        with self._turn(doing):
+            self._records.admit(host)
+
+    def fenced_hosts(self) -> Sequence[str]:
+        """By the notes."""
+        with translate("look who is fenced"):
+            return sorted(barred.host for barred in self._records.barred())
+
     # -- inside
+
+    def _wwids(self, volumes: Sequence[VolumeId], doing: str) -> set[str]:
+        """The LUNs of volumes. Raises Precondition if one may be of a LUN that left the settings."""
+        found = {volume.uid: self._holdings.of(volume.uid) for volume in volumes}
+        if None in found.values() and (lost := self._holdings.lost()):
+            told = f"{doing}: it may have LUNs that the settings do not have any more: {', '.join(lost)}"
+            raise Precondition(f"{told}; put them back, and repeat the call")
+        return {held.lun.wwid for held in found.values() if held is not None}
+
+    def _known(self, wwids: set[str], doing: str) -> list[LunSettings]:
+        """The LUNs. Raises Precondition if one left the settings."""
+        found = [lun for lun in self._settings.luns if lun.wwid in wwids]
+        if lost := wwids - {lun.wwid for lun in found}:
+            told = f"{doing}: the host is kept out of LUNs that the settings do not have any more: {', '.join(sorted(lost))}"
+            raise Precondition(f"{told}; put them back, and repeat the call")
+        return found
+
+    def _kept_out(self, lun: LunSettings, initiator: Initiator, doing: str) -> str:
+        """Keep a host out of a LUN; return why it is not proven, "" if it is."""
+        try:
+            with self._alone(lun, doing) as unit:
+                reservation.keep_out(unit, self._keys, initiator.key, f"{doing} at LUN {lun.wwid}")
+        except VolgateError as error:
+            return error.message
+        return ""
+
+    def _keeps_out(self, lun: LunSettings, but: str = "") -> bool:
+        """Whether a host (`but` one) is kept out of a LUN, whoever has that now."""
+        return any(lun.wwid in barred.luns and barred.host != but for barred in self._records.barred())
+
+    @contextmanager
+    def _alone(self, lun: LunSettings, doing: str) -> Iterator[initiator.Unit]:
+        """Reach a LUN, and change who is kept out of it, one after the other."""
+        with translate(doing), self._records.turn(lun.wwid, doing), self._reached(lun, doing) as unit:
+            yield unit
 
     def _taken(self, spec: VolumeSpec, doing: str) -> Holding:
         """Raises AlreadyExists, OutOfRange, OutOfSpace."""
@@ -206,7 +280,8 @@ class Inventory(Measures, Extracts, Relabels):
     def _wipe(self, held: Holding, doing: str) -> Holding:
         """Let a LUN read as zeroes, from where an earlier wipe came to."""
         assert held.tag is not None
-        with self._reached(held.lun, doing) as unit:
+        ours = held.content.returning
+        with self._reached(held.lun, doing) as unit, reservation.admitted(unit, self._keys, ours=ours, doing=doing):
             start = held.content.wiped
             for done in unit.zero(start, held.lun.size - start):
                 if done // _NOTED > start // _NOTED:

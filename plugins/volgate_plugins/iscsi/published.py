@@ -131,8 +131,9 @@ class Published(Resizes, Measures, Relabels, DataPath, PathsSeen, Publishes, Fen
         """By the record."""
         return self._publishing.hosts(volume)
 
-    def fence_host(self, initiator: Initiator) -> None:
+    def fence_host(self, initiator: Initiator, volumes: Sequence[VolumeId]) -> None:
         """By its IQN, at every target of the pool."""
+        del volumes  # the records tell more
         self._publishing.fence(initiator)
 
     def unfence_host(self, host: str) -> None:

@@ -38,10 +38,11 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Barred(msgspec.Struct, frozen=True, kw_only=True):
-    """A host that is kept out, by its name and by the one that it logs in by."""
+    """A host that is kept out, by its name and by the one that it logs in by; of an inventory, of LUNs (their WWIDs)."""
 
     host: str
     iqn: str
+    luns: tuple[str, ...] = ()
 
     def has(self, host: str, iqn: str) -> bool:
         """Whether that is this host, under either name."""

@@ -7,6 +7,7 @@ from dataclasses import replace
 from tests.conformance.judged.bad_contract import bad
 from tests.conformance.judged.good import Good, offer
 from volgate.backend import Extent, Holder, VolumeId, hookimpl
+from volgate.errors import InUse
 from volgate.model import SourceKind
 
 # -- groups
@@ -168,11 +169,30 @@ class LetsFencedHostsIn(Good):
 
 
 class FencesThoseWithNames(Good):
-    rule = "a-host-that-nothing-is-published-to-is-fenced-too"
+    rule = "a-host-that-has-nothing-is-fenced-too"
 
-    def fence_host(self, initiator):
+    def fence_host(self, initiator, volumes):
         self.require_name(initiator)
-        super().fence_host(initiator)
+        super().fence_host(initiator, volumes)
+
+
+class FencesHostsInMemory(Good):
+    rule = "a-host-is-fenced-until-it-is-let-in"
+
+    def out(self):
+        return getattr(self, "kept_out", [])
+
+    def out_now(self, hosts):
+        self.kept_out = sorted(hosts)
+
+
+class KeepsWhatFencedHostsHad(Good):
+    rule = "a-volume-that-a-host-is-kept-out-of-is-deleted"
+
+    def delete_volume(self, volume):
+        if self.out():
+            raise InUse(f"delete volume {volume.name}: a host is fenced")
+        super().delete_volume(volume)
 
 
 class DeletesWhatHostsHave(Good):

@@ -165,7 +165,8 @@ class Several(Groups, ChangedBlocks, Extracts, Holders, Fences, Publishes, Fence
         if initiator.host in self.out():
             raise Precondition(f"host {initiator.host} is fenced", reason="HOST_FENCED")
 
-    def fence_host(self, initiator: Initiator) -> None:
+    def fence_host(self, initiator: Initiator, volumes: Sequence[VolumeId]) -> None:
+        del volumes  # a host is kept out of all
         with translate(f"fence host {initiator.host}"):
             self.out_now({*self.out(), initiator.host})
             self.let_in_now({uid: [host for host in hosts if host != initiator.host] for uid, hosts in self.let_in().items()})
