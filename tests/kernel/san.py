@@ -119,6 +119,7 @@ class Shelf:
 
     def __init__(self, name: str, sizes: list[int], content: bytes = b"left by others", others: Sequence[str] = ()) -> None:
         """Make it; each LUN begins with `content`. `others` are initiators that may come in, too."""
+        make_room_for_registrations()
         self._hosts = (HOST, *others)
         self.target = f"iqn.2026-01.org.volgate:{name}"
         self.sizes = sizes

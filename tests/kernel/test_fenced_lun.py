@@ -13,7 +13,7 @@ import pytest
 
 from tests.edge.server import Server
 from tests.kernel.attached import DOMAIN, SCSI, WAYS, cut, held, left, map_of, mend, qemu_writes, ways
-from tests.kernel.san import LIO, LOOPBACK, TGT_PORT, Daemon, Shelf, eventually, make_room_for_registrations
+from tests.kernel.san import LIO, LOOPBACK, TGT_PORT, Daemon, Shelf, eventually
 from tests.labs.site import HOST, MOUNTS
 from volgate.cli.authority import Authority
 from volgate.connection import IscsiPortal
@@ -117,7 +117,6 @@ class Site:
         authority = Authority.load(pki)
         for role, name in (("controller", "c1"), ("host", "h1")):
             authority.both(role, name, ["127.0.0.1"], 20)
-        make_room_for_registrations()
         self.shelf = Shelf("shelf", [SIZE, 2 * SIZE], others=(THEIRS, GATEWAY))
         pools = [POOL.format(kind=kind, ways=WAYS, port=PORTS[kind]) for kind in KINDS]
         pools += [SHELF.format(initiator=GATEWAY, portal=LOOPBACK), *(LUN.format(**lun) for lun in self.shelf.luns())]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernel.san import HOST, LOOPBACK, Shelf, eventually, make_room_for_registrations
+from tests.kernel.san import HOST, LOOPBACK, Shelf, eventually
 from volgate.backend import Initiator, PoolContext, VolumeId
 from volgate.connection import IscsiPortal
 from volgate.errors import Precondition, Unreachable, VolgateError
@@ -57,11 +57,6 @@ class San:
 
     def head(self, number: int) -> bytes:
         return self.shelf.files[number - 1].read_bytes()[:4]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def room() -> None:
-    make_room_for_registrations()
 
 
 @pytest.fixture

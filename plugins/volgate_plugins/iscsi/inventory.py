@@ -7,6 +7,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from volgate_plugins.iscsi.settings import IscsiSettings, LunSettings
 __all__ = ["Inventory"]
 
 _CHUNK = 1 << 20
+_AT_ONCE = 16  # sessions
 _NOTED = 1 << 30  # a wipe that dies goes on from the last multiple
 Progress = Callable[[float], None]
 
@@ -198,9 +200,10 @@ class Inventory(Measures, Extracts, Relabels, FencesHosts):
             before = {wwid for barred in self._records.barred() if barred.host == initiator.host for wwid in barred.luns}
             luns = self._known({*before, *self._wwids(volumes, doing)}, doing)
             self._records.bar(Barred(host=initiator.host, iqn=initiator.iqn.lower(), luns=tuple(sorted(lun.wwid for lun in luns))))
-        problems = [problem for lun in luns if (problem := self._kept_out(lun, initiator, doing))]
-        if problems:  # of the others it is kept out all the same
-            raise Unreachable("; ".join(problems), reason="FENCE_UNPROVEN", retry_after=1.0)
+        with ThreadPoolExecutor(_AT_ONCE) as threads:  # one that does not answer holds up no other
+            told = threads.map(lambda lun: self._kept_out(lun, initiator, doing), luns)
+            if problems := [problem for problem in told if problem]:  # of the others it is kept out all the same
+                raise Unreachable("; ".join(problems), reason="FENCE_UNPROVEN", retry_after=1.0)
 
     def unfence_host(self, host: str) -> None:
         """Of a LUN that another host is kept out of too, nothing changes."""
@@ -241,9 +244,9 @@ class Inventory(Measures, Extracts, Relabels, FencesHosts):
         """Keep a host out of a LUN; return why it is not proven, "" if it is."""
         try:
             with self._alone(lun, doing) as unit:
-                reservation.keep_out(unit, self._keys, initiator.key, f"{doing} at LUN {lun.wwid}")
+                reservation.keep_out(unit, self._keys, initiator.key, doing)
         except VolgateError as error:
-            return error.message
+            return f"LUN {lun.wwid}: {error.message}"
         return ""
 
     def _keeps_out(self, lun: LunSettings, but: str = "") -> bool:

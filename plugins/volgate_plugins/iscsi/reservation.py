@@ -104,7 +104,7 @@ def _reserve(unit: Unit, key: int, doing: str) -> None:
     except Precondition as error:
         if error.reason != "RESERVED":
             raise
-        told = f"{doing}: LUN {unit.identity()} is reserved in another manner (type {_kind(unit)}, keys {_shown(_registered(unit))})"
+        told = f"{doing}: it is reserved in another manner (type {_kind(unit)}, keys {_shown(_registered(unit))})"
         raise Precondition(f"{told}; let whoever did it release it, and repeat the call", reason="RESERVED") from error
 
 
