@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from volgate.hosts.interface import Identity
 from volgate.operations.fleet import Fleet
 from volgate.store import hosts
 from volgate.store.database import Database
@@ -73,3 +74,10 @@ def test_hosts_that_share_something_are_found_and_what_is_absent_is_shared_by_al
         assert [record.name for record in hosts.twins(connection, HostRecord("d", iqn="iqn.a", machine_id="m-c"))] == ["a", "c"]
         assert hosts.twins(connection, HostRecord("d")) == []
         assert hosts.twins(connection, HostRecord("a", machine_id="m-a", iqn="iqn.a")) == [], "a host is no twin of itself"
+
+
+def test_a_host_has_a_key_for_reservations_that_no_other_has() -> None:
+    keys = [Identity(machine_id=name).reservation_key for name in ("a", "b")] + [Identity(iqn="c").reservation_key]
+    assert len({*keys}) == 3 and all(0 < key < 1 << 64 for key in keys)
+    assert Identity(machine_id="a", boot_id="later", iqn="c").reservation_key == keys[0], "it is the same after a boot"
+    assert Identity().reservation_key == 0

@@ -407,10 +407,9 @@ class FencesHosts(Backend):
     def fence_host(self, initiator: Initiator, volumes: Sequence[VolumeId]) -> None:
         """Keep a host out until `unfence_host`. `volumes`: all that it has attachments of by the gateway's record; more need not be known.
 
-        A backend that publishes keeps it out of every volume: none is published to it any more. One that does not keeps it from
-        writing to these; one that does not exist any more is passed over. From now on none can be published to it, nor `connection`
-        be told for it: HOST_FENCED. On return it is proven: nothing that it writes is carried out any more. Idempotent.
-        Raises Unreachable: it is kept out of what comes from now on, and of the rest nothing is known.
+        A backend that publishes keeps it out of every volume: none is published to it any more, and none can be (HOST_FENCED). One that
+        does not keeps it from writing to these, a volume that does not exist any more passed over. On return it is proven: nothing
+        that it writes is carried out any more. Idempotent. Raises Unreachable: what is noted of it stays, and of the rest nothing is known.
         """
 
     @abstractmethod

@@ -70,7 +70,7 @@ class Answer(_Frame, frozen=True):
 
 
 class Failure(_Frame, frozen=True):
-    """A call raised. `kind` is the name of a class of :mod:`volgate.errors`, or of whatever a bug raised."""
+    """A call raised. `kind` names a class of :mod:`volgate.errors`, the one that a plugin's own was made of, or what a bug raised."""
 
     id: int
     kind: str
@@ -86,9 +86,10 @@ class Failure(_Frame, frozen=True):
         """Take an exception apart. Only this process knows the secrets that the plugin holds: they are taken out here."""
         if not isinstance(error, VolgateError):
             return cls(identifier, type(error).__name__, redacted(str(error)))
+        kind = next(kind.__name__ for kind in type(error).__mro__ if getattr(errors, kind.__name__, None) is kind)
         return cls(
             identifier,
-            type(error).__name__,
+            kind,
             redacted(error.message),
             error.reason,
             error.field,

@@ -178,6 +178,7 @@ class FencesThoseWithNames(Good):
 
 class FencesHostsInMemory(Good):
     rule = "a-host-is-fenced-until-it-is-let-in"
+    also = ("a-fenced-host-is-published-nothing-until-it-is-let-in",)
 
     def out(self):
         return getattr(self, "kept_out", [])
