@@ -335,6 +335,9 @@ def test_a_dead_host_that_is_released_reaches_nothing_any_more(site: Site, clien
     for name, writer in writers.items():
         assert writer.is_out() and not writer.comes_in() and site.within(name[-3:], uids[name]) == set()
         client.delete_volume(_full(name))
+    fenced = client.fence_host("hosts/h1").host.fenced_pools
+    assert list(fenced) == ["pools/lio", "pools/tgt"], "nobody knows any more which LUNs of the SAN it has"
+    client.unfence_host("hosts/h1", assume_restarted=True)
 
 
 def _prepare(client: Client, name: str) -> None:

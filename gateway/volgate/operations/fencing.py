@@ -144,7 +144,7 @@ def _pools(world: World, name: str) -> list[Pool]:
     for pool in world.pools:
         try:
             pool.require_served()
-            if isinstance(pool.backend(), Fences | FencesHosts):
+            if _can(world, name, pool):
                 found.append(pool)
         except (Unreachable, Precondition):  # it is down, or in quarantine: what it can do is not known, or not to be done
             if pool.name in attached:
@@ -152,6 +152,16 @@ def _pools(world: World, name: str) -> list[Pool]:
     if not found:
         raise Unsupported(f"hosts/{name}: none of the pools can fence; stop the machine, then release it (ReleaseHost)")
     return found
+
+
+def _can(world: World, name: str, pool: Pool) -> bool:
+    """Whether a pool can keep a host out: one that does so volume by volume, only while all that the host has is on record."""
+    backend = pool.backend()
+    if not isinstance(backend, FencesHosts) or isinstance(backend, Publishes):
+        return isinstance(backend, Fences | FencesHosts)
+    record = world.hosts.record(name)
+    told = pool.name in world.attachments_known and not (record.released or record.returning or record.new)
+    return told or _known(world, name, pool.name) is not None
 
 
 def _attachments(world: World, name: str) -> list[AttachmentRecord]:
