@@ -148,6 +148,18 @@ def test_a_host_with_a_key_is_kept_out_and_others_go_on_whoever_made_the_reserva
     assert not refused(x), "and so may others, as hosts do with what is reserved"
 
 
+def test_a_fence_that_died_with_its_key_alone_on_the_lun_is_made_whole_by_the_next(san: San) -> None:
+    volume = san.made("a")
+    at = san.number(volume)
+    register(san.session(at, Initiator("gateway", HOST)), KEYS.fence)
+    theirs, spare = san.session(at), san.session(at, Z)
+    assert not refused(theirs)
+    san.pool.fence_host(X, [named(volume)])
+    assert refused(theirs) and keys(spare) == [KEYS.fence], "it stays with the key that was there, whoever made the reservation"
+    san.pool.unfence_host("x")
+    assert not refused(theirs) and keys(spare) == []
+
+
 def test_what_two_hosts_are_kept_out_of_stays_so_until_both_are_let_in(san: San) -> None:
     volume = san.made("a")
     theirs = san.session(san.number(volume))

@@ -155,13 +155,13 @@ def _pools(world: World, name: str) -> list[Pool]:
 
 
 def _can(world: World, name: str, pool: Pool) -> bool:
-    """Whether a pool can keep a host out: one that does so volume by volume, only while all that the host has is on record."""
+    """Whether a pool can keep a host out: one that does so volume by volume, while all that the host has is on record, or noted there."""
     backend = pool.backend()
     if not isinstance(backend, FencesHosts) or isinstance(backend, Publishes):
         return isinstance(backend, Fences | FencesHosts)
     record = world.hosts.record(name)
     told = pool.name in world.attachments_known and not (record.released or record.returning or record.new)
-    return told or _known(world, name, pool.name) is not None
+    return told or (_known(world, name, pool.name) is not None and name in pool.call(backend.fenced_hosts))
 
 
 def _attachments(world: World, name: str) -> list[AttachmentRecord]:

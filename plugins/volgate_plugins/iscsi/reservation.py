@@ -54,13 +54,13 @@ def keep_out(unit: Unit, keys: Keys, theirs: int, doing: str) -> None:
             _out(unit, _PREEMPT_AND_ABORT, keys.fence, theirs)
         else:
             unit.reset()  # without a key it had no conflict until now: what it has under way may be carried out yet
-        now = _registered(unit)
-        if theirs in now or keys.fence not in now or _kind(unit) != _ALL_REGISTRANTS:
-            told = f"{doing}: the host is not proven to be kept out (keys {_shown(now)}); repeat the call"
-            raise Unreachable(told, reason="FENCE_UNPROVEN", retry_after=1.0)
     finally:
         if keys.fence in before:  # of an earlier session, and it stays: a SAN has room for so many only
             _register(unit, 0)
+    now = _registered(unit)
+    if theirs in now or keys.fence not in now or _kind(unit) != _ALL_REGISTRANTS:
+        told = f"{doing}: the host is not proven to be kept out (keys {_shown(now)}); repeat the call"
+        raise Unreachable(told, reason="FENCE_UNPROVEN", retry_after=1.0)
 
 
 def let_in(unit: Unit, keys: Keys) -> None:
